@@ -1,0 +1,123 @@
+/*
+ * apply_private.h
+ *		What the files of apply/ share.  Nobody else includes this.
+ *
+ * Who does what:
+ *	launch.c		fills a slot of the engine's shared array, starts a worker
+ *	worker.c		entry function, start-up, exit, disable_on_error
+ *	subscription.c	MySubscription and KdbMyOptions, re-read on change
+ *	loop.c			receive, wait, time out, feedback
+ *	dispatch.c		one message: decode, then to the function for its type
+ *	transaction.c	begin, commit, two-phase, skip, origin position
+ *	spool.c			streamed transactions to files, and back
+ *	truncate.c		TRUNCATE
+ *	error.c			error context
+ *	relation.c		KdbApplyRelation: remote relation to local relation
+ *	convert.c		wire columns to datums in slots
+ *	lookup.c		finding the local row of a key
+ *	row.c			INSERT, UPDATE, DELETE
+ *	partition.c		routing to partitions
+ *	write.c			heap and index writes
+ *
+ * MEMORY.  ApplyContext (the engine's global) lives as long as the worker.
+ * KdbApplyMessageContext is reset after each message.  Relation entries have
+ * a context each, dropped when the relation is invalidated.
+ *
+ * TRANSACTIONS.  KdbApplyBeginStep starts the local transaction at the first
+ * change of a remote one, and pushes one snapshot that stays active until the
+ * transaction ends.  Relations and indexes opened for a change stay open (and
+ * locked) until KdbApplyRelationsClose, which whoever ends the transaction
+ * calls before it does.  An error ends the process; the launcher starts it again.
+ */
+#ifndef APPLY_PRIVATE_H
+#define APPLY_PRIVATE_H
+
+#include "postgres.h"
+
+#include "access/attmap.h"
+#include "access/genam.h"
+#include "executor/executor.h"
+#include "nodes/execnodes.h"
+#include "replication/origin.h"
+#include "replication/worker_internal.h"
+#include "storage/lock.h"
+#include "utils/rel.h"
+
+#include "krahodb/apply.h"
+#include "krahodb/conflict.h"
+#include "krahodb/conflict_rules.h"
+#include "krahodb/options.h"
+#include "krahodb/wire.h"
+
+/* What this worker is applying now. */
+typedef struct KdbApplyState
+{
+	RepOriginId origin;			/* changes are marked with it */
+	bool		krahodb_stream; /* framed, with a handshake; else pgoutput */
+	uint64		remote_node;	/* from the handshake; 0 from a stock publisher */
+
+	TransactionId remote_xid;
+	XLogRecPtr	remote_final_lsn;	/* commit or prepare LSN */
+	TimestampTz remote_commit_time; /* or prepare time; the version's ts */
+	bool		skipping;		/* ALTER SUBSCRIPTION ... SKIP hit this one */
+} KdbApplyState;
+
+extern KdbApplyState KdbApply;
+
+extern MemoryContext KdbApplyMessageContext;
+
+/* transaction.c */
+extern void KdbApplyBeginStep(void);
+extern void KdbApplyEndStep(void);
+
+/* error.c: what the error context says */
+typedef struct KdbErrorContext
+{
+	char		command;		/* KdbWireType, 0 outside a message */
+	const char *nspname;		/* target relation as the publisher names it, or NULL */
+	const char *relname;
+	const char *attname;		/* column being converted, or NULL */
+	TransactionId remote_xid;
+	XLogRecPtr	finish_lsn;
+	char	   *origin_name;
+} KdbErrorContext;
+
+extern KdbErrorContext KdbApplyErrorContext;
+
+/* relation.c */
+typedef struct KdbApplyRelation KdbApplyRelation;	/* relation_private.h */
+
+extern void KdbApplyHandleRelation(const KdbWireMessage *message);
+
+/*
+ * The local relation for a remote one, opened and locked; stays so until the
+ * transaction ends.  Errors: unknown remote relation, no such local table,
+ * unsupported kind, missing columns.
+ */
+extern KdbApplyRelation *KdbApplyRelationOpen(uint32 remoteid, LOCKMODE lockmode);
+extern Relation KdbApplyRelationLocal(KdbApplyRelation *rel);
+
+/* May changes to it be applied by this worker now (table sync states)? */
+extern bool KdbApplyRelationWanted(KdbApplyRelation *rel);
+
+/* Close all that is open; before commit, prepare and every other end. */
+extern void KdbApplyRelationsClose(void);
+
+/* SUBSCRIPTIONRELMAP changed: forget the cached states of all relations. */
+extern void KdbApplyRelationsForgetStates(void);
+
+/* row.c */
+extern void KdbApplyInsert(const KdbWireMessage *message);
+extern void KdbApplyUpdate(const KdbWireMessage *message);
+extern void KdbApplyDelete(const KdbWireMessage *message);
+
+/*
+ * row.c: privileges of the current user on a target relation, and no row
+ * security there; the engine's errors.
+ */
+extern void KdbCheckTargetPrivileges(Relation rel, AclMode mode);
+
+/* truncate.c */
+extern void KdbApplyTruncate(const KdbWireMessage *message);
+
+#endif							/* APPLY_PRIVATE_H */

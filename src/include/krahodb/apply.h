@@ -1,0 +1,51 @@
+/*
+ * apply.h
+ *		The worker that applies a subscription's changes.
+ *
+ * One entry function serves apply workers and table synchronisation workers,
+ * as the engine's does in 15: which one it is stands in the worker's slot of
+ * the engine's shared array (relid).
+ */
+#ifndef KRAHODB_APPLY_H
+#define KRAHODB_APPLY_H
+
+#include "postgres.h"
+#include "catalog/pg_subscription.h"
+#include "replication/worker_internal.h"
+#include "krahodb/options.h"
+
+/* Entry function; main_arg is the slot's index in the engine's array. */
+extern PGDLLEXPORT void KdbApplyWorkerMain(Datum main_arg);
+
+/* KrahoDB's options of MySubscription; kept current with it. */
+extern KdbSubscriptionOptions *KdbMyOptions;
+
+/*
+ * Table synchronisation plugs in here (sync is a layer above apply, so it
+ * registers itself; KdbSyncInit does).
+ */
+typedef struct KdbSyncCallbacks
+{
+	/*
+	 * Copy the table of MyLogicalRepWorker->relid; returns the name of the
+	 * slot to stream from (palloc'd) and where to start; leaves
+	 * LogRepWorkerWalRcvConn connected and the session's origin set up, or
+	 * exits the process if nothing is left to do.
+	 */
+	char	   *(*start_table_sync) (XLogRecPtr *origin_startpos);
+
+	/* Called between transactions with the LSN that has been applied. */
+	void		(*process_syncing_tables) (XLogRecPtr current_lsn);
+} KdbSyncCallbacks;
+
+extern void KdbRegisterSync(const KdbSyncCallbacks *callbacks);
+
+/*
+ * Start one more worker in the engine's shared array with KrahoDB's entry
+ * function: an apply worker, or one that synchronises relid.  Same checks,
+ * limits and messages as the engine's logicalrep_worker_launch.
+ */
+extern void KdbWorkerLaunch(Oid dbid, Oid subid, const char *subname,
+							Oid userid, Oid relid);
+
+#endif							/* KRAHODB_APPLY_H */

@@ -1,0 +1,20 @@
+/*
+ * compat.h
+ *		The only place that knows which PostgreSQL version this is.
+ *
+ * The newest signature is the rule; older ones are shimmed under a Kdb name.
+ * A macro never redefines a name of the engine.
+ */
+#ifndef KRAHODB_COMPAT_H
+#define KRAHODB_COMPAT_H
+
+#include "postgres.h"
+
+#define KDB_MIN_PG_VERSION_NUM	150000
+#define KDB_MAX_PG_VERSION_NUM	159999
+
+#if PG_VERSION_NUM < KDB_MIN_PG_VERSION_NUM || PG_VERSION_NUM > KDB_MAX_PG_VERSION_NUM
+#error "KrahoDB supports PostgreSQL 15; this is another major version"
+#endif
+
+#endif							/* KRAHODB_COMPAT_H */

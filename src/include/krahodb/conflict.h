@@ -1,0 +1,57 @@
+/*
+ * conflict.h
+ *		Conflicts in the server: versions of local rows, and the record.
+ */
+#ifndef KRAHODB_CONFLICT_H
+#define KRAHODB_CONFLICT_H
+
+#include "postgres.h"
+#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
+#include "replication/origin.h"
+#include "utils/relcache.h"
+#include "krahodb/conflict_rules.h"
+
+/*
+ * The version of a local tuple (slot holds a physical tuple of the heap): the
+ * commit timestamp and the node of the transaction that made it.  remote_origin
+ * is the origin that this worker applies for and remote_node its identity.
+ * Fills state LIVE, version, version_known, same_origin, same_transaction.
+ */
+extern void KdbLocalRowVersion(TupleTableSlot *slot, RepOriginId remote_origin,
+							   uint64 remote_node, KdbLocalRow *row);
+
+/*
+ * The newest deletion of the key among the dead tuples that the heap still
+ * holds, found by the given unique index with SnapshotAny.  Returns false if
+ * none is found; else state DEAD with the deletion's version.
+ */
+extern bool KdbFindDeadRow(Relation rel, Relation index, struct ScanKeyData *skey,
+						   int nkeys, TupleTableSlot *scratch,
+						   RepOriginId remote_origin, uint64 remote_node,
+						   KdbLocalRow *row);
+
+/* One side of a conflict's record. */
+typedef struct KdbConflictSide
+{
+	TupleTableSlot *slot;		/* row, or NULL */
+	bool		has_version;
+	KdbVersion	version;
+	RepOriginId origin;			/* InvalidRepOriginId: written locally */
+	Oid			index;			/* unique index violated, or InvalidOid */
+} KdbConflictSide;
+
+/*
+ * Record a conflict: one server log line in PostgreSQL 18's wording
+ * ("conflict detected on relation \"s.t\": conflict=insert_exists", with key,
+ * existing local row, remote row and the resolution in the detail).  With
+ * action ERROR raises the error instead (SQLSTATE unique_violation for
+ * *_exists, T_R_SERIALIZATION_FAILURE otherwise).
+ */
+extern void KdbReportConflict(EState *estate, ResultRelInfo *relinfo,
+							  const KdbDecision *decision,
+							  TupleTableSlot *searchslot,
+							  const KdbConflictSide *local, int nlocal,
+							  const KdbConflictSide *remote);
+
+#endif							/* KRAHODB_CONFLICT_H */

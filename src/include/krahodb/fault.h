@@ -1,0 +1,21 @@
+/*
+ * fault.h
+ *		Named fault points for the branches that only a crash takes.
+ *
+ * Compiled in only with KRAHODB_FAULT_POINTS (test builds); otherwise
+ * KDB_FAULT_POINT is nothing.  The superuser GUC krahodb.fault_point, a string
+ * "name=action", arms one point per process: action is "kill" (SIGKILL to
+ * itself), "crash" (abort the server as a PANIC would), "error" (raise an
+ * error) or "wait" (until the GUC, re-read on SIGHUP, no longer names it).
+ */
+#ifndef KRAHODB_FAULT_H
+#define KRAHODB_FAULT_H
+
+#ifdef KRAHODB_FAULT_POINTS
+extern void KdbFaultPoint(const char *name);
+#define KDB_FAULT_POINT(name)	KdbFaultPoint(name)
+#else
+#define KDB_FAULT_POINT(name)	((void) 0)
+#endif
+
+#endif							/* KRAHODB_FAULT_H */

@@ -1,0 +1,74 @@
+/*
+ * stream.h
+ *		The subscriber's end of a replication connection.
+ *
+ * Built on the engine's libpqwalreceiver.  START_REPLICATION and
+ * CREATE_REPLICATION_SLOT with KrahoDB's plugin and options are sent through
+ * walrcv_exec, which hands a COPY BOTH result back as WALRCV_OK_COPY_BOTH;
+ * then walrcv_receive, walrcv_send and walrcv_endstreaming work as usual.
+ */
+#ifndef KRAHODB_STREAM_H
+#define KRAHODB_STREAM_H
+
+#include "postgres.h"
+#include "catalog/pg_subscription.h"
+#include "replication/walreceiver.h"
+#include "krahodb/options.h"
+
+#define KDB_OUTPUT_PLUGIN	"krahodb_output"
+
+/* What a publisher is, as it says itself. */
+typedef struct KdbPublisher
+{
+	int			server_version; /* server_version_num */
+	int			krahodb_version;	/* KRAHODB_VERSION_NUM, 0 if stock */
+	bool		plugin_allowed; /* krahodb_output may be used there (output_plugin_libraries) */
+} KdbPublisher;
+
+/* Ask the publisher; raises an error if the connection fails. */
+extern void KdbStreamIdentify(WalReceiverConn *conn, KdbPublisher *publisher);
+
+/* The output plugin of a slot there; palloc'd, NULL if there is no such slot. */
+extern char *KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname);
+
+/*
+ * Can that publisher do what the options ask (origin filters)?  Raises an
+ * error with a hint if not.
+ */
+extern void KdbStreamCheckOptions(const KdbPublisher *publisher,
+								  const KdbSubscriptionOptions *options);
+
+/*
+ * Create a logical slot on the publisher: with krahodb_output if it is a
+ * KrahoDB, else with pgoutput.  Same contract as walrcv_create_slot; installed
+ * in the engine's WalReceiverFunctions so that CREATE SUBSCRIPTION and table
+ * synchronisation use it.
+ */
+extern char *KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname,
+								 bool temporary, bool two_phase,
+								 CRSSnapshotAction snapshot_action,
+								 XLogRecPtr *lsn);
+
+typedef struct KdbStreamStart
+{
+	const char *slotname;
+	XLogRecPtr	startpoint;
+	List	   *publications;	/* of String */
+	bool		binary;			/* the subscription's option */
+	bool		streaming;
+	bool		two_phase;
+	const KdbSubscriptionOptions *options;
+} KdbStreamStart;
+
+/*
+ * Start streaming.  Returns true if the stream is a KrahoDB stream (framed,
+ * handshake first), false if it is plain pgoutput.  The plugin is that of the
+ * slot: a subscription may have been made with either.
+ */
+extern bool KdbStreamStartReplication(WalReceiverConn *conn,
+									  const KdbStreamStart *start);
+
+/* Wrap WalReceiverFunctions; once, from _PG_init. */
+extern void KdbStreamInit(void);
+
+#endif							/* KRAHODB_STREAM_H */
