@@ -29,13 +29,33 @@ typedef struct KdbSyncCallbacks
 	/*
 	 * Copy the table of MyLogicalRepWorker->relid; returns the name of the
 	 * slot to stream from (palloc'd) and where to start; leaves
-	 * LogRepWorkerWalRcvConn connected and the session's origin set up, or
-	 * exits the process if nothing is left to do.
+	 * LogRepWorkerWalRcvConn connected and the session's origin set up, with
+	 * replorigin_session_origin as the origin that applied changes are to be
+	 * marked with (the subscription's main one, not the session's), or exits
+	 * the process if nothing is left to do.
 	 */
 	char	   *(*start_table_sync) (XLogRecPtr *origin_startpos);
 
 	/* Called between transactions with the LSN that has been applied. */
 	void		(*process_syncing_tables) (XLogRecPtr current_lsn);
+
+	/*
+	 * In a synchronisation worker, called by whoever commits an applied
+	 * transaction, when all is done but CommitTransactionCommand: the session's
+	 * origin LSN (= end_lsn) and timestamp are set.  It makes the progress
+	 * durable in that same transaction, and may change
+	 * replorigin_session_origin and _lsn; the caller sets them back to what
+	 * changes are marked with (KdbApply.origin) and 0 after the commit.
+	 */
+	void		(*before_commit) (XLogRecPtr end_lsn);
+
+	/*
+	 * State of a table of MySubscription and its LSN, as
+	 * GetSubscriptionRelState, for deciding whether changes to it may be
+	 * applied: a table whose synchronisation is finished but not yet tidied up
+	 * counts as SYNCDONE.  Needs a transaction.
+	 */
+	char		(*relation_state) (Oid relid, XLogRecPtr *lsn);
 } KdbSyncCallbacks;
 
 extern void KdbRegisterSync(const KdbSyncCallbacks *callbacks);
