@@ -2,7 +2,7 @@
  * conflict_rules.h
  *		What to do with an incoming change, given what is known of the local row.
  *
- * The rule table of the design (doc/internals/convergence.md) as a pure
+ * The rule table of the design (doc/internals/conflict-rules.md) as a pure
  * function: everything that a decision depends on comes in as an argument, an
  * action comes out.  The server, the tests and the simulator run this same code.
  *
@@ -76,7 +76,7 @@ typedef struct KdbLocalRow
 	/*
 	 * Its version.  When the engine no longer knows the timestamp (frozen,
 	 * truncated), version_known is false and the row counts as older than any
-	 * change in flight.
+	 * change in flight: an update or delete of it is no conflict.
 	 */
 	bool		version_known;
 	KdbVersion	version;
@@ -104,7 +104,12 @@ typedef struct KdbDecision
 	KdbResolver resolver;		/* what decided it, if there was a conflict */
 } KdbDecision;
 
-/* Decide a change on its own key (replica identity). */
+/*
+ * Decide a change on its own key (replica identity).  DELETE with SKIP and
+ * delete_missing: there was nothing to delete.  An INSERT that is dropped
+ * because a greater version had deleted the row is reported as update_deleted;
+ * the resolver of insert_exists decides it.
+ */
 extern KdbDecision KdbResolveRow(KdbOperation operation, KdbVersion incoming,
 								 const KdbLocalRow *local,
 								 const KdbResolvers *resolvers);
@@ -119,7 +124,10 @@ extern KdbDecision KdbResolveUnique(KdbOperation operation, KdbVersion incoming,
 									const KdbLocalRow *holders, int nholders,
 									const KdbResolvers *resolvers);
 
-/* Names as in SQL and in log lines: "insert_exists", "last_update_wins". */
+/*
+ * Names as in SQL and in log lines: "insert_exists", "last_update_wins".
+ * ENGINE is called "engine", for views; no user may set it.
+ */
 extern const char *KdbConflictTypeName(KdbConflictType type);
 extern const char *KdbResolverName(KdbResolver resolver);
 extern bool KdbConflictTypeFromName(const char *name, KdbConflictType *type);
@@ -132,7 +140,7 @@ extern bool KdbResolverAllowed(KdbConflictType type, KdbResolver resolver);
 extern bool KdbResolverIsGeneral(KdbResolver resolver);
 
 /*
- * Set each type's resolver from one general resolver; ENGINE gives the stock
+ * Set each type's resolver from one general resolver, or from ENGINE; ENGINE gives the stock
  * behaviour everywhere.  E.g. last_update_wins: update_missing becomes insert,
  * delete_missing becomes skip.
  */

@@ -5,7 +5,7 @@
  * The stream of a KrahoDB publisher (plugin krahodb_output) and of a stock one
  * (pgoutput, protocol 1 to 4) become the same in-memory message.  Messages are
  * pgoutput's own (documented in PostgreSQL's manual, "Logical Replication
- * Message Formats"), of protocol 3, plus KrahoDB's:
+ * Message Formats"), of protocol 3, plus KrahoDB's (doc/internals/wire.md):
  *
  *	'H' handshake, first message of a KrahoDB stream:
  *		uint16 protocol version (KDB_WIRE_VERSION)
@@ -35,6 +35,11 @@
 #define KDB_WIRE_FRAME			'F'
 #define KDB_WIRE_MAX_COLUMNS	1664	/* the engine's MaxTupleAttributeNumber */
 #define KDB_WIRE_MAX_RELATIONS	65536	/* of one TRUNCATE */
+#define KDB_WIRE_MAX_GID		199		/* bytes; the engine's GIDSIZE - 1 */
+#define KDB_WIRE_MAX_ENCODING	63		/* bytes of an encoding's name */
+
+#define KDB_WIRE_FRAME_PREFIX	4		/* bytes of a message's length in a frame */
+#define KDB_WIRE_HANDSHAKE_SIZE (1 + 2 + 4 + 4 + 8 + 2 + KDB_WIRE_MAX_ENCODING)
 
 typedef enum KdbWireType
 {
@@ -63,9 +68,10 @@ typedef enum KdbWireType
 /* One column of a tuple. */
 typedef struct KdbWireColumn
 {
-	char		kind;			/* 'n' null, 'u' unchanged TOAST, 't' text, 'b' binary */
-	uint32_t	length;			/* bytes of data, for 't' and 'b' */
-	const char *data;			/* not terminated */
+	char		kind;			/* 'n' null, 'u' unchanged TOAST (never in an
+								 * old row), 't' text, 'b' binary */
+	uint32_t	length;			/* bytes of data, 0 for 'n' and 'u' */
+	const char *data;			/* not terminated; NULL for 'n' and 'u' */
 } KdbWireColumn;
 
 typedef struct KdbWireTuple
@@ -235,5 +241,21 @@ extern uint32_t KdbWireRelid(const KdbWireMessage *message, uint32_t i);
 extern bool KdbWireFrameNext(const char *data, size_t len, size_t *position,
 							 const char **message, size_t *message_len,
 							 KdbWireError *error);
+
+/*
+ * Write a handshake message to buf, which has room for KDB_WIRE_HANDSHAKE_SIZE
+ * bytes.  encoding is terminated, at most KDB_WIRE_MAX_ENCODING long.  Returns
+ * the message's length, or 0 if the encoding's name is too long.
+ */
+extern size_t KdbWireHandshakeWrite(char *buf, uint16_t protocol,
+									uint32_t krahodb_version,
+									uint32_t server_version, uint64_t node,
+									const char *encoding);
+
+/*
+ * Write a message's length to the KDB_WIRE_FRAME_PREFIX bytes that a writer has
+ * left free before it.
+ */
+extern void KdbWireFrameSetLength(char *prefix, uint32_t length);
 
 #endif							/* KRAHODB_WIRE_H */
