@@ -6,11 +6,14 @@
  *	launch.c		fills a slot of the engine's shared array, starts a worker
  *	worker.c		entry function, start-up, exit, disable_on_error
  *	subscription.c	MySubscription and KdbMyOptions, re-read on change
- *	loop.c			receive, wait, time out, feedback
+ *	loop.c			receive, wait, time out
+ *	feedback.c		what is flushed locally, and telling the publisher
  *	dispatch.c		one message: decode, then to the function for its type
- *	transaction.c	begin, commit, two-phase, skip, origin position
+ *	transaction.c	begin, commit, two-phase, origin position
+ *	skip.c			ALTER SUBSCRIPTION ... SKIP
  *	spool.c			streamed transactions to files, and back
  *	truncate.c		TRUNCATE
+ *	usercontext.c	acting as a table's owner (run_as_owner = false)
  *	error.c			error context
  *	relation.c		KdbApplyRelation: remote relation to local relation
  *	convert.c		wire columns to datums in slots
@@ -66,9 +69,67 @@ extern KdbApplyState KdbApply;
 
 extern MemoryContext KdbApplyMessageContext;
 
-/* transaction.c */
+/*
+ * transaction.c: a step is one change.  The first step of a remote transaction
+ * starts the local one; the current memory context is KdbApplyMessageContext
+ * afterwards and an active snapshot is set.  KdbApplyEndStep makes the step's
+ * effects visible to the next one.
+ */
 extern void KdbApplyBeginStep(void);
 extern void KdbApplyEndStep(void);
+
+/* Message functions of transaction.c. */
+extern void KdbApplyBegin(const KdbWireMessage *message);
+extern void KdbApplyCommit(const KdbWireMessage *message);
+extern void KdbApplyBeginPrepare(const KdbWireMessage *message);
+extern void KdbApplyPrepare(const KdbWireMessage *message);
+extern void KdbApplyCommitPrepared(const KdbWireMessage *message);
+extern void KdbApplyRollbackPrepared(const KdbWireMessage *message);
+extern void KdbApplyStreamCommit(const KdbWireMessage *message);
+extern void KdbApplyStreamPrepare(const KdbWireMessage *message);
+extern void KdbApplyOrigin(const KdbWireMessage *message);
+
+/* No transaction has an origin position from here on; on every way out. */
+extern void KdbResetOriginState(void);
+
+/* skip.c */
+extern void KdbSkipMaybeStart(XLogRecPtr finish_lsn);
+extern void KdbSkipStop(void);
+extern void KdbSkipClear(XLogRecPtr finish_lsn);
+
+/*
+ * spool.c: between STREAM START and STREAM STOP changes go to a file; replay
+ * applies the file of a transaction through KdbApplyDispatch.
+ */
+extern bool KdbSpoolActive(void);
+extern void KdbSpoolChange(const char *data, size_t len);
+extern void KdbSpoolReplay(TransactionId xid);
+extern void KdbSpoolForget(TransactionId xid);
+extern void KdbApplyStreamStart(const KdbWireMessage *message);
+extern void KdbApplyStreamStop(const KdbWireMessage *message);
+extern void KdbApplyStreamAbort(const KdbWireMessage *message);
+
+/* dispatch.c: data is one message, without frame. */
+extern void KdbApplyDispatch(const char *data, size_t len);
+extern const char *KdbApplyMessageName(char type);
+
+/* feedback.c */
+extern void KdbFeedbackCommitted(XLogRecPtr remote_end, XLogRecPtr local_end);
+extern bool KdbFeedbackPending(void);
+extern void KdbFeedbackFlush(TimestampTz now);
+extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
+							bool request_reply);
+extern bool KdbFeedbackDue(TimestampTz now);
+
+/* loop.c: returns when the publisher ends the stream. */
+extern void KdbApplyLoop(XLogRecPtr last_received);
+
+/* subscription.c */
+extern bool KdbSubscriptionLoad(void);
+extern void KdbSubscriptionReread(void);
+
+/* worker.c: the registered table synchronisation, see apply.h */
+extern void KdbProcessSyncingTables(XLogRecPtr current_lsn);
 
 /* error.c: what the error context says */
 typedef struct KdbErrorContext
@@ -83,6 +144,10 @@ typedef struct KdbErrorContext
 } KdbErrorContext;
 
 extern KdbErrorContext KdbApplyErrorContext;
+
+extern void KdbApplyErrorCallback(void *arg);
+extern void KdbApplyErrorSetTransaction(TransactionId xid, XLogRecPtr finish_lsn);
+extern void KdbApplyErrorReset(void);
 
 /* relation.c */
 typedef struct KdbApplyRelation KdbApplyRelation;	/* relation_private.h */
@@ -106,6 +171,13 @@ extern void KdbApplyRelationsClose(void);
 /* SUBSCRIPTIONRELMAP changed: forget the cached states of all relations. */
 extern void KdbApplyRelationsForgetStates(void);
 
+/*
+ * KdbMyOptions now points to other options (resolvers, run_as_owner): forget
+ * what was derived from the old ones.  Called between transactions or at the
+ * start of one, before any relation is open.
+ */
+extern void KdbApplyRelationsForgetOptions(void);
+
 /* row.c */
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
@@ -116,6 +188,23 @@ extern void KdbApplyDelete(const KdbWireMessage *message);
  * security there; the engine's errors.
  */
 extern void KdbCheckTargetPrivileges(Relation rel, AclMode mode);
+
+/*
+ * usercontext.c: with run_as_owner = false, become the owner of a table for
+ * the time that its triggers, expressions and checks run; errors if the
+ * subscription's owner could not SET ROLE to it.  With run_as_owner = true
+ * both do nothing.  An error in between needs no cleanup.
+ */
+typedef struct KdbUserContext
+{
+	bool		switched;
+	Oid			save_userid;
+	int			save_sec_context;
+	int			save_nestlevel;
+} KdbUserContext;
+
+extern void KdbSwitchToTableOwner(Relation rel, KdbUserContext *context);
+extern void KdbRestoreUser(const KdbUserContext *context);
 
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);

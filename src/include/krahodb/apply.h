@@ -68,4 +68,17 @@ extern void KdbRegisterSync(const KdbSyncCallbacks *callbacks);
 extern void KdbWorkerLaunch(Oid dbid, Oid subid, const char *subname,
 							Oid userid, Oid relid);
 
+/*
+ * The engine's shared memory of its launcher, "Logical Replication Launcher
+ * Data".  No header of the engine declares it; the elements are of the
+ * installed header's type.
+ */
+typedef struct KdbLauncherShared
+{
+	pid_t		launcher_pid;	/* 0 if none runs; woken by SIGUSR1 */
+	LogicalRepWorker workers[FLEXIBLE_ARRAY_MEMBER];	/* max_logical_replication_workers */
+} KdbLauncherShared;
+
+extern KdbLauncherShared *KdbLauncherAttach(void);
+
 #endif							/* KRAHODB_APPLY_H */
