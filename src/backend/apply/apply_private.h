@@ -183,29 +183,6 @@ extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
 
-/*
- * row.c: privileges of the current user on a target relation, and no row
- * security there; the engine's errors.
- */
-extern void KdbCheckTargetPrivileges(Relation rel, AclMode mode);
-
-/*
- * usercontext.c: with run_as_owner = false, become the owner of a table for
- * the time that its triggers, expressions and checks run; errors if the
- * subscription's owner could not SET ROLE to it.  With run_as_owner = true
- * both do nothing.  An error in between needs no cleanup.
- */
-typedef struct KdbUserContext
-{
-	bool		switched;
-	Oid			save_userid;
-	int			save_sec_context;
-	int			save_nestlevel;
-} KdbUserContext;
-
-extern void KdbSwitchToTableOwner(Relation rel, KdbUserContext *context);
-extern void KdbRestoreUser(const KdbUserContext *context);
-
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);
 

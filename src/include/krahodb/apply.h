@@ -11,7 +11,9 @@
 
 #include "postgres.h"
 #include "catalog/pg_subscription.h"
+#include "nodes/parsenodes.h"
 #include "replication/worker_internal.h"
+#include "utils/relcache.h"
 #include "krahodb/options.h"
 
 /* Entry function; main_arg is the slot's index in the engine's array. */
@@ -80,5 +82,28 @@ typedef struct KdbLauncherShared
 } KdbLauncherShared;
 
 extern KdbLauncherShared *KdbLauncherAttach(void);
+
+/*
+ * With run_as_owner = false, become the owner of a table for
+ * the time that its triggers, expressions and checks run; errors if the
+ * subscription's owner could not SET ROLE to it.  With run_as_owner = true
+ * both do nothing.  An error in between needs no cleanup.
+ */
+typedef struct KdbUserContext
+{
+	bool		switched;
+	Oid			save_userid;
+	int			save_sec_context;
+	int			save_nestlevel;
+} KdbUserContext;
+
+extern void KdbSwitchToTableOwner(Relation rel, KdbUserContext *context);
+extern void KdbRestoreUser(const KdbUserContext *context);
+
+/*
+ * Privileges of the current user on a target relation, and no row
+ * security there; the engine's errors.
+ */
+extern void KdbCheckTargetPrivileges(Relation rel, AclMode mode);
 
 #endif							/* KRAHODB_APPLY_H */
