@@ -1,0 +1,164 @@
+/*
+ * progress.c
+ *		Replication origins of a synchronisation worker.
+ *
+ * Two things hang on origins: what changes are marked with, so that the
+ * publisher's side of a subscription in the other direction can tell them from
+ * local ones, and how far changes have been applied, exact over a crash.
+ *
+ * MARKS.  Rows that are copied or caught up are as much the publisher's as
+ * those that the apply worker brings later, so their WAL is marked with the
+ * subscription's main origin (pg_<subid>): it is the one that filter_origins
+ * and replication_origin_id speak of, and unlike the worker's own origin it is
+ * not dropped, and its number not given to somebody else, when the worker is
+ * done.  Origin filters look at the mark of each change; a transaction of which
+ * nothing is left is not sent.
+ *
+ * PROGRESS.  It must not be the main origin's: that one belongs to the apply
+ * worker, which is elsewhere in the stream.  Three cases:
+ *
+ * - The copy.  Its commit is marked with the main origin and LSN 0, which moves
+ *	 no progress, neither in memory nor in recovery (both only move forwards).
+ *	 That the copy is done is FINISHEDCOPY, in the same transaction.
+ * - Catching up, plain subscription.  The commit is marked with the worker's
+ *	 own origin (pg_<subid>_<relid>) and the LSN, as in the engine: exact, and
+ *	 an engine without KrahoDB could go on from it.
+ * - Catching up with conflict resolution.  The origin of the commit is what the
+ *	 row's version will be judged by, so it has to be the main one, with LSN 0.
+ *	 The LSN goes into pg_subscription_rel in the same transaction.
+ *
+ * So after a restart the greater of the two is right, whatever the
+ * subscription's options were before.
+ *
+ * The session acquires the worker's own origin: the main one is acquired by
+ * the apply worker.  At commit the engine moves the acquired one in memory.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_replication_origin.h"
+#include "catalog/pg_subscription_rel.h"
+#include "replication/origin.h"
+#include "storage/lmgr.h"
+#include "utils/timestamp.h"
+
+#include "sync_private.h"
+
+/*
+ * A copied row's true version is not known; it must lose against any change
+ * that is still in flight, so it is as old as can be.  (0 means "none".)
+ */
+#define COPIED_ROW_TIMESTAMP	((TimestampTz) 1)
+
+static RepOriginId own_origin = InvalidRepOriginId;
+
+static RepOriginId
+main_origin(void)
+{
+	char		name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), "pg_%u", MySubscription->oid);
+	return replorigin_by_name(name, false);
+}
+
+static void
+own_origin_name(char *name)
+{
+	ReplicationOriginNameForTablesync(MySubscription->oid,
+									  MyLogicalRepWorker->relid,
+									  name, NAMEDATALEN);
+}
+
+static void
+acquire_own_origin(void)
+{
+	replorigin_session_setup(own_origin);
+	replorigin_session_origin = main_origin();
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+}
+
+/*
+ * Make sure that the worker's own origin exists.  To be committed before it is
+ * used: progress in shared memory would outlive an origin that is rolled back,
+ * and be taken for that of the next one with the same number.
+ */
+void
+KdbSyncOriginCreate(void)
+{
+	char		name[NAMEDATALEN];
+
+	own_origin_name(name);
+	own_origin = replorigin_by_name(name, true);
+	if (own_origin == InvalidRepOriginId)
+		own_origin = replorigin_create(name);
+}
+
+/* Begin at startpos: where the slot's snapshot was taken. */
+void
+KdbSyncOriginBegin(XLogRecPtr startpos)
+{
+	/* the lock keeps the origin from being dropped meanwhile */
+	LockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
+	replorigin_advance(own_origin, startpos, InvalidXLogRecPtr,
+					   true /* go backward */ , true /* WAL log */ );
+	UnlockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
+
+	acquire_own_origin();
+}
+
+/* Go on after a restart; lsn is that of FINISHEDCOPY.  Returns where. */
+XLogRecPtr
+KdbSyncOriginResume(XLogRecPtr lsn)
+{
+	char		name[NAMEDATALEN];
+
+	own_origin_name(name);
+	own_origin = replorigin_by_name(name, false);
+	acquire_own_origin();
+	return Max(lsn, replorigin_session_get_progress(false));
+}
+
+/*
+ * Release and drop the worker's own origin.  The caller has stored the
+ * progress in a transaction before: the drop itself is not rolled back.
+ */
+void
+KdbSyncOriginDrop(void)
+{
+	char		name[NAMEDATALEN];
+
+	replorigin_session_origin = InvalidRepOriginId;
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp = 0;
+	replorigin_session_reset();
+	own_origin = InvalidRepOriginId;
+
+	own_origin_name(name);
+	replorigin_drop_by_name(name, true, false);
+}
+
+/* Set what the commit of the copy is stamped with. */
+void
+KdbSyncStampCopy(void)
+{
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+	replorigin_session_origin_timestamp =
+		KdbResolversActive(&KdbMyOptions->resolvers) ?
+		COPIED_ROW_TIMESTAMP : GetCurrentTimestamp();
+}
+
+/* The before_commit callback of apply.h. */
+void
+KdbSyncBeforeCommit(XLogRecPtr end_lsn)
+{
+	if (!KdbResolversActive(&KdbMyOptions->resolvers))
+	{
+		replorigin_session_origin = own_origin;
+		return;
+	}
+
+	UpdateSubscriptionRelState(MySubscription->oid, MyLogicalRepWorker->relid,
+							   SUBREL_STATE_FINISHEDCOPY, end_lsn);
+	replorigin_session_origin_lsn = InvalidXLogRecPtr;
+}

@@ -1,0 +1,212 @@
+/*
+ * remote_table.c
+ *		What the publisher says of a table before it is copied.
+ *
+ * Its columns and row filters are those of the subscription's publications at
+ * the copy's snapshot.  The queries ask the publisher's catalogs by what its
+ * version has: column lists and row filters came with 15, generated columns
+ * with 12.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "lib/stringinfo.h"
+#include "nodes/value.h"
+#include "replication/walreceiver.h"
+#include "utils/builtins.h"
+#include "utils/tuplestore.h"
+
+#include "sync_private.h"
+
+/* Longer than any query's row. */
+#define MAX_COLUMNS	2
+
+/*
+ * Ask for rows of ncolumns (not more than MAX_COLUMNS) columns of type text;
+ * each row becomes an array of strings (NULL for SQL NULL) in the returned
+ * list.  what names the question in the error message.
+ */
+static List *
+query_strings(const KdbRemoteTable *table, const char *query, int ncolumns,
+			  const char *what)
+{
+	Oid			types[MAX_COLUMNS] = {TEXTOID, TEXTOID};
+	List	   *rows = NIL;
+	WalRcvExecResult *res;
+	TupleTableSlot *slot;
+
+	Assert(ncolumns <= MAX_COLUMNS);
+	res = walrcv_exec(LogRepWorkerWalRcvConn, query, ncolumns, types);
+	if (res->status != WALRCV_OK_TUPLES)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not fetch %s info for table \"%s.%s\" from publisher: %s",
+						what, table->nspname, table->relname, res->err)));
+
+	slot = MakeSingleTupleTableSlot(res->tupledesc, &TTSOpsMinimalTuple);
+	while (tuplestore_gettupleslot(res->tuplestore, true, false, slot))
+	{
+		char	  **row = palloc(ncolumns * sizeof(char *));
+
+		for (int i = 0; i < ncolumns; i++)
+		{
+			bool		isnull;
+			Datum		value = slot_getattr(slot, i + 1, &isnull);
+
+			row[i] = isnull ? NULL : TextDatumGetCString(value);
+		}
+		rows = lappend(rows, row);
+		ExecClearTuple(slot);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	walrcv_clear_result(res);
+	return rows;
+}
+
+/* "'pub1', 'pub2'" of the subscription's publications. */
+static char *
+publication_literals(void)
+{
+	StringInfoData names;
+	ListCell   *lc;
+
+	initStringInfo(&names);
+	foreach(lc, MySubscription->publications)
+	{
+		if (foreach_current_index(lc) > 0)
+			appendStringInfoString(&names, ", ");
+		appendStringInfoString(&names, quote_literal_cstr(strVal(lfirst(lc))));
+	}
+	return names.data;
+}
+
+static void
+fetch_relation(KdbRemoteTable *table)
+{
+	char	   *query;
+	List	   *rows;
+	char	  **row;
+
+	query = psprintf("SELECT c.oid::pg_catalog.text, c.relkind::pg_catalog.text"
+					 " FROM pg_catalog.pg_class c"
+					 " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+					 " WHERE n.nspname = %s AND c.relname = %s",
+					 quote_literal_cstr(table->nspname),
+					 quote_literal_cstr(table->relname));
+	rows = query_strings(table, query, 2, "table");
+	if (rows == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("table \"%s.%s\" not found on publisher",
+						table->nspname, table->relname)));
+
+	row = linitial(rows);
+	table->relid = DatumGetObjectId(DirectFunctionCall1(oidin,
+														CStringGetDatum(row[0])));
+	table->relkind = row[1][0];
+}
+
+/*
+ * The column list as text of an int2vector, NULL if there is none.  It was
+ * checked when the subscription was made that the publications agree, but
+ * they may have been changed since.
+ */
+static char *
+fetch_column_list(const KdbRemoteTable *table, const char *publications)
+{
+	char	   *query;
+	List	   *rows;
+
+	query = psprintf("SELECT DISTINCT CASE"
+					 " WHEN pg_catalog.array_length(t.attrs, 1) <> c.relnatts"
+					 " THEN t.attrs::pg_catalog.text END"
+					 " FROM pg_catalog.pg_publication p,"
+					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
+					 " JOIN pg_catalog.pg_class c ON c.oid = t.relid"
+					 " WHERE t.relid = %u AND p.pubname IN (%s)",
+					 table->relid, publications);
+	rows = query_strings(table, query, 1, "column list");
+	if (list_length(rows) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot use different column lists for table \"%s.%s\" in different publications",
+						table->nspname, table->relname)));
+	return rows == NIL ? NULL : ((char **) linitial(rows))[0];
+}
+
+static void
+fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version)
+{
+	StringInfoData query;
+	ListCell   *lc;
+
+	initStringInfo(&query);
+	appendStringInfo(&query,
+					 "SELECT a.attname::pg_catalog.text"
+					 " FROM pg_catalog.pg_attribute a"
+					 " WHERE a.attrelid = %u AND a.attnum > 0"
+					 " AND NOT a.attisdropped", table->relid);
+	if (server_version >= 120000)
+		appendStringInfoString(&query, " AND a.attgenerated = ''");
+	if (column_list != NULL)
+		appendStringInfo(&query, " AND a.attnum = ANY (%s::pg_catalog.int2vector)",
+						 quote_literal_cstr(column_list));
+	appendStringInfoString(&query, " ORDER BY a.attnum");
+
+	foreach(lc, query_strings(table, query.data, 1, "table"))
+		table->columns = lappend(table->columns,
+								 makeString(((char **) lfirst(lc))[0]));
+}
+
+/*
+ * A row is copied if it passes the filter of any publication; a publication
+ * that has no filter on the table, is FOR ALL TABLES or of its schema, answers
+ * NULL: all rows are.
+ */
+static void
+fetch_filters(KdbRemoteTable *table, const char *publications)
+{
+	char	   *query;
+	ListCell   *lc;
+
+	query = psprintf("SELECT DISTINCT pg_catalog.pg_get_expr(t.qual, t.relid)"
+					 " FROM pg_catalog.pg_publication p,"
+					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
+					 " WHERE t.relid = %u AND p.pubname IN (%s)",
+					 table->relid, publications);
+	foreach(lc, query_strings(table, query, 1, "table WHERE clause"))
+	{
+		char	   *filter = ((char **) lfirst(lc))[0];
+
+		if (filter == NULL)
+		{
+			table->filters = NIL;
+			return;
+		}
+		table->filters = lappend(table->filters, makeString(filter));
+	}
+}
+
+/*
+ * Ask for the table of this name; the names are kept in the result.  Allocated
+ * in the current context.
+ */
+KdbRemoteTable *
+KdbSyncFetchRemoteTable(char *nspname, char *relname)
+{
+	KdbRemoteTable *table = palloc0(sizeof(KdbRemoteTable));
+	int			server_version = walrcv_server_version(LogRepWorkerWalRcvConn);
+	char	   *publications = publication_literals();
+	char	   *column_list = NULL;
+
+	table->nspname = nspname;
+	table->relname = relname;
+	fetch_relation(table);
+	if (server_version >= 150000)
+		column_list = fetch_column_list(table, publications);
+	fetch_columns(table, column_list, server_version);
+	if (server_version >= 150000)
+		fetch_filters(table, publications);
+	return table;
+}
