@@ -372,6 +372,8 @@ read_handshake(reader *r, KdbWireMessage *m)
 		return refuse(r, "encoding name is too long");
 	if (!has(r, m->u.handshake.encoding_length))
 		return false;
+	if (memchr(r->pos, '\0', m->u.handshake.encoding_length) != NULL)
+		return refuse(r, "zero byte in encoding name");
 	m->u.handshake.encoding = (const char *) r->pos;
 	r->pos += m->u.handshake.encoding_length;
 	return true;
