@@ -1,0 +1,244 @@
+/*
+ * check.c
+ *		krahodb check: what a running server lacks for multi-master replication.
+ *
+ * Every item says "ok", or what is missing and what to do about it.  Nothing is
+ * changed anywhere.  Any role may ask; where a setting or process is hidden from
+ * it, the item says so instead of guessing.
+ */
+#include <ctype.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tool.h"
+
+#define CONNECT_TIMEOUT		"10"	/* seconds, unless the user says otherwise */
+
+#define RESTART(setting)	"set " setting " in postgresql.conf and restart the server"
+
+static void
+print_help(void)
+{
+	puts("krahodb check tells what a running server lacks for multi-master replication.\n"
+		 "\n"
+		 "Usage:\n"
+		 "  krahodb check [--json] [CONNINFO]\n"
+		 "\n"
+		 "CONNINFO is a database name, a connection string or a URI; what it leaves open\n"
+		 "is taken from PGHOST, PGPORT, PGDATABASE, ... as psql does.  Tables are those of\n"
+		 "that database; connect as a superuser or a member of pg_monitor to see all.\n"
+		 "\n"
+		 "  --json      the same as JSON\n"
+		 "  -h, --help  this text\n"
+		 "\n"
+		 "Prints one line per item: \"name ... ok\", or \"name ... MISSING: what; what to do\".\n"
+		 "Exit codes: 0 nothing is missing, 1 wrong usage, 2 no connection, 3 something is missing.");
+}
+
+PGresult *
+KdbQuery(PGconn *conn, const char *query)
+{
+	PGresult   *result = PQexec(conn, query);
+
+	if (PQresultStatus(result) == PGRES_TUPLES_OK)
+		return result;
+	KdbDie(PQstatus(conn) == CONNECTION_BAD ? KDB_EXIT_CONNECTION : KDB_EXIT_USAGE,
+		   "query failed: %s", PQerrorMessage(conn));
+}
+
+/* The first column of the first row; NULL if there is none. */
+char *
+KdbQueryValue(PGconn *conn, const char *query)
+{
+	PGresult   *result = KdbQuery(conn, query);
+	char	   *value = NULL;
+
+	if (PQntuples(result) > 0 && !PQgetisnull(result, 0, 0))
+		value = KdbFormat("%s", PQgetvalue(result, 0, 0));
+	PQclear(result);
+	return value;
+}
+
+/* A setting; NULL if the server does not know it or hides it from this role. */
+static char *
+setting(PGconn *conn, const char *name)
+{
+	return KdbQueryValue(conn, KdbFormat("SELECT setting FROM pg_catalog.pg_settings WHERE name = '%s'", name));
+}
+
+/* Is name one of the comma-separated elements of list? */
+static bool
+list_contains(const char *list, const char *name)
+{
+	size_t		length = strlen(name);
+
+	for (const char *p = list; *p != '\0';)
+	{
+		size_t		element;
+
+		p += strspn(p, " \t\n,\"");
+		element = strcspn(p, " \t\n,\"");
+		if (element == length && strncmp(p, name, length) == 0)
+			return true;
+		p += element;
+	}
+	return false;
+}
+
+static void
+check_version(KdbFindings *findings, PGconn *conn)
+{
+	int			major = PQserverVersion(conn) / 10000;
+	char	   *version = KdbFormat("%s", PQparameterStatus(conn, "server_version"));
+
+	if (major == PG_MAJOR)
+		KdbFound(findings, "server_version", version);
+	else
+		KdbMissing(findings, "server_version", version,
+				   KdbFormat("this is PostgreSQL %s, this KrahoDB is for PostgreSQL %d", version, PG_MAJOR),
+				   "use the KrahoDB that was built for this server");
+}
+
+static void
+check_preload(KdbFindings *findings, PGconn *conn)
+{
+	char	   *version = KdbQueryValue(conn, "SELECT pg_catalog.current_setting('krahodb.version', true)");
+	char	   *libraries = setting(conn, "shared_preload_libraries");
+
+	if (version != NULL && version[0] != '\0')
+		KdbFound(findings, "shared_preload_libraries", KdbFormat("KrahoDB %s", version));
+	else if (libraries != NULL && list_contains(libraries, "krahodb"))
+		KdbMissing(findings, "shared_preload_libraries", libraries,
+				   "krahodb is listed, but does not answer",
+				   "look into the server's log, and install the krahodb.so of this release");
+	else
+		KdbMissing(findings, "shared_preload_libraries", libraries,
+				   "krahodb is not loaded, this is a plain PostgreSQL server",
+				   "add krahodb to shared_preload_libraries in postgresql.conf and restart the server");
+}
+
+static void
+check_setting(KdbFindings *findings, PGconn *conn, const char *name, const char *needed, const char *action)
+{
+	char	   *value = setting(conn, name);
+
+	if (value != NULL && strcmp(value, needed) == 0)
+		KdbFound(findings, name, value);
+	else
+		KdbMissing(findings, name, value, KdbFormat("it is %s", value != NULL ? value : "hidden"), action);
+}
+
+/*
+ * The list of output plugins that slots may use exists in newer minor releases
+ * only.  Where the server does not know it, nothing is missing.
+ */
+static void
+check_output_plugin(KdbFindings *findings, PGconn *conn)
+{
+	char	   *list = setting(conn, "output_plugin_libraries");
+
+	if (list == NULL)
+		KdbFound(findings, "output_plugin_libraries", "not needed by this server");
+	else if (list_contains(list, "krahodb_output"))
+		KdbFound(findings, "output_plugin_libraries", list);
+	else
+		KdbMissing(findings, "output_plugin_libraries", list,
+				   "it does not list krahodb_output",
+				   KdbFormat("set output_plugin_libraries = '%s%skrahodb_output' in postgresql.conf and reload the server",
+							 list, list[0] != '\0' ? ", " : ""));
+}
+
+static void
+check_launcher(KdbFindings *findings, PGconn *conn)
+{
+	char	   *count = KdbQueryValue(conn,
+									  "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity"
+									  " WHERE backend_type = 'logical replication launcher'");
+	char	   *hidden = KdbQueryValue(conn,
+									   "SELECT NOT pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE')");
+
+	if (strcmp(count, "0") != 0)
+		KdbFound(findings, "launcher", "running");
+	else if (strcmp(hidden, "t") == 0)
+		KdbMissing(findings, "launcher", NULL, "this role may not see it",
+				   "ask as a superuser or a member of pg_monitor");
+	else
+		KdbMissing(findings, "launcher", "not running",
+				   "the logical replication launcher does not run",
+				   "set max_logical_replication_workers above 0; on a standby, it starts with promotion");
+}
+
+/* Connect; NULL with the item added if that is impossible. */
+static PGconn *
+connect_server(KdbFindings *findings, const char *conninfo)
+{
+	const char *keywords[] = {"connect_timeout", "dbname", "fallback_application_name", "client_encoding", NULL};
+	const char *values[] = {getenv("PGCONNECT_TIMEOUT") ? NULL : CONNECT_TIMEOUT, conninfo, "krahodb", "UTF8", NULL};
+	PGconn	   *conn = PQconnectdbParams(keywords, values, 1);
+	char	   *error;
+
+	if (PQstatus(conn) == CONNECTION_OK)
+	{
+		KdbFound(findings, "connection", NULL);
+		PQclear(PQexec(conn, "SET search_path = ''"));
+		return conn;
+	}
+	error = KdbFormat("%s", PQerrorMessage(conn));
+	error[strcspn(error, "\n")] = '\0';
+	KdbMissing(findings, "connection", NULL, error, "start the server, or correct the connection string");
+	return NULL;
+}
+
+static void
+check_server(KdbFindings *findings, PGconn *conn)
+{
+	check_version(findings, conn);
+	check_preload(findings, conn);
+	check_setting(findings, conn, "wal_level", "logical", RESTART("wal_level = logical"));
+	check_setting(findings, conn, "track_commit_timestamp", "on", RESTART("track_commit_timestamp = on"));
+	check_output_plugin(findings, conn);
+	check_launcher(findings, conn);
+	KdbCheckCapacity(findings, conn);
+	KdbCheckTables(findings, conn);
+	KdbCheckClock(findings, conn);
+}
+
+KdbExitCode
+KdbCheckCommand(int argc, char **argv)
+{
+	static const struct option long_options[] = {
+		{"json", no_argument, NULL, 'j'},
+		{"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0}
+	};
+	static KdbFindings findings;
+	bool		json = false;
+	PGconn	   *conn;
+	int			c;
+
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1)
+	{
+		if (c == 'j')
+			json = true;
+		else if (c == 'h' || optopt == '?')
+		{
+			print_help();
+			return KDB_EXIT_OK;
+		}
+		else
+			KdbDie(KDB_EXIT_USAGE, "unknown option \"%s\"; try \"krahodb check --help\"", argv[optind - 1]);
+	}
+	if (argc - optind > 1)
+		KdbDie(KDB_EXIT_USAGE, "too many arguments; put a connection string with blanks in quotes");
+
+	conn = connect_server(&findings, optind < argc ? argv[optind] : NULL);
+	if (conn != NULL)
+		check_server(&findings, conn);
+	KdbPrintFindings(&findings, "check", json);
+	if (conn == NULL)
+		return KDB_EXIT_CONNECTION;
+	PQfinish(conn);
+	return findings.nmissing == 0 ? KDB_EXIT_OK : KDB_EXIT_MISSING;
+}

@@ -1,0 +1,88 @@
+/*
+ * check_capacity.c
+ *		Are there enough workers, slots and senders for what the server does?
+ *
+ * Each limit must hold what is in use now, and the copy of tables of one more
+ * subscription.  One query fetches all the numbers.
+ */
+#include <stdlib.h>
+
+#include "tool.h"
+
+/* Two other nodes, and the table copies of one of them. */
+#define MINIMUM		4
+
+typedef struct Capacity
+{
+	int			subscriptions;	/* enabled, in all databases */
+	int			slots;
+	int			origins;
+	int			senders;
+	int			sync_workers;
+	int			max_slots;
+	int			max_senders;
+	int			max_logical_workers;
+	int			max_workers;
+} Capacity;
+
+static Capacity
+read_capacity(PGconn *conn)
+{
+	PGresult   *result = KdbQuery(conn,
+								  "SELECT (SELECT count(*) FROM pg_catalog.pg_subscription WHERE subenabled),"
+								  " (SELECT count(*) FROM pg_catalog.pg_replication_slots),"
+								  " (SELECT count(*) FROM pg_catalog.pg_replication_origin),"
+								  " (SELECT count(*) FROM pg_catalog.pg_stat_replication),"
+								  " pg_catalog.current_setting('max_sync_workers_per_subscription'),"
+								  " pg_catalog.current_setting('max_replication_slots'),"
+								  " pg_catalog.current_setting('max_wal_senders'),"
+								  " pg_catalog.current_setting('max_logical_replication_workers'),"
+								  " pg_catalog.current_setting('max_worker_processes')");
+	Capacity	capacity;
+	int		   *members[] = {&capacity.subscriptions, &capacity.slots, &capacity.origins,
+		&capacity.senders, &capacity.sync_workers, &capacity.max_slots,
+		&capacity.max_senders, &capacity.max_logical_workers, &capacity.max_workers};
+
+	for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++)
+		*members[i] = atoi(PQgetvalue(result, 0, i));
+	PQclear(result);
+	return capacity;
+}
+
+static int
+larger(int a, int b)
+{
+	return a > b ? a : b;
+}
+
+static void
+check_limit(KdbFindings *findings, const char *name, int value, int needed, const char *why)
+{
+	char	   *found = KdbFormat("%d", value);
+
+	if (value >= needed)
+		KdbFound(findings, name, found);
+	else
+		KdbMissing(findings, name, found,
+				   KdbFormat("it is %d, and %d are needed for %s", value, needed, why),
+				   KdbFormat("set %s = %d or more in postgresql.conf and restart the server", name, needed));
+}
+
+void
+KdbCheckCapacity(KdbFindings *findings, PGconn *conn)
+{
+	Capacity	have = read_capacity(conn);
+
+	check_limit(findings, "max_logical_replication_workers", have.max_logical_workers,
+				larger(MINIMUM, have.subscriptions + have.sync_workers),
+				"the subscriptions and their table copies");
+	check_limit(findings, "max_worker_processes", have.max_workers,
+				have.max_logical_workers + 1,
+				"the logical replication workers and their launcher");
+	check_limit(findings, "max_replication_slots", have.max_slots,
+				larger(MINIMUM, larger(have.slots, have.origins) + have.sync_workers),
+				"the slots of subscribers, the origins of subscriptions and table copies");
+	check_limit(findings, "max_wal_senders", have.max_senders,
+				larger(MINIMUM, larger(have.slots, have.senders) + have.sync_workers),
+				"the subscribers and their table copies");
+}

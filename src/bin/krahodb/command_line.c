@@ -1,0 +1,73 @@
+/*
+ * command_line.c
+ *		Messages, strings and neighbours of the krahodb tool.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tool.h"
+
+#define PATH_LIMIT	4096
+
+static void message(const char *severity, const char *fmt, va_list args) __attribute__((format(printf, 2, 0)));
+
+static void
+message(const char *severity, const char *fmt, va_list args)
+{
+	fflush(stdout);
+	fprintf(stderr, "krahodb: %s: ", severity);
+	vfprintf(stderr, fmt, args);
+	fputc('\n', stderr);
+}
+
+void
+KdbWarn(const char *fmt,...)
+{
+	va_list		args;
+
+	va_start(args, fmt);
+	message("warning", fmt, args);
+	va_end(args);
+}
+
+void
+KdbDie(KdbExitCode code, const char *fmt,...)
+{
+	va_list		args;
+
+	va_start(args, fmt);
+	message("error", fmt, args);
+	va_end(args);
+	exit(code);
+}
+
+char *
+KdbFormat(const char *fmt,...)
+{
+	char	   *result;
+	va_list		args;
+	int			length;
+
+	va_start(args, fmt);
+	length = vasprintf(&result, fmt, args);
+	va_end(args);
+	if (length < 0)
+		KdbDie(KDB_EXIT_USAGE, "out of memory");
+	return result;
+}
+
+char *
+KdbSiblingProgram(const char *name)
+{
+	char		self[PATH_LIMIT];
+	ssize_t		length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+	if (length <= 0)
+		KdbDie(KDB_EXIT_USAGE, "could not find own path: %s", strerror(errno));
+	self[length] = '\0';
+	*strrchr(self, '/') = '\0';
+	return KdbFormat("%s/%s", self, name);
+}
