@@ -1,0 +1,195 @@
+/*
+ * convert.c
+ *		From the columns of a message to the datums of a local row.
+ *
+ * Text goes through the local type's input function.  Binary goes through its
+ * receive function if the publisher's type is the same; if it is another
+ * built-in type (its OID means the same on both sides), through that type's
+ * receive and output functions and then the local input function, so that a
+ * column may be int here and bigint there whatever the format.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "lib/stringinfo.h"
+#include "utils/lsyscache.h"
+
+#include "relation_private.h"
+
+static Datum
+convert_text(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att,
+			 char *text)
+{
+	if (!input->text_ready)
+	{
+		Oid			function;
+
+		getTypeInputInfo(att->atttypid, &function, &input->text_ioparam);
+		fmgr_info_cxt(function, &input->text_function, rel->context);
+		input->text_ready = true;
+	}
+	return InputFunctionCall(&input->text_function, text, input->text_ioparam,
+							 att->atttypmod);
+}
+
+/* Is the type the same on every server of any version? */
+static bool
+is_built_in(Oid type)
+{
+	return type < FirstGenbkiObjectId;
+}
+
+static void
+prepare_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att)
+{
+	Oid			function;
+	Oid			type = att->atttypid;
+	bool		is_varlena;
+
+	input->via_text = is_built_in(input->remote_type) && input->remote_type != type;
+	if (input->via_text)
+	{
+		type = input->remote_type;
+		getTypeOutputInfo(type, &function, &is_varlena);
+		fmgr_info_cxt(function, &input->output_function, rel->context);
+	}
+	getTypeBinaryInputInfo(type, &function, &input->receive_ioparam);
+	fmgr_info_cxt(function, &input->receive_function, rel->context);
+	input->binary_ready = true;
+}
+
+static Datum
+convert_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att,
+			   const KdbWireColumn *column)
+{
+	StringInfoData buf;
+	Datum		value;
+
+	if (!input->binary_ready)
+		prepare_binary(rel, input, att);
+
+	buf.data = unconstify(char *, column->data);
+	buf.len = column->length;
+	buf.maxlen = column->length;
+	buf.cursor = 0;
+	value = ReceiveFunctionCall(&input->receive_function, &buf, input->receive_ioparam,
+								input->via_text ? -1 : att->atttypmod);
+	if (buf.cursor != buf.len)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+				 errmsg("incorrect binary data format in logical replication column %d",
+						input->remote + 1)));
+	if (!input->via_text)
+		return value;
+	return convert_text(rel, input, att,
+						OutputFunctionCall(&input->output_function, value));
+}
+
+/*
+ * One column.  The functions want terminated strings (receive functions too:
+ * some look at the byte behind), and the message is not; so the byte behind the
+ * value is set to zero for the call.  It belongs to the receive buffer: the next
+ * column's kind, or the terminator that libpq puts behind the payload.
+ */
+static Datum
+convert_column(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att,
+			   const KdbWireColumn *column)
+{
+	char	   *end = unconstify(char *, column->data) + column->length;
+	char		saved = *end;
+	Datum		value;
+
+	*end = '\0';
+	if (column->kind == 't')
+		value = convert_text(rel, input, att, unconstify(char *, column->data));
+	else
+		value = convert_binary(rel, input, att, column);
+	*end = saved;
+	return value;
+}
+
+/*
+ * Convert a tuple of the stream to the local table's format, into the virtual
+ * slot.  Values are allocated in the current memory context.  Columns that
+ * are not sent ('u', or unknown to the publisher) become NULL; "sent", if not
+ * NULL, says which were.
+ */
+void
+KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
+				TupleTableSlot *slot, bool *sent)
+{
+	ExecClearTuple(slot);
+	for (int i = 0; i < rel->nlocal; i++)
+	{
+		KdbColumnInput *input = &rel->inputs[i];
+		const KdbWireColumn *column;
+		bool		has_value;
+
+		slot->tts_values[i] = (Datum) 0;
+		slot->tts_isnull[i] = true;
+		if (sent)
+			sent[i] = false;
+		if (input->remote < 0)
+			continue;
+		if (input->remote >= tuple->ncolumns)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg_internal("tuple has %d columns, column %d of \"%s.%s\" expected",
+									 tuple->ncolumns, input->remote + 1,
+									 rel->nspname, rel->relname)));
+		column = &tuple->columns[input->remote];
+		has_value = column->kind == 't' || column->kind == 'b';
+		if (sent)
+			sent[i] = column->kind != 'u';
+		if (!has_value)
+			continue;
+
+		KdbApplyErrorContext.attname = rel->attnames[input->remote];
+		slot->tts_values[i] = convert_column(rel, input,
+											 TupleDescAttr(rel->tupdesc, i), column);
+		slot->tts_isnull[i] = false;
+		KdbApplyErrorContext.attname = NULL;
+	}
+	ExecStoreVirtualTuple(slot);
+}
+
+/* Defaults of columns that the publisher does not have; for a row to insert. */
+void
+KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot)
+{
+	ExprContext *econtext;
+
+	if (rel->ndefaults == 0)
+		return;
+	econtext = CreateStandaloneExprContext();
+	for (int i = 0; i < rel->ndefaults; i++)
+	{
+		AttrNumber	attnum = rel->default_attnums[i];
+
+		/* evaluated in the caller's context: the value lives as long as the row */
+		slot->tts_values[attnum] = ExecEvalExpr(rel->default_exprs[i], econtext,
+												&slot->tts_isnull[attnum]);
+	}
+	FreeExprContext(econtext, true);
+}
+
+/*
+ * The local row with the columns that were sent put over it.  By-reference
+ * values are shared with both slots, which must outlive the use of "merged".
+ */
+void
+KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local, const KdbRemoteRow *remote)
+{
+	int			natts = merged->tts_tupleDescriptor->natts;
+
+	slot_getallattrs(local);
+	ExecClearTuple(merged);
+	for (int i = 0; i < natts; i++)
+	{
+		TupleTableSlot *from = remote->sent[i] ? remote->slot : local;
+
+		merged->tts_values[i] = from->tts_values[i];
+		merged->tts_isnull[i] = from->tts_isnull[i];
+	}
+	ExecStoreVirtualTuple(merged);
+}

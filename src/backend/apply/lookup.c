@@ -1,0 +1,257 @@
+/*
+ * lookup.c
+ *		Finding the local row that a change is about.
+ *
+ * By the replica identity index or primary key; without one, by comparing full
+ * rows.  Both with a dirty snapshot, so that rows which other transactions are
+ * changing are seen and waited for.
+ *
+ * A dirty scan is no consistent snapshot: a row that a concurrent update moves
+ * to a place that the scan has passed is seen neither in its old nor in its new
+ * version.  So "not found" is believed only after a second look with a fresh
+ * MVCC snapshot; if that finds the row, the dirty scan is done again.
+ *
+ * Rows are not locked here.  Whoever writes learns from the heap if the row has
+ * changed meanwhile (KDB_WRITE_CHANGED) and looks again; a lock would cost a WAL
+ * record per row.  Only rows of tables with BEFORE ROW triggers are locked
+ * first, since such a trigger must see the row that it will change.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+
+#include "relation_private.h"
+
+/* Another transaction is at the row: wait for it; then the scan starts again. */
+static bool
+wait_for_other(const SnapshotData *snapshot)
+{
+	TransactionId xwait = TransactionIdIsValid(snapshot->xmin) ?
+		snapshot->xmin : snapshot->xmax;
+
+	if (!TransactionIdIsValid(xwait))
+		return false;
+	XactLockTableWait(xwait, NULL, NULL, XLTW_None);
+	return true;
+}
+
+/* Scan keys with the values of "search"; false if one is NULL (no such row). */
+static bool
+fill_key(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
+{
+	memcpy(key, target->key_template, sizeof(ScanKeyData) * target->nkeys);
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		AttrNumber	attnum = target->key_attnum[i];
+
+		if (search->tts_isnull[attnum - 1])
+			return false;
+		key[i].sk_argument = search->tts_values[attnum - 1];
+	}
+	return true;
+}
+
+static Relation
+identity_relation(KdbApplyTarget *target)
+{
+	KdbTargetOpenIndexes(target);
+	for (int i = 0; i < target->nindexes; i++)
+	{
+		if (target->index_oids[i] == target->identity_index)
+			return target->relinfo->ri_IndexRelationDescs[i];
+	}
+	elog(ERROR, "replica identity index %u of relation %u is not among its indexes",
+		 target->identity_index, target->relid);
+	return NULL;
+}
+
+/* One MVCC look: is there a row of that key at all? */
+static bool
+visible_by_index(KdbApplyTarget *target, ScanKeyData *key)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	IndexScanDesc scan = index_beginscan(target->rel, identity_relation(target),
+										 snapshot, target->nkeys, 0);
+	bool		found;
+
+	index_rescan(scan, key, target->nkeys, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, target->local);
+	ExecClearTuple(target->local);
+	index_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	return found;
+}
+
+/* The scan is begun once in a transaction and restarted for each row. */
+static bool
+find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
+{
+	ScanKeyData key[INDEX_MAX_KEYS];
+
+	if (!fill_key(target, search, key))
+		return false;
+	if (target->scan == NULL)
+	{
+		Relation	index = identity_relation(target);
+
+		InitDirtySnapshot(target->dirty);
+		target->scan = index_beginscan(target->rel, index, &target->dirty,
+									   target->nkeys, 0);
+	}
+	for (;;)
+	{
+		index_rescan(target->scan, key, target->nkeys, NULL, 0);
+		if (index_getnext_slot(target->scan, ForwardScanDirection, target->local))
+		{
+			if (!wait_for_other(&target->dirty))
+				return true;
+		}
+		else if (!visible_by_index(target, key))
+			return false;
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static TypeCacheEntry *
+equality_of(KdbApplyTarget *target, int i)
+{
+	if (target->equality[i] == NULL)
+	{
+		Oid			type = TupleDescAttr(target->tupdesc, i)->atttypid;
+		TypeCacheEntry *entry = lookup_type_cache(type, TYPECACHE_EQ_OPR_FINFO);
+
+		if (!OidIsValid(entry->eq_opr_finfo.fn_oid))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_FUNCTION),
+					 errmsg("could not identify an equality operator for type %s",
+							format_type_be(type))));
+		target->equality[i] = entry;
+	}
+	return target->equality[i];
+}
+
+/* Equal in all columns that the publisher sends? */
+static bool
+rows_equal(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
+{
+	slot_getallattrs(a);
+	slot_getallattrs(b);
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		if (!target->compared[i])
+			continue;
+		if (a->tts_isnull[i] != b->tts_isnull[i])
+			return false;
+		if (a->tts_isnull[i])
+			continue;
+		if (!DatumGetBool(FunctionCall2Coll(&equality_of(target, i)->eq_opr_finfo,
+											TupleDescAttr(target->tupdesc, i)->attcollation,
+											a->tts_values[i], b->tts_values[i])))
+			return false;
+	}
+	return true;
+}
+
+/* Full scan with the snapshot, up to the first equal row. */
+static bool
+scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot)
+{
+	TableScanDesc scan = table_beginscan(target->rel, snapshot, 0, NULL);
+	bool		found = false;
+
+	while (!found && table_scan_getnextslot(scan, ForwardScanDirection, target->local))
+	{
+		CHECK_FOR_INTERRUPTS();
+		found = rows_equal(target, target->local, search);
+	}
+	/* The slot's pin outlives the scan's. */
+	table_endscan(scan);
+	return found;
+}
+
+static bool
+find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
+{
+	for (;;)
+	{
+		SnapshotData dirty;
+		Snapshot	snapshot;
+		bool		found;
+
+		InitDirtySnapshot(dirty);
+		if (scan_for_row(target, search, &dirty))
+		{
+			if (!wait_for_other(&dirty))
+				return true;
+			continue;
+		}
+		snapshot = RegisterSnapshot(GetLatestSnapshot());
+		found = scan_for_row(target, search, snapshot);
+		ExecClearTuple(target->local);
+		UnregisterSnapshot(snapshot);
+		if (!found)
+			return false;
+	}
+}
+
+/* See relation_private.h. */
+bool
+KdbFindRow(KdbApplyTarget *target, TupleTableSlot *search)
+{
+	if (OidIsValid(target->identity_index))
+		return find_by_index(target, search);
+	return find_by_scan(target, search);
+}
+
+/* See relation_private.h. */
+bool
+KdbLockRow(KdbApplyTarget *target, LockTupleMode mode)
+{
+	TM_FailureData failure;
+	TM_Result	result;
+	ItemPointerData tid = target->local->tts_tid;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	result = table_tuple_lock(target->rel, &tid, GetActiveSnapshot(), target->local,
+							  GetCurrentCommandId(false), mode, LockWaitBlock,
+							  0, &failure);
+	PopActiveSnapshot();
+	switch (result)
+	{
+		case TM_Ok:
+			return true;
+		case TM_Updated:
+			ereport(LOG,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 ItemPointerIndicatesMovedPartitions(&failure.ctid) ?
+					 errmsg("tuple to be locked was already moved to another partition due to concurrent update, retrying") :
+					 errmsg("concurrent update, retrying")));
+			return false;
+		case TM_Deleted:
+			ereport(LOG,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("concurrent delete, retrying")));
+			return false;
+		default:
+			elog(ERROR, "unexpected table_tuple_lock status: %u", result);
+	}
+	return false;
+}
+
+/* See relation_private.h. */
+bool
+KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row)
+{
+	ScanKeyData key[INDEX_MAX_KEYS];
+
+	if (!OidIsValid(target->identity_index) || !fill_key(target, search, key))
+		return false;
+	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+						  target->scratch, KdbApply.origin, KdbApply.remote_node, row);
+}

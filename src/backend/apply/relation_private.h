@@ -1,0 +1,234 @@
+/*
+ * relation_private.h
+ *		Relations of the apply worker: what is kept between changes.
+ *
+ * KdbApplyRelation	a relation as the publisher names it, and how its columns
+ *					map to the local table of the same name.
+ * KdbApplyTarget	a local table that rows are written to: that table itself,
+ *					or a partition of it.  Holds what the engine's executor
+ *					needs, built once and kept until the table changes.
+ *
+ * Kept across transactions: names, attribute map, conversion functions, default
+ * expressions, executor state, index infos, scan keys, slots (their tuple
+ * descriptors are copies, so no resource owner knows them).  Opened anew in
+ * each transaction: the relation, its indexes, the index scan.  The engine's
+ * rules for locks and relcache references are so kept without exceptions.
+ *
+ * INVALIDATION.  A relcache callback marks entries invalid at any time; they
+ * are rebuilt when they are next opened, which is never while they are open:
+ * what can change under our RowExclusiveLock (a new index being built
+ * concurrently, statistics) waits for this transaction where it must.
+ */
+#ifndef RELATION_PRIVATE_H
+#define RELATION_PRIVATE_H
+
+#include "apply_private.h"
+
+#include "access/relscan.h"
+#include "access/skey.h"
+#include "executor/execPartition.h"
+#include "utils/typcache.h"
+
+/* How one local column gets its value from the wire. */
+typedef struct KdbColumnInput
+{
+	int			remote;			/* index of the publisher's column, -1 if none */
+	Oid			remote_type;	/* at the publisher */
+	bool		text_ready;
+	bool		binary_ready;
+	bool		via_text;		/* binary of another built-in type: through its text */
+	FmgrInfo	text_function;
+	Oid			text_ioparam;
+	FmgrInfo	receive_function;
+	Oid			receive_ioparam;
+	FmgrInfo	output_function;	/* of the remote type, if via_text */
+} KdbColumnInput;
+
+/* A row to be written, in the format of one table. */
+typedef struct KdbRemoteRow
+{
+	TupleTableSlot *slot;		/* virtual */
+	bool	   *sent;			/* per column: the publisher sent a value */
+} KdbRemoteRow;
+
+typedef struct KdbApplyTarget
+{
+	Oid			relid;			/* hash key */
+	bool		valid;
+	MemoryContext context;		/* all below lives here */
+
+	/* executor state */
+	EState	   *estate;
+	ResultRelInfo *relinfo;
+	RangeTblEntry *rte;
+	int			nindexes;
+	Oid		   *index_oids;		/* as ri_IndexRelationDescs goes */
+	TupleDesc	tupdesc;		/* a copy, for the slots */
+	TupleTableSlot *local;		/* row found */
+	TupleTableSlot *scratch;	/* row in the way, on a unique key */
+	TupleTableSlot *search;		/* virtual: key to look for */
+	TupleTableSlot *merged;		/* virtual: the row as it will be written */
+	KdbRemoteRow remote;
+
+	/* how to find a row */
+	Oid			identity_index; /* or InvalidOid: full row match */
+	int			nkeys;
+	ScanKeyData key_template[INDEX_MAX_KEYS];
+	AttrNumber	key_attnum[INDEX_MAX_KEYS];
+	TypeCacheEntry **equality;	/* per column, for full row match; lazily */
+
+	/* how the publisher's relation fits it */
+	uint64		bound_to;		/* generation of that KdbApplyRelation */
+	bool		updatable;		/* the identity's columns are part of what is sent as key */
+	bool	   *compared;		/* per column: sent, so part of a full row match */
+
+	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
+	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
+	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
+	bool		has_table_options;
+	KdbTableOptions table_options;
+	KdbResolvers resolvers;
+	bool		resolving;		/* any of them is not the engine's */
+
+	/* open in this transaction */
+	Relation	rel;
+	bool		indexes_open;
+	IndexScanDesc scan;			/* on the identity index */
+	SnapshotData dirty;
+	AclMode		checked;		/* privileges verified in this transaction */
+	dlist_node	open_link;
+} KdbApplyTarget;
+
+struct KdbApplyRelation
+{
+	uint32		remoteid;		/* hash key */
+	uint64		generation;		/* of this definition; never reused */
+	MemoryContext remote_context;	/* what the publisher said */
+	char	   *nspname;
+	char	   *relname;
+	char		replident;
+	int			natts;
+	char	  **attnames;
+	Oid		   *atttypes;
+	bool	   *attkeys;
+
+	/* local side; valid until invalidated */
+	bool		valid;
+	MemoryContext context;
+	Oid			localreloid;
+	bool		partitioned;
+	int			nlocal;
+	KdbColumnInput *inputs;		/* per local column */
+	int			ndefaults;
+	AttrNumber *default_attnums;	/* 0-based */
+	ExprState **default_exprs;
+	TupleDesc	tupdesc;
+	TupleTableSlot *search;		/* virtual, format of the local table */
+	KdbRemoteRow remote;
+
+	/* table sync state, as pg_subscription_rel has it */
+	char		state;
+	XLogRecPtr	statelsn;
+	bool		state_known;
+
+	/* open in this transaction */
+	Relation	rel;
+	LOCKMODE	lockmode;
+	KdbApplyTarget *target;		/* itself, if not partitioned */
+	struct KdbApplyRouting *routing;	/* if partitioned; partition.c */
+	dlist_node	open_link;
+};
+
+/* relation.c */
+/* Index of the publisher's column of that name, -1 if it has none. */
+extern int	KdbRemoteColumn(KdbApplyRelation *rel, const char *name);
+
+/* target.c */
+extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
+									 KdbApplyRelation *remote);
+extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
+extern void KdbTargetsClose(void);
+extern void KdbTargetsForgetOptions(void);
+extern void KdbTargetCheck(KdbApplyTarget *target, AclMode mode);
+
+/* Raise the engine's error if updates and deletes cannot find their row there. */
+extern void KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel);
+
+/* convert.c */
+extern void KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
+							TupleTableSlot *slot, bool *sent);
+extern void KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot);
+extern void KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local,
+						const KdbRemoteRow *remote);
+
+/* lookup.c */
+
+/*
+ * Find the local row of the key in "search" (target's format): into
+ * target->local, holding a pin.  Waits for transactions that are changing it.
+ * Not locked.
+ */
+extern bool KdbFindRow(KdbApplyTarget *target, TupleTableSlot *search);
+
+/* Lock the row in target->local; false if it has changed meanwhile. */
+extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
+
+/*
+ * The newest deletion of the key in "search" among dead tuples; false if none.
+ */
+extern bool KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search,
+						KdbLocalRow *row);
+
+/* unique.c */
+#define KDB_MAX_HOLDERS	INDEX_MAX_KEYS
+
+typedef struct KdbHolder
+{
+	ItemPointerData tid;
+	Oid			index;
+	KdbLocalRow row;
+	RepOriginId origin;
+	TupleTableSlot *copy;		/* for the record; in the message context */
+} KdbHolder;
+
+/*
+ * Live rows, other than the one at "self" (NULL: none), that hold a value of
+ * "slot" in a unique index or exclude it by a constraint.  Looks only at
+ * indexes on changed columns if "changed" is not NULL.  Fills at most "max"
+ * distinct rows into holders, returns how many there are (at most max).
+ */
+extern int	KdbFindHolders(KdbApplyTarget *target, TupleTableSlot *slot,
+						   ItemPointer self, const Bitmapset *changed,
+						   KdbHolder *holders, int max);
+
+/* Columns in which two rows differ (attnum - FirstLowInvalid...), by image. */
+extern Bitmapset *KdbChangedColumns(TupleDesc tupdesc, TupleTableSlot *a,
+									TupleTableSlot *b);
+
+/* Does any unique index depend on these columns? */
+extern bool KdbUniqueDependsOn(KdbApplyTarget *target, const Bitmapset *columns);
+
+/* write.c */
+typedef enum KdbWriteResult
+{
+	KDB_WRITE_DONE,				/* written, or a trigger said not to */
+	KDB_WRITE_CONFLICT,			/* a unique key is taken (only if asked to notice) */
+	KDB_WRITE_CHANGED			/* the local row has changed: look again */
+} KdbWriteResult;
+
+extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot,
+									 bool notice_conflicts);
+extern KdbWriteResult KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot,
+									 Bitmapset *sent_columns, bool notice_conflicts);
+extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
+
+/* partition.c */
+extern KdbApplyTarget *KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot,
+								TupleTableSlot **routed);
+extern KdbRemoteRow *KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target,
+								 const KdbRemoteRow *row);
+extern TupleTableSlot *KdbRouteBack(KdbApplyRelation *rel, KdbApplyTarget *target,
+									TupleTableSlot *slot);
+extern void KdbRoutingClose(KdbApplyRelation *rel);
+
+#endif							/* RELATION_PRIVATE_H */

@@ -1,0 +1,412 @@
+/*
+ * target.c
+ *		Local tables that rows are written to, with the executor's state.
+ *
+ * The engine builds an executor state, opens every index and looks up every
+ * function for each row it applies.  Here they are built when a table is first
+ * written, and kept until it changes (relation_private.h says what is kept and
+ * what is opened in each transaction).
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_index.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "utils/acl.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+
+#include "relation_private.h"
+
+static HTAB *targets = NULL;
+static dlist_head open_targets = DLIST_STATIC_INIT(open_targets);
+
+static void
+target_invalidated(Datum arg, Oid relid)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyTarget *target;
+
+	if (relid != InvalidOid)
+	{
+		target = hash_search(targets, &relid, HASH_FIND, NULL);
+		if (target)
+			target->valid = false;
+		return;
+	}
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+		target->valid = false;
+}
+
+static void
+targets_init(void)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(KdbApplyTarget);
+	ctl.hcxt = ApplyContext;
+	targets = hash_create("KrahoDB apply targets", 128, &ctl,
+						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	CacheRegisterRelcacheCallback(target_invalidated, (Datum) 0);
+}
+
+/*
+ * Options of the subscription or of tables have changed.  Rebuilding is the
+ * simple way, and happens when the entry is next opened.
+ */
+void
+KdbTargetsForgetOptions(void)
+{
+	if (targets)
+		target_invalidated((Datum) 0, InvalidOid);
+}
+
+/* An executor state with the table as its only range table entry. */
+static void
+build_executor_state(KdbApplyTarget *target)
+{
+	EState	   *estate = CreateExecutorState();
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+
+	rte->rtekind = RTE_RELATION;
+	rte->relid = target->relid;
+	rte->relkind = target->rel->rd_rel->relkind;
+	rte->rellockmode = AccessShareLock;
+	ExecInitRangeTable(estate, list_make1(rte));
+
+	target->estate = estate;
+	target->rte = rte;
+	target->relinfo = makeNode(ResultRelInfo);
+	InitResultRelInfo(target->relinfo, target->rel, 1, NULL, 0);
+
+	/* This is where ExecGetTriggerResultRel finds it. */
+	estate->es_opened_result_relations =
+		lappend(estate->es_opened_result_relations, target->relinfo);
+
+	if (target->relinfo->ri_TrigDesc)
+	{
+		TriggerDesc *trig = target->relinfo->ri_TrigDesc;
+
+		target->row_triggers = trig->trig_insert_before_row ||
+			trig->trig_update_before_row || trig->trig_delete_before_row;
+	}
+}
+
+/* Columns that an index depends on; NULL if it has expressions over others. */
+static Bitmapset *
+columns_of_index(IndexInfo *info)
+{
+	Bitmapset  *columns = NULL;
+
+	for (int i = 0; i < info->ii_NumIndexKeyAttrs; i++)
+	{
+		if (info->ii_IndexAttrNumbers[i] != 0)
+			columns = bms_add_member(columns, info->ii_IndexAttrNumbers[i] -
+									 FirstLowInvalidHeapAttributeNumber);
+	}
+	pull_varattnos((Node *) info->ii_Expressions, 1, &columns);
+	pull_varattnos((Node *) info->ii_Predicate, 1, &columns);
+	return columns;
+}
+
+/*
+ * Index infos by the engine's own ExecOpenIndices, the first time; in later
+ * transactions only the indexes themselves are opened.
+ */
+static void
+build_indexes(KdbApplyTarget *target)
+{
+	ResultRelInfo *relinfo = target->relinfo;
+
+	ExecOpenIndices(relinfo, true);
+	target->indexes_open = true;
+	target->nindexes = relinfo->ri_NumIndices;
+	target->index_oids = palloc_array(Oid, target->nindexes + 1);
+	target->index_columns = palloc0_array(Bitmapset *, target->nindexes + 1);
+	target->has_unique = false;
+	for (int i = 0; i < target->nindexes; i++)
+	{
+		IndexInfo  *info = relinfo->ri_IndexRelationInfo[i];
+		Relation	index = relinfo->ri_IndexRelationDescs[i];
+
+		target->index_oids[i] = RelationGetRelid(index);
+		target->index_columns[i] = columns_of_index(info);
+		if ((info->ii_Unique || info->ii_ExclusionOps) &&
+			target->index_oids[i] != target->identity_index)
+			target->has_unique = true;
+	}
+}
+
+/* Scan keys on the identity index, but for the values. */
+static void
+build_key(KdbApplyTarget *target)
+{
+	Relation	index;
+	oidvector  *opclass;
+	Datum		datum;
+	bool		isnull;
+
+	target->identity_index = RelationGetReplicaIndex(target->rel);
+	if (!OidIsValid(target->identity_index))
+		target->identity_index = RelationGetPrimaryKeyIndex(target->rel);
+	if (!OidIsValid(target->identity_index))
+		return;
+
+	index = index_open(target->identity_index, RowExclusiveLock);
+	datum = SysCacheGetAttr(INDEXRELID, index->rd_indextuple,
+							Anum_pg_index_indclass, &isnull);
+	Assert(!isnull);
+	opclass = (oidvector *) DatumGetPointer(datum);
+	target->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		Oid			family = get_opclass_family(opclass->values[i]);
+		Oid			type = get_opclass_input_type(opclass->values[i]);
+		Oid			operator = get_opfamily_member(family, type, type,
+												   BTEqualStrategyNumber);
+
+		if (!OidIsValid(operator))
+			elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
+				 BTEqualStrategyNumber, type, type, family);
+		ScanKeyEntryInitialize(&target->key_template[i], 0, i + 1,
+							   BTEqualStrategyNumber, InvalidOid,
+							   index->rd_indcollation[i],
+							   get_opcode(operator), (Datum) 0);
+		target->key_attnum[i] = index->rd_index->indkey.values[i];
+	}
+	index_close(index, NoLock);
+}
+
+static void
+build_options(KdbApplyTarget *target)
+{
+	KdbGetTableOptions(target->relid, &target->table_options);
+	KdbTableResolvers(KdbMyOptions, &target->table_options, &target->resolvers);
+	target->resolving = KdbResolversActive(&target->resolvers);
+}
+
+/* Slots over copies of the descriptor, which no resource owner tracks. */
+static void
+build_slots(KdbApplyTarget *target)
+{
+	const TupleTableSlotOps *ops = table_slot_callbacks(target->rel);
+
+	target->tupdesc = CreateTupleDescCopyConstr(RelationGetDescr(target->rel));
+	target->local = MakeSingleTupleTableSlot(target->tupdesc, ops);
+	target->scratch = MakeSingleTupleTableSlot(target->tupdesc, ops);
+	target->search = MakeSingleTupleTableSlot(target->tupdesc, &TTSOpsVirtual);
+	target->merged = MakeSingleTupleTableSlot(target->tupdesc, &TTSOpsVirtual);
+	target->remote.slot = MakeSingleTupleTableSlot(target->tupdesc, &TTSOpsVirtual);
+	target->remote.sent = palloc0_array(bool, target->tupdesc->natts + 1);
+	target->equality = palloc0_array(TypeCacheEntry *, target->tupdesc->natts + 1);
+	target->compared = palloc0_array(bool, target->tupdesc->natts + 1);
+}
+
+/* Build all of it; target->rel is open. */
+static void
+build_target(KdbApplyTarget *target)
+{
+	Relation	rel = target->rel;
+	Oid			relid = target->relid;
+	dlist_node	link = target->open_link;
+	MemoryContext old;
+
+	if (target->context)
+	{
+		FreeExecutorState(target->estate);
+		MemoryContextDelete(target->context);
+	}
+	memset(target, 0, sizeof(KdbApplyTarget));
+	target->relid = relid;
+	target->rel = rel;
+	target->open_link = link;
+	target->valid = true;
+	target->context = AllocSetContextCreate(ApplyContext, "KrahoDB apply target",
+											ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(target->context);
+	build_executor_state(target);
+	build_slots(target);
+	build_key(target);
+	MemoryContextSwitchTo(target->estate->es_query_cxt);
+	build_indexes(target);
+	MemoryContextSwitchTo(target->context);
+	build_options(target);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Open the indexes for this transaction.  What an index method cached in its
+ * IndexInfo may point into the relcache, so it is not kept.
+ */
+void
+KdbTargetOpenIndexes(KdbApplyTarget *target)
+{
+	ResultRelInfo *relinfo = target->relinfo;
+
+	if (target->indexes_open)
+		return;
+	for (int i = 0; i < target->nindexes; i++)
+	{
+		IndexInfo  *info = relinfo->ri_IndexRelationInfo[i];
+
+		relinfo->ri_IndexRelationDescs[i] = index_open(target->index_oids[i],
+													   RowExclusiveLock);
+		info->ii_AmCache = NULL;
+		info->ii_Context = TopTransactionContext;
+	}
+	target->indexes_open = true;
+}
+
+/*
+ * The mapping to the publisher's relation: which columns are sent, and whether
+ * every column of the local identity is part of the identity that is sent.
+ */
+static void
+bind_remote(KdbApplyTarget *target, KdbApplyRelation *rel)
+{
+	target->bound_to = rel->generation;
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(target->tupdesc, i);
+
+		target->compared[i] = !att->attisdropped && !att->attgenerated &&
+			KdbRemoteColumn(rel, NameStr(att->attname)) >= 0;
+	}
+
+	target->updatable = true;
+	if (!OidIsValid(target->identity_index))
+		target->updatable = rel->replident == REPLICA_IDENTITY_FULL;
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		AttrNumber	attnum = target->key_attnum[i];
+		int			remote;
+
+		if (!AttrNumberIsForUserDefinedAttr(attnum))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("logical replication target relation \"%s.%s\" uses system columns in REPLICA IDENTITY index",
+							rel->nspname, rel->relname)));
+		remote = KdbRemoteColumn(rel, NameStr(TupleDescAttr(target->tupdesc, attnum - 1)->attname));
+		if (remote < 0 || !rel->attkeys[remote])
+			target->updatable = false;
+	}
+}
+
+/* See relation_private.h. */
+void
+KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel)
+{
+	if (target->updatable)
+		return;
+	if (OidIsValid(target->identity_index))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("publisher did not send replica identity column expected by the logical replication target relation \"%s.%s\"",
+						rel->nspname, rel->relname)));
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("logical replication target relation \"%s.%s\" has neither REPLICA IDENTITY index nor PRIMARY KEY and published relation does not have REPLICA IDENTITY FULL",
+					rel->nspname, rel->relname)));
+}
+
+/*
+ * The table with everything that writing to it needs, open and locked until
+ * the transaction ends.  "remote" is what its columns are mapped to.
+ */
+KdbApplyTarget *
+KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
+{
+	KdbApplyTarget *target;
+	bool		found;
+
+	if (targets == NULL)
+		targets_init();
+	target = hash_search(targets, &relid, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset(target, 0, sizeof(KdbApplyTarget));
+		target->relid = relid;
+	}
+	if (target->rel == NULL)
+	{
+		target->rel = table_open(relid, lockmode);
+		dlist_push_tail(&open_targets, &target->open_link);
+		if (target->valid)
+			target->relinfo->ri_RelationDesc = target->rel;
+		else
+		{
+			dlist_delete(&target->open_link);
+			build_target(target);
+			dlist_push_tail(&open_targets, &target->open_link);
+		}
+	}
+	if (target->bound_to != remote->generation)
+		bind_remote(target, remote);
+	return target;
+}
+
+static void
+close_target(KdbApplyTarget *target)
+{
+	if (target->scan)
+	{
+		index_endscan(target->scan);
+		target->scan = NULL;
+	}
+	ExecClearTuple(target->local);
+	ExecClearTuple(target->scratch);
+	ExecClearTuple(target->search);
+	ExecClearTuple(target->merged);
+	ExecClearTuple(target->remote.slot);
+
+	/* slots that the trigger code made pin the relcache's descriptor */
+	ExecResetTupleTable(target->estate->es_tupleTable, true);
+	target->estate->es_tupleTable = NIL;
+	target->relinfo->ri_TrigOldSlot = NULL;
+	target->relinfo->ri_TrigNewSlot = NULL;
+	target->relinfo->ri_ReturningSlot = NULL;
+	ResetPerTupleExprContext(target->estate);
+	if (target->indexes_open)
+	{
+		for (int i = 0; i < target->nindexes; i++)
+		{
+			index_close(target->relinfo->ri_IndexRelationDescs[i], NoLock);
+			target->relinfo->ri_IndexRelationDescs[i] = NULL;
+		}
+		target->indexes_open = false;
+	}
+	table_close(target->rel, NoLock);
+	target->rel = NULL;
+	target->relinfo->ri_RelationDesc = NULL;
+	target->checked = 0;
+	dlist_delete(&target->open_link);
+}
+
+/* Close all of them; locks stay until the transaction ends. */
+void
+KdbTargetsClose(void)
+{
+	while (!dlist_is_empty(&open_targets))
+		close_target(dlist_head_element(KdbApplyTarget, open_link, &open_targets));
+}
+
+/* Privileges, verified once in a transaction. */
+void
+KdbTargetCheck(KdbApplyTarget *target, AclMode mode)
+{
+	if ((target->checked & mode) == mode)
+		return;
+	KdbCheckTargetPrivileges(target->rel, mode);
+	target->checked |= mode;
+}
