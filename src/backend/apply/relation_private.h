@@ -82,7 +82,7 @@ typedef struct KdbApplyTarget
 	bool		updatable;		/* the identity's columns are part of what is sent as key */
 	bool	   *compared;		/* per column: sent, so part of a full row match */
 
-	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
+	bool		row_triggers;	/* BEFORE ROW triggers exist: rows are locked first */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
 	bool		has_table_options;
@@ -187,7 +187,6 @@ typedef struct KdbHolder
 	ItemPointerData tid;
 	Oid			index;
 	KdbLocalRow row;
-	RepOriginId origin;
 	TupleTableSlot *copy;		/* for the record; in the message context */
 } KdbHolder;
 

@@ -80,6 +80,7 @@ typedef struct KdbLocalRow
 	 */
 	bool		version_known;
 	KdbVersion	version;
+	uint16_t	origin;			/* this node's id of the writer's origin, 0 if local; for the record only */
 
 	/* Written by the node that the change comes from. */
 	bool		same_origin;

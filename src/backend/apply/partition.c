@@ -1,0 +1,153 @@
+/*
+ * partition.c
+ *		Which partition does a row of a partitioned table go to?
+ *
+ * The engine's tuple routing finds it; routing state is built once in a
+ * transaction.  Writing then happens through the partition's own KdbApplyTarget,
+ * like to any other table.
+ */
+#include "postgres.h"
+
+#include "access/tupconvert.h"
+#include "catalog/pg_subscription_rel.h"
+#include "executor/execPartition.h"
+#include "executor/executor.h"
+#include "nodes/makefuncs.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "relation_private.h"
+
+/* Routing of one partitioned table, for one transaction. */
+typedef struct KdbApplyRouting
+{
+	MemoryContext context;
+	EState	   *estate;
+	ModifyTableState *mtstate;
+	ResultRelInfo *root;
+	PartitionTupleRouting *proute;
+} KdbApplyRouting;
+
+static KdbApplyRouting *
+begin_routing(KdbApplyRelation *rel)
+{
+	MemoryContext context = AllocSetContextCreate(ApplyContext, "KrahoDB partition routing",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	KdbApplyRouting *routing = palloc0(sizeof(KdbApplyRouting));
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+
+	routing->context = context;
+	routing->estate = CreateExecutorState();
+	MemoryContextSwitchTo(routing->estate->es_query_cxt);
+
+	rte->rtekind = RTE_RELATION;
+	rte->relid = rel->localreloid;
+	rte->relkind = rel->rel->rd_rel->relkind;
+	rte->rellockmode = AccessShareLock;
+	ExecInitRangeTable(routing->estate, list_make1(rte));
+
+	routing->root = makeNode(ResultRelInfo);
+	InitResultRelInfo(routing->root, rel->rel, 1, NULL, 0);
+
+	routing->mtstate = makeNode(ModifyTableState);
+	routing->mtstate->ps.plan = NULL;
+	routing->mtstate->ps.state = routing->estate;
+	routing->mtstate->operation = CMD_INSERT;
+	routing->mtstate->resultRelInfo = routing->root;
+	routing->proute = ExecSetupPartitionTupleRouting(routing->estate, rel->rel);
+	MemoryContextSwitchTo(old);
+	return routing;
+}
+
+/* End routing; the partitions that it opened are closed. */
+void
+KdbRoutingClose(KdbApplyRelation *rel)
+{
+	KdbApplyRouting *routing = rel->routing;
+
+	ExecCleanupTupleRouting(routing->mtstate, routing->proute);
+	ExecResetTupleTable(routing->estate->es_tupleTable, false);
+	FreeExecutorState(routing->estate);
+	MemoryContextDelete(routing->context);
+	rel->routing = NULL;
+}
+
+/* The partition's result relation as tuple routing knows it. */
+static ResultRelInfo *
+find_partition(KdbApplyRelation *rel, TupleTableSlot *slot)
+{
+	ResultRelInfo *partition;
+	Relation	leaf;
+
+	if (rel->routing == NULL)
+		rel->routing = begin_routing(rel);
+	partition = ExecFindPartition(rel->routing->mtstate, rel->routing->root,
+								  rel->routing->proute, slot, rel->routing->estate);
+	ResetPerTupleExprContext(rel->routing->estate);
+
+	leaf = partition->ri_RelationDesc;
+	CheckSubscriptionRelkind(leaf->rd_rel->relkind,
+							 get_namespace_name(RelationGetNamespace(leaf)),
+							 RelationGetRelationName(leaf));
+	return partition;
+}
+
+static AttrMap *
+map_to_partition(KdbApplyRelation *rel, KdbApplyTarget *target)
+{
+	return build_attrmap_by_name_if_req(rel->tupdesc, target->tupdesc);
+}
+
+/*
+ * The partition that the row in "slot" (the partitioned table's format) belongs
+ * to.  *routed becomes the row in the partition's format, in its search slot.
+ */
+KdbApplyTarget *
+KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot, TupleTableSlot **routed)
+{
+	ResultRelInfo *partition = find_partition(rel, slot);
+	KdbApplyTarget *target = KdbTargetOpen(RelationGetRelid(partition->ri_RelationDesc),
+										   RowExclusiveLock, rel);
+	AttrMap    *map = map_to_partition(rel, target);
+
+	*routed = target->search;
+	if (map)
+		execute_attr_map_slot(map, slot, target->search);
+	else
+		ExecCopySlot(target->search, slot);
+	return target;
+}
+
+/*
+ * A row in the partitioned table's format, in the partition's format: in
+ * target->remote.
+ */
+KdbRemoteRow *
+KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target, const KdbRemoteRow *row)
+{
+	AttrMap    *map = map_to_partition(rel, target);
+
+	if (map)
+		execute_attr_map_slot(map, row->slot, target->remote.slot);
+	else
+		ExecCopySlot(target->remote.slot, row->slot);
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		int			attnum = map ? map->attnums[i] : i + 1;
+
+		target->remote.sent[i] = attnum > 0 && row->sent[attnum - 1];
+	}
+	return &target->remote;
+}
+
+/* A partition's row in the partitioned table's format: in rel->search. */
+TupleTableSlot *
+KdbRouteBack(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *slot)
+{
+	AttrMap    *map = build_attrmap_by_name_if_req(target->tupdesc, rel->tupdesc);
+
+	if (map)
+		return execute_attr_map_slot(map, slot, rel->search);
+	return ExecCopySlot(rel->search, slot);
+}
