@@ -100,6 +100,24 @@ map_to_partition(KdbApplyRelation *rel, KdbApplyTarget *target)
 }
 
 /*
+ * The row of one slot in the format of another: the values are shared, not
+ * copied, as both slots live for one change.
+ */
+static TupleTableSlot *
+reformat(AttrMap *map, TupleTableSlot *from, TupleTableSlot *to)
+{
+	int			natts = to->tts_tupleDescriptor->natts;
+
+	if (map)
+		return execute_attr_map_slot(map, from, to);
+	slot_getallattrs(from);
+	ExecClearTuple(to);
+	memcpy(to->tts_values, from->tts_values, natts * sizeof(Datum));
+	memcpy(to->tts_isnull, from->tts_isnull, natts * sizeof(bool));
+	return ExecStoreVirtualTuple(to);
+}
+
+/*
  * The partition that the row in "slot" (the partitioned table's format) belongs
  * to.  *routed becomes the row in the partition's format, in its search slot.
  */
@@ -111,11 +129,7 @@ KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot, TupleTableSlot **routed)
 										   RowExclusiveLock, rel);
 	AttrMap    *map = map_to_partition(rel, target);
 
-	*routed = target->search;
-	if (map)
-		execute_attr_map_slot(map, slot, target->search);
-	else
-		ExecCopySlot(target->search, slot);
+	*routed = reformat(map, slot, target->search);
 	return target;
 }
 
@@ -128,10 +142,7 @@ KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target, const KdbRemoteRow *r
 {
 	AttrMap    *map = map_to_partition(rel, target);
 
-	if (map)
-		execute_attr_map_slot(map, row->slot, target->remote.slot);
-	else
-		ExecCopySlot(target->remote.slot, row->slot);
+	reformat(map, row->slot, target->remote.slot);
 	for (int i = 0; i < target->tupdesc->natts; i++)
 	{
 		int			attnum = map ? map->attnums[i] : i + 1;
@@ -145,9 +156,6 @@ KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target, const KdbRemoteRow *r
 TupleTableSlot *
 KdbRouteBack(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *slot)
 {
-	AttrMap    *map = build_attrmap_by_name_if_req(target->tupdesc, rel->tupdesc);
-
-	if (map)
-		return execute_attr_map_slot(map, slot, rel->search);
-	return ExecCopySlot(rel->search, slot);
+	return reformat(build_attrmap_by_name_if_req(target->tupdesc, rel->tupdesc),
+					slot, rel->search);
 }

@@ -14,12 +14,10 @@
 #include "postgres.h"
 
 #include "access/sysattr.h"
-#include "executor/executor.h"
-#include "storage/bufmgr.h"
 #include "access/tableam.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
 #include "utils/snapmgr.h"
-
-#include "krahodb/fault.h"
 
 #include "relation_private.h"
 
@@ -64,6 +62,7 @@ report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 		sides[n].has_version = local->version_known;
 		sides[n].version = local->version;
 		sides[n].origin = local->origin;
+		sides[n].xid = local->xid;
 		sides[n++].index = decision->conflict == KDB_CONFLICT_INSERT_EXISTS ?
 			change->target->identity_index : InvalidOid;
 	}
@@ -73,6 +72,7 @@ report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 		sides[n].has_version = holders[i].row.version_known;
 		sides[n].version = holders[i].row.version;
 		sides[n].origin = holders[i].row.origin;
+		sides[n].xid = holders[i].row.xid;
 		sides[n++].index = holders[i].index;
 	}
 	remote.slot = change->row ? change->row->slot : NULL;

@@ -22,6 +22,12 @@ extern void KdbLocalRowVersion(TupleTableSlot *slot, RepOriginId remote_origin,
 							   uint64 remote_node, KdbLocalRow *row);
 
 /*
+ * The version that a local transaction's writes have; fills all but state.
+ */
+extern void KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
+								  uint64 remote_node, KdbLocalRow *row);
+
+/*
  * The newest deletion of the key among the dead tuples that the heap still
  * holds, found by the given unique index with SnapshotAny.  Returns false if
  * none is found; else state DEAD with the deletion's version.
@@ -38,6 +44,7 @@ typedef struct KdbConflictSide
 	bool		has_version;
 	KdbVersion	version;
 	RepOriginId origin;			/* InvalidRepOriginId: written locally */
+	TransactionId xid;			/* local transaction that wrote or deleted it */
 	Oid			index;			/* unique index violated, or InvalidOid */
 } KdbConflictSide;
 

@@ -80,7 +80,8 @@ typedef struct KdbLocalRow
 	 */
 	bool		version_known;
 	KdbVersion	version;
-	uint16_t	origin;			/* this node's id of the writer's origin, 0 if local; for the record only */
+	uint16_t	origin;			/* this node's id of the writer's origin, 0 if local; for the record */
+	uint32_t	xid;			/* local transaction that wrote or deleted it; for the record */
 
 	/* Written by the node that the change comes from. */
 	bool		same_origin;

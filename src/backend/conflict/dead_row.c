@@ -1,0 +1,90 @@
+/*
+ * dead_row.c
+ *		Rows that were deleted, as far as the heap still holds them.
+ *
+ * A deleted or superseded tuple stays in the heap until vacuum may remove it,
+ * and its xmax tells the transaction that ended it.  An index scan with
+ * SnapshotAny returns all of them.  The newest of those transactions is the one
+ * that made the key vanish: each other tuple of the key was ended by an update
+ * whose successor is among the tuples too.
+ *
+ * Only for a key without live row, and after the caller has waited for
+ * transactions in progress on it.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "executor/tuptable.h"
+#include "storage/bufmgr.h"
+#include "storage/procarray.h"
+#include "utils/snapmgr.h"
+
+#include "krahodb/conflict.h"
+
+/*
+ * The transaction that ended a tuple, or InvalidTransactionId if it is still
+ * alive, never lived, or its end is not settled.
+ */
+static TransactionId
+ended_by(TupleTableSlot *slot)
+{
+	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
+	HeapTupleHeader tuple = heap->base.tuple->t_data;
+	TransactionId xmax = InvalidTransactionId;
+
+	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
+	if (!HeapTupleHeaderXminInvalid(tuple) &&
+		!(tuple->t_infomask & HEAP_XMAX_INVALID) &&
+		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
+		xmax = HeapTupleHeaderGetUpdateXid(tuple);
+	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+
+	if (!TransactionIdIsValid(xmax) || TransactionIdIsCurrentTransactionId(xmax))
+		return xmax;
+	if (TransactionIdIsInProgress(xmax) || !TransactionIdDidCommit(xmax))
+		return InvalidTransactionId;
+	return xmax;
+}
+
+/* See conflict.h. */
+bool
+KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
+			   TupleTableSlot *scratch, RepOriginId remote_origin,
+			   uint64 remote_node, KdbLocalRow *row)
+{
+	IndexScanDesc scan;
+	bool		found = false;
+
+	/* Other table access methods have no tuples to look at so. */
+	if (!TTS_IS_BUFFERTUPLE(scratch))
+		return false;
+
+	scan = index_beginscan(rel, index, SnapshotAny, nkeys, 0);
+	index_rescan(scan, skey, nkeys, NULL, 0);
+	while (index_getnext_slot(scan, ForwardScanDirection, scratch))
+	{
+		KdbLocalRow candidate = {0};
+		TransactionId xmax = ended_by(scratch);
+
+		if (!TransactionIdIsValid(xmax))
+			continue;
+		KdbTransactionVersion(xmax, remote_origin, remote_node, &candidate);
+		candidate.state = KDB_ROW_DEAD;
+		if (!candidate.version_known && !candidate.same_transaction)
+			continue;
+		if (!found || candidate.same_transaction ||
+			(!row->same_transaction &&
+			 KdbVersionCompare(candidate.version, row->version) > 0))
+			*row = candidate;
+		found = true;
+	}
+	ExecClearTuple(scratch);
+	index_endscan(scan);
+	return found;
+}

@@ -1,0 +1,255 @@
+/*
+ * report.c
+ *		The record of a conflict: one line in the server's log.
+ *
+ * Wording is PostgreSQL 18's ("conflict detected on relation ...: conflict=..."),
+ * so that what people grep for there finds the same here; how it was resolved
+ * follows in the same line.
+ */
+#include "postgres.h"
+
+#include "access/commit_ts.h"
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "catalog/index.h"
+#include "executor/executor.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "replication/origin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/conflict.h"
+
+/* Longest value that goes into the log. */
+#define VALUE_LIMIT		64
+
+static int
+error_code(KdbConflictType type)
+{
+	switch (type)
+	{
+		case KDB_CONFLICT_INSERT_EXISTS:
+		case KDB_CONFLICT_UPDATE_EXISTS:
+		case KDB_CONFLICT_MULTIPLE_UNIQUE_CONFLICTS:
+			return ERRCODE_UNIQUE_VIOLATION;
+		default:
+			return ERRCODE_T_R_SERIALIZATION_FAILURE;
+	}
+}
+
+/* "modified by origin "x" in transaction 7 at ...", or locally */
+static void
+append_writer(StringInfo buf, const KdbConflictSide *side, const char *verb)
+{
+	char	   *origin_name;
+
+	appendStringInfoString(buf, verb);
+	if (!side->has_version)
+	{
+		appendStringInfo(buf, " in transaction %u", side->xid);
+		return;
+	}
+	if (side->origin == InvalidRepOriginId)
+		appendStringInfoString(buf, " locally");
+	else if (replorigin_by_oid(side->origin, true, &origin_name))
+		appendStringInfo(buf, " by origin \"%s\"", origin_name);
+	else
+		appendStringInfoString(buf, " by a non-existent origin");
+	appendStringInfo(buf, " in transaction %u at %s", side->xid,
+					 timestamptz_to_str(side->version.ts));
+}
+
+/* First sentence of the detail, by type, as PostgreSQL 18 and 19 say it. */
+static void
+append_cause(StringInfo buf, KdbConflictType type, const KdbConflictSide *local, int nlocal)
+{
+	switch (type)
+	{
+		case KDB_CONFLICT_INSERT_EXISTS:
+		case KDB_CONFLICT_UPDATE_EXISTS:
+		case KDB_CONFLICT_MULTIPLE_UNIQUE_CONFLICTS:
+			for (int i = 0; i < nlocal; i++)
+			{
+				if (i > 0)
+					appendStringInfoChar(buf, ' ');
+				appendStringInfo(buf, "Key already exists in unique index \"%s\", ",
+								 get_rel_name(local[i].index));
+				append_writer(buf, &local[i], "modified");
+				appendStringInfoChar(buf, '.');
+			}
+			break;
+		case KDB_CONFLICT_UPDATE_ORIGIN_DIFFERS:
+			append_writer(buf, local, "Updating the row that was modified");
+			appendStringInfoChar(buf, '.');
+			break;
+		case KDB_CONFLICT_DELETE_ORIGIN_DIFFERS:
+			append_writer(buf, local, "Deleting the row that was modified");
+			appendStringInfoChar(buf, '.');
+			break;
+		case KDB_CONFLICT_UPDATE_DELETED:
+			append_writer(buf, local, "The row to be updated was deleted");
+			appendStringInfoChar(buf, '.');
+			break;
+		case KDB_CONFLICT_UPDATE_MISSING:
+			appendStringInfoString(buf, "Could not find the row to be updated.");
+			break;
+		case KDB_CONFLICT_DELETE_MISSING:
+			appendStringInfoString(buf, "Could not find the row to be deleted.");
+			break;
+		case KDB_CONFLICT_NONE:
+			break;
+	}
+}
+
+/*
+ * A row as "(1, abc, null)"; unlike ExecBuildSlotValueDescription all columns,
+ * since the log belongs to the administrator.
+ */
+static void
+append_row(StringInfo buf, TupleTableSlot *slot)
+{
+	TupleDesc	desc = slot->tts_tupleDescriptor;
+	bool		first = true;
+
+	slot_getallattrs(slot);
+	appendStringInfoChar(buf, '(');
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+		Oid			function;
+		bool		is_varlena;
+		char	   *value;
+		int			len;
+
+		if (att->attisdropped)
+			continue;
+		if (!first)
+			appendStringInfoString(buf, ", ");
+		first = false;
+		if (slot->tts_isnull[i])
+		{
+			appendStringInfoString(buf, "null");
+			continue;
+		}
+		getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+		value = OidOutputFunctionCall(function, slot->tts_values[i]);
+		len = strlen(value);
+		if (len <= VALUE_LIMIT)
+			appendBinaryStringInfo(buf, value, len);
+		else
+		{
+			appendBinaryStringInfo(buf, value, pg_mbcliplen(value, len, VALUE_LIMIT));
+			appendStringInfoString(buf, "...");
+		}
+	}
+	appendStringInfoChar(buf, ')');
+}
+
+/* "Key (id)=(1)" of the replica identity, if the table has one. */
+static void
+append_key(StringInfo buf, EState *estate, ResultRelInfo *relinfo, TupleTableSlot *search)
+{
+	Relation	rel = relinfo->ri_RelationDesc;
+	Oid			identity = RelationGetReplicaIndex(rel);
+
+	if (!OidIsValid(identity))
+		identity = RelationGetPrimaryKeyIndex(rel);
+	if (search == NULL || relinfo->ri_IndexRelationDescs == NULL)
+		return;
+	for (int i = 0; i < relinfo->ri_NumIndices; i++)
+	{
+		Relation	index = relinfo->ri_IndexRelationDescs[i];
+		Datum		values[INDEX_MAX_KEYS];
+		bool		isnull[INDEX_MAX_KEYS];
+		char	   *description;
+
+		if (index == NULL || RelationGetRelid(index) != identity)
+			continue;
+		FormIndexDatum(relinfo->ri_IndexRelationInfo[i], search, estate, values, isnull);
+		description = BuildIndexValueDescription(index, values, isnull);
+		if (description)
+			appendStringInfo(buf, "Key %s; ", description);
+	}
+}
+
+static void
+append_rows(StringInfo buf, const KdbConflictSide *local, int nlocal,
+			const KdbConflictSide *remote)
+{
+	const char *separator = "";
+
+	for (int i = 0; i < nlocal; i++)
+	{
+		if (local[i].slot == NULL)
+			continue;
+		appendStringInfo(buf, "%sexisting local row ", separator);
+		append_row(buf, local[i].slot);
+		separator = "; ";
+	}
+	if (remote->slot)
+	{
+		appendStringInfo(buf, "%sremote row ", separator);
+		append_row(buf, remote->slot);
+		separator = "; ";
+	}
+	appendStringInfo(buf, "%sremote version %s, node " UINT64_FORMAT, separator,
+					 timestamptz_to_str(remote->version.ts), remote->version.node);
+	for (int i = 0; i < nlocal; i++)
+	{
+		if (local[i].has_version)
+			appendStringInfo(buf, "; local version %s, node " UINT64_FORMAT,
+							 timestamptz_to_str(local[i].version.ts),
+							 local[i].version.node);
+	}
+	appendStringInfoChar(buf, '.');
+}
+
+static const char *
+outcome(KdbAction action)
+{
+	switch (action)
+	{
+		case KDB_ACTION_INSERT:
+		case KDB_ACTION_UPDATE:
+		case KDB_ACTION_DELETE:
+			return "remote change applied";
+		case KDB_ACTION_SKIP:
+			return "remote change skipped";
+		case KDB_ACTION_ERROR:
+			break;
+	}
+	return "error raised";
+}
+
+/* See conflict.h. */
+void
+KdbReportConflict(EState *estate, ResultRelInfo *relinfo, const KdbDecision *decision,
+				  TupleTableSlot *searchslot, const KdbConflictSide *local, int nlocal,
+				  const KdbConflictSide *remote)
+{
+	Relation	rel = relinfo->ri_RelationDesc;
+	StringInfoData detail;
+	bool		fails = decision->action == KDB_ACTION_ERROR;
+
+	initStringInfo(&detail);
+	append_cause(&detail, decision->conflict, local, nlocal);
+	appendStringInfoChar(&detail, ' ');
+	append_key(&detail, estate, relinfo, searchslot);
+	append_rows(&detail, local, nlocal, remote);
+
+	ereport(fails ? ERROR : LOG,
+			(errcode(error_code(decision->conflict)),
+			 errmsg("conflict detected on relation \"%s.%s\": conflict=%s, resolution=%s, %s",
+					get_namespace_name(RelationGetNamespace(rel)),
+					RelationGetRelationName(rel),
+					KdbConflictTypeName(decision->conflict),
+					KdbResolverName(decision->resolver),
+					outcome(decision->action)),
+			 errdetail_internal("%s", detail.data)));
+	pfree(detail.data);
+}

@@ -1,0 +1,66 @@
+/*
+ * version_lookup.c
+ *		The version of a local row: when it was written, and by which node.
+ *
+ * The engine keeps both per transaction: a transaction that applies a remote
+ * one commits with the origin's timestamp and its own id of that origin.
+ * Freezing leaves xmin in the tuple, so a frozen row still has its version as
+ * long as commit timestamps of that age are kept.
+ */
+#include "postgres.h"
+
+#include "access/commit_ts.h"
+#include "access/htup_details.h"
+#include "access/transam.h"
+#include "access/xact.h"
+
+#include "krahodb/conflict.h"
+#include "krahodb/node.h"
+
+/*
+ * The node that an origin id of this server stands for.  Of origins other than
+ * the one that is being applied only the id is known here; it orders ties the
+ * same way as long as this server runs.
+ */
+static uint64
+node_of_origin(RepOriginId origin, RepOriginId remote_origin, uint64 remote_node)
+{
+	if (origin == InvalidRepOriginId)
+		return KdbLocalNodeIdentity();
+	if (origin == remote_origin)
+		return remote_node;
+	return origin;
+}
+
+/* See conflict.h. */
+void
+KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
+					  uint64 remote_node, KdbLocalRow *row)
+{
+	TimestampTz ts = 0;
+	RepOriginId origin = InvalidRepOriginId;
+
+	row->same_transaction = TransactionIdIsCurrentTransactionId(xid);
+	row->version_known = !row->same_transaction && track_commit_timestamp &&
+		TransactionIdIsNormal(xid) &&
+		TransactionIdGetCommitTsData(xid, &ts, &origin);
+	row->version.ts = ts;
+	row->version.node = node_of_origin(origin, remote_origin, remote_node);
+	row->origin = origin;
+	row->xid = xid;
+	row->same_origin = row->version_known && origin == remote_origin &&
+		origin != InvalidRepOriginId;
+}
+
+/* See conflict.h. */
+void
+KdbLocalRowVersion(TupleTableSlot *slot, RepOriginId remote_origin,
+				   uint64 remote_node, KdbLocalRow *row)
+{
+	bool		isnull;
+	Datum		xmin = slot_getsysattr(slot, MinTransactionIdAttributeNumber, &isnull);
+
+	Assert(!isnull);
+	row->state = KDB_ROW_LIVE;
+	KdbTransactionVersion(DatumGetTransactionId(xmin), remote_origin, remote_node, row);
+}
