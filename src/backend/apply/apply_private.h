@@ -109,27 +109,33 @@ extern void KdbApplyStreamStart(const KdbWireMessage *message);
 extern void KdbApplyStreamStop(const KdbWireMessage *message);
 extern void KdbApplyStreamAbort(const KdbWireMessage *message);
 
-/* dispatch.c: data is one message, without frame. */
+/*
+ * dispatch.c: data is one message, without frame.  KdbApplyMessageContext is
+ * reset behind it.
+ */
 extern void KdbApplyDispatch(const char *data, size_t len);
 extern const char *KdbApplyMessageName(char type);
 
-/* feedback.c */
+/*
+ * feedback.c: a remote transaction that ends at remote_end is durable here once
+ * local WAL is flushed up to local_end (InvalidXLogRecPtr: it is already).
+ */
 extern void KdbFeedbackCommitted(XLogRecPtr remote_end, XLogRecPtr local_end);
 extern bool KdbFeedbackPending(void);
-extern void KdbFeedbackFlush(TimestampTz now);
+extern void KdbFeedbackFlushIfDue(TimestampTz now);
+extern bool KdbFeedbackDue(TimestampTz now);
 extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
-extern bool KdbFeedbackDue(TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */
 extern void KdbApplyLoop(XLogRecPtr last_received);
 
 /* subscription.c */
-extern bool KdbSubscriptionLoad(void);
+extern void KdbSubscriptionLoad(void);
 extern void KdbSubscriptionReread(void);
 
-/* worker.c: the registered table synchronisation, see apply.h */
-extern void KdbProcessSyncingTables(XLogRecPtr current_lsn);
+/* worker.c: the registered table synchronisation, see apply.h; never NULL */
+extern const KdbSyncCallbacks *KdbSync;
 
 /* error.c: what the error context says */
 typedef struct KdbErrorContext

@@ -1,0 +1,350 @@
+/*
+ * worker.c
+ *		The process that works for a subscription: start-up and ways out.
+ *
+ * One entry function serves the apply worker of a subscription and the workers
+ * that synchronise single tables; relid in the worker's slot tells which.
+ *
+ * START-UP
+ *	1. attach to the slot (from then on ALTER and DROP SUBSCRIPTION can stop us)
+ *	2. connect to the database as the subscription's owner; replica role, empty
+ *	   search_path
+ *	3. read the subscription
+ *	4. apply worker: take over the origin "pg_<subid>", connect to the publisher
+ *	   table synchronisation: copy the table (sync/), which does both
+ *	5. start streaming from the origin's position, and apply until stopped
+ *
+ * TWO-PHASE is a state of three: asked for (PENDING) by CREATE SUBSCRIPTION, it
+ * becomes ENABLED by the first start of the apply worker at which all tables
+ * are synchronised, because a synchronisation worker could not know what to do
+ * with a transaction that was prepared before its copy.
+ *
+ * WAYS OUT.  An error ends the process and the launcher starts another one;
+ * with disable_on_error the subscription is disabled first.  On each way the
+ * session's origin state is cleared before any transaction is aborted (see
+ * ORIGIN POSITION in transaction.c).
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_subscription.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/logicalworker.h"
+#include "replication/origin.h"
+#include "replication/walreceiver.h"
+#include "storage/ipc.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/stream.h"
+#include "apply_private.h"
+
+const KdbSyncCallbacks *KdbSync = NULL;
+
+/* callbacks lives as long as the process; called from _PG_init. */
+void
+KdbRegisterSync(const KdbSyncCallbacks *callbacks)
+{
+	KdbSync = callbacks;
+}
+
+static void
+reset_origin_on_exit(int code, Datum arg)
+{
+	KdbResetOriginState();
+}
+
+/* pg_subscription_rel changed. */
+static void
+note_relation_states(Datum arg, int cacheid, uint32 hashvalue)
+{
+	/* the engine's own list, which AllTablesyncsReady looks at */
+	invalidate_syncing_table_states(arg, cacheid, hashvalue);
+	KdbApplyRelationsForgetStates();
+}
+
+static void
+report_worker_error(void)
+{
+	pgstat_report_subscription_error(MyLogicalRepWorker->subid, !am_tablesync_worker());
+}
+
+/*
+ * Called with an error in flight: report it, leave the failed transaction and
+ * disable the subscription.
+ */
+static void pg_attribute_noreturn()
+disable_subscription_and_exit(void)
+{
+	HOLD_INTERRUPTS();
+	EmitErrorReport();
+	AbortOutOfAnyTransaction();
+	FlushErrorState();
+	RESUME_INTERRUPTS();
+
+	report_worker_error();
+
+	/* Its row may have out-of-line values, so a snapshot is needed. */
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	DisableSubscription(MySubscription->oid);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+
+	ereport(LOG,
+			(errmsg("subscription \"%s\" has been disabled because of an error",
+					MySubscription->name)));
+	proc_exit(0);
+}
+
+/* In a PG_CATCH: count the error, then exit or go on raising it. */
+static void
+handle_worker_error(void)
+{
+	KdbResetOriginState();
+
+	if (MySubscription->disableonerr)
+		disable_subscription_and_exit();
+
+	/* Statistics are sent from outside a transaction only. */
+	AbortOutOfAnyTransaction();
+	report_worker_error();
+	PG_RE_THROW();
+}
+
+static char *
+synchronise_table(XLogRecPtr *startpoint)
+{
+	char	   *slotname = NULL;
+
+	PG_TRY();
+	{
+		slotname = KdbSync->start_table_sync(startpoint);
+	}
+	PG_CATCH();
+	{
+		handle_worker_error();
+	}
+	PG_END_TRY();
+
+	return MemoryContextStrdup(ApplyContext, slotname);
+}
+
+static void
+apply_stream(XLogRecPtr startpoint)
+{
+	PG_TRY();
+	{
+		KdbApplyLoop(startpoint);
+	}
+	PG_CATCH();
+	{
+		handle_worker_error();
+	}
+	PG_END_TRY();
+}
+
+static void
+connect_to_database(void)
+{
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+
+	MyLogicalRepWorker->last_send_time = MyLogicalRepWorker->last_recv_time =
+		MyLogicalRepWorker->reply_time = GetCurrentTimestamp();
+
+	load_file("libpqwalreceiver", false);
+
+	SetConfigOption("session_replication_role", "replica",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	BackgroundWorkerInitializeConnectionByOid(MyLogicalRepWorker->dbid,
+											  MyLogicalRepWorker->userid, 0);
+	/* Index expressions and the like must not be redirected to others' functions. */
+	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+
+	/* Registered last, so it runs before the engine aborts the open transaction. */
+	before_shmem_exit(reset_origin_on_exit, (Datum) 0);
+}
+
+static void
+load_subscription(void)
+{
+	ApplyContext = AllocSetContextCreate(TopMemoryContext, "ApplyContext",
+										 ALLOCSET_DEFAULT_SIZES);
+	KdbApplyMessageContext = AllocSetContextCreate(ApplyContext,
+												   "KrahoDB apply message",
+												   ALLOCSET_DEFAULT_SIZES);
+
+	StartTransactionCommand();
+	KdbSubscriptionLoad();
+
+	if (am_tablesync_worker())
+		ereport(LOG,
+				(errmsg("logical replication table synchronization worker for subscription \"%s\", table \"%s\" has started",
+						MySubscription->name,
+						get_rel_name(MyLogicalRepWorker->relid))));
+	else
+		ereport(LOG,
+				(errmsg("logical replication apply worker for subscription \"%s\" has started",
+						MySubscription->name)));
+	CommitTransactionCommand();
+
+	elog(DEBUG1, "connecting to publisher using connection string \"%s\"",
+		 MySubscription->conninfo);
+}
+
+/*
+ * Take over the subscription's origin; returns its position.  CREATE
+ * SUBSCRIPTION has made it, with the id that replication_origin_id asks for;
+ * it is missing only if somebody dropped it.
+ */
+static XLogRecPtr
+set_up_origin(const char *name)
+{
+	RepOriginId origin;
+	XLogRecPtr	position;
+
+	StartTransactionCommand();
+	origin = replorigin_by_name(name, true);
+	if (origin == InvalidRepOriginId)
+		origin = replorigin_create(name);
+	replorigin_session_setup(origin);
+	replorigin_session_origin = origin;
+	position = replorigin_session_get_progress(false);
+	CommitTransactionCommand();
+
+	return position;
+}
+
+static void
+connect_to_publisher(void)
+{
+	TimeLineID	tli;
+	char	   *err;
+
+	LogRepWorkerWalRcvConn = walrcv_connect(MySubscription->conninfo, true,
+											MySubscription->name, &err);
+	if (LogRepWorkerWalRcvConn == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not connect to the publisher: %s", err)));
+
+	/* The answer is of no use, but it initialises the walsender. */
+	(void) walrcv_identify_system(LogRepWorkerWalRcvConn, &tli);
+}
+
+/* Step 4 of start-up: returns the slot to stream from, and where to start. */
+static char *
+set_up_stream(XLogRecPtr *startpoint)
+{
+	char		originname[NAMEDATALEN];
+	char	   *slotname;
+
+	if (am_tablesync_worker())
+	{
+		slotname = synchronise_table(startpoint);
+		ReplicationOriginNameForTablesync(MySubscription->oid,
+										  MyLogicalRepWorker->relid,
+										  originname, sizeof(originname));
+	}
+	else
+	{
+		/* Somebody changed the catalog by hand; libpqwalreceiver would crash. */
+		slotname = MySubscription->slotname;
+		if (slotname == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("subscription has no replication slot set")));
+
+		snprintf(originname, sizeof(originname), "pg_%u", MySubscription->oid);
+		*startpoint = set_up_origin(originname);
+		connect_to_publisher();
+	}
+
+	KdbApply.origin = replorigin_session_origin;
+	KdbApplyErrorContext.origin_name = MemoryContextStrdup(ApplyContext, originname);
+	return slotname;
+}
+
+/* The stream has started with two_phase: it is enabled from here on. */
+static void
+mark_two_phase_enabled(void)
+{
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	UpdateTwoPhaseState(MySubscription->oid, LOGICALREP_TWOPHASE_STATE_ENABLED);
+	MySubscription->twophasestate = LOGICALREP_TWOPHASE_STATE_ENABLED;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+static const char *
+two_phase_state_name(char state)
+{
+	switch (state)
+	{
+		case LOGICALREP_TWOPHASE_STATE_DISABLED:
+			return "DISABLED";
+		case LOGICALREP_TWOPHASE_STATE_PENDING:
+			return "PENDING";
+		case LOGICALREP_TWOPHASE_STATE_ENABLED:
+			return "ENABLED";
+		default:
+			return "?";
+	}
+}
+
+static void
+start_streaming(const char *slotname, XLogRecPtr startpoint)
+{
+	KdbStreamStart start = {0};
+
+	start.slotname = slotname;
+	start.startpoint = startpoint;
+	start.publications = MySubscription->publications;
+	start.binary = MySubscription->binary;
+	start.streaming = MySubscription->stream;
+	start.options = KdbMyOptions;
+	start.two_phase = !am_tablesync_worker() &&
+		MySubscription->twophasestate == LOGICALREP_TWOPHASE_STATE_PENDING &&
+		AllTablesyncsReady();
+
+	KdbApply.krahodb_stream = KdbStreamStartReplication(LogRepWorkerWalRcvConn, &start);
+
+	if (start.two_phase)
+		mark_two_phase_enabled();
+	if (!am_tablesync_worker())
+		ereport(DEBUG1,
+				(errmsg_internal("logical replication apply worker for subscription \"%s\" two_phase is %s",
+								 MySubscription->name,
+								 two_phase_state_name(MySubscription->twophasestate))));
+}
+
+void
+KdbApplyWorkerMain(Datum main_arg)
+{
+	XLogRecPtr	startpoint = InvalidXLogRecPtr;
+	char	   *slotname;
+
+	logicalrep_worker_attach(DatumGetInt32(main_arg));
+	connect_to_database();
+	load_subscription();
+
+	slotname = set_up_stream(&startpoint);
+	CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, note_relation_states, (Datum) 0);
+	start_streaming(slotname, startpoint);
+
+	apply_stream(startpoint);
+	proc_exit(0);
+}
