@@ -23,4 +23,4 @@ GNUmakefile: configure GNUmakefile.in
 
 configure: configure.ac
 	config/install-deps
-	autoconf
+	autoconf && rm -f configure~
