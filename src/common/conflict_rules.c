@@ -47,7 +47,8 @@
  *
  * (5) No conflict if the same node had deleted it.
  *
- * Writes of one remote transaction never conflict with each other.
+ * Writes of one remote transaction never conflict with each other on their key:
+ * each follows the one before it.
  *
  * Equal versions are writes of one transaction, or one that is delivered again.
  * Either way the one that arrives later follows the other in its origin's own
@@ -232,14 +233,15 @@ static bool
 is_conflict(KdbOperation operation, KdbVersion incoming,
 			const KdbLocalRow *local, KdbResolver resolver)
 {
+	if (local->same_transaction)
+		return false;
+
 	switch (local->state)
 	{
 		case KDB_ROW_ABSENT:
 			return operation != KDB_INSERT;
 
 		case KDB_ROW_LIVE:
-			if (local->same_transaction)
-				return false;
 			if (operation == KDB_INSERT)
 				return true;
 			return !local->same_origin && local->version_known;
@@ -247,10 +249,9 @@ is_conflict(KdbOperation operation, KdbVersion incoming,
 		case KDB_ROW_DEAD:
 			if (operation == KDB_INSERT)
 				return resolver == KDB_RESOLVER_LAST_UPDATE_WINS &&
-					!local->same_transaction &&
 					compare_with_local(incoming, local) < 0;
 			if (operation == KDB_DELETE)
-				return !local->same_origin && !local->same_transaction;
+				return !local->same_origin;
 			return true;
 	}
 	return true;
