@@ -329,8 +329,7 @@ KdbApplyRelationOpen(uint32 remoteid, LOCKMODE lockmode)
 		rel->lockmode = lockmode;
 		if (!rel->state_known || rel->state != SUBREL_STATE_READY)
 		{
-			rel->state = GetSubscriptionRelState(MySubscription->oid, rel->localreloid,
-												 &rel->statelsn);
+			rel->state = KdbSync->relation_state(rel->localreloid, &rel->statelsn);
 			rel->state_known = true;
 		}
 	}

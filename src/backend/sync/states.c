@@ -3,10 +3,9 @@
  *		States of the subscription's tables, as the workers see them.
  *
  * The list of tables that are not ready is asked for after every transaction,
- * so it is cached until pg_subscription_rel changes.  Besides this cache there
- * is the engine's own behind AllTablesyncsReady(), which the apply worker asks
- * when it starts to stream; both hear of changes through the callbacks that
- * are registered here at the first use.
+ * so it is cached until pg_subscription_rel changes.  (The engine has a cache of
+ * its own behind AllTablesyncsReady(), which the apply worker asks when it
+ * starts to stream, and invalidates.)
  */
 #include "postgres.h"
 
@@ -38,9 +37,6 @@ watch_states(void)
 										   "KrahoDB table states",
 										   ALLOCSET_SMALL_SIZES);
 	CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, states_changed, (Datum) 0);
-	CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP,
-								  invalidate_syncing_table_states, (Datum) 0);
-	invalidate_syncing_table_states((Datum) 0, SUBSCRIPTIONRELMAP, 0);
 }
 
 /* A change that comes in while this runs leaves the cache invalid. */
