@@ -47,7 +47,7 @@ static const Setting settings[] = {
 #define NSETTINGS	(sizeof(settings) / sizeof(settings[0]))
 
 /*
- * The boot value of a string setting of the server, in buffer; NULL if the server
+ * The boot value of a string setting of the server, in buffer (of LINE_LIMIT); NULL if the server
  * does not know the setting or cannot be asked.  The description is one line per
  * setting, tab-separated: name, context, group, type, boot value, ...
  */
@@ -80,7 +80,7 @@ setting_boot_value(const char *server, const char *name, char *buffer)
 		if (value == NULL)
 			continue;
 		value[strcspn(value, "\t\n")] = '\0';
-		strcpy(buffer, value);
+		memmove(buffer, value, strlen(value) + 1);	/* fits: it was in line */
 		found = true;
 	}
 	pclose(pipe);

@@ -70,7 +70,7 @@ own_initdb(void)
 		fail("could not find own path");
 	path[length] = '\0';
 	slash = strrchr(path, '/');
-	strcpy(slash, "/initdb");
+	memcpy(slash, "/initdb", sizeof("/initdb"));
 	return path;
 }
 
