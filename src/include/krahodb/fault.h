@@ -11,7 +11,10 @@
 #ifndef KRAHODB_FAULT_H
 #define KRAHODB_FAULT_H
 
+#include "postgres.h"
+
 #ifdef KRAHODB_FAULT_POINTS
+extern char *KdbFaultPointSetting;	/* the GUC's value */
 extern void KdbFaultPoint(const char *name);
 #define KDB_FAULT_POINT(name)	KdbFaultPoint(name)
 #else

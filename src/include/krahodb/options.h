@@ -14,7 +14,9 @@
 
 #include "postgres.h"
 #include "catalog/objectaddress.h"
+#include "nodes/parsenodes.h"
 #include "nodes/pg_list.h"
+#include "parser/parse_node.h"
 #include "replication/origin.h"
 #include "krahodb/conflict_rules.h"
 
@@ -61,6 +63,59 @@ extern bool KdbSubscriptionOptionsEqual(const KdbSubscriptionOptions *a,
 extern void KdbTableResolvers(const KdbSubscriptionOptions *subscription,
 							  const KdbTableOptions *table,
 							  KdbResolvers *resolvers);
+
+/*
+ * OPTION LISTS.  Between the ways in and the label, options are a List of
+ * DefElem whose args are String nodes with normalised values.  A normalised
+ * list of changes may also hold an element without arg: back to the default.
+ */
+
+/* The options in an object's label; NIL if it has none. */
+extern List *KdbReadOptions(Oid classid, Oid objectid);
+
+/* The old list with the changes made; elements are shared with both. */
+extern List *KdbMergeOptions(List *old, List *changes);
+
+/* Is this one of KrahoDB's subscription options? */
+extern bool KdbIsSubscriptionOption(const char *name);
+
+/*
+ * Check and normalise subscription options (only KrahoDB's, as the user wrote
+ * them).  pstate is for error positions; NULL if there is no source text.
+ */
+extern List *KdbNormaliseSubscriptionOptions(ParseState *pstate, List *defs);
+
+/* What a normalised list without changes means; checks contradictions. */
+extern KdbSubscriptionOptions *KdbParseSubscriptionOptions(List *options);
+
+/* Does anything there need commit timestamps of local rows? */
+extern bool KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options);
+
+/* Replace a subscription's label; running workers learn of it at commit. */
+extern void KdbStoreSubscriptionOptions(Oid subid, List *options);
+
+/* Check and normalise table options, without their name space; of RESET if reset. */
+extern List *KdbNormaliseTableOptions(List *defs, bool reset);
+
+/* Raises an error unless table options may be set on the relation. */
+extern void KdbCheckTableForOptions(Oid relid);
+
+/* Replace a table's label and have its users forget what they knew of it. */
+extern void KdbStoreTableOptions(Oid relid, List *options);
+
+/*
+ * Whose options a table has: itself, the nearest partitioned table above it
+ * that has any, or InvalidOid.
+ */
+extern Oid	KdbTableOptionsSource(Oid relid);
+
+/*
+ * replication_origin_id.  Reserve raises an error unless the id is free, and
+ * keeps it so for this transaction.  Assign gives it to the subscription's
+ * origin; the subscription must never have replicated.
+ */
+extern void KdbReserveOriginId(RepOriginId id);
+extern void KdbAssignOriginId(Oid subid, RepOriginId id);
 
 /* Register the label provider; once, from _PG_init. */
 extern void KdbOptionsInit(void);

@@ -25,7 +25,11 @@ typedef struct KdbPublisher
 	bool		plugin_allowed; /* krahodb_output may be used there (output_plugin_libraries) */
 } KdbPublisher;
 
-/* Ask the publisher; raises an error if the connection fails. */
+/*
+ * Ask the publisher; raises an error if the connection fails.  Logical
+ * connections are asked as soon as they are made, so this sends nothing then:
+ * it may be used inside a transaction of the publisher.
+ */
 extern void KdbStreamIdentify(WalReceiverConn *conn, KdbPublisher *publisher);
 
 /* The output plugin of a slot there; palloc'd, NULL if there is no such slot. */
@@ -67,6 +71,23 @@ typedef struct KdbStreamStart
  */
 extern bool KdbStreamStartReplication(WalReceiverConn *conn,
 									  const KdbStreamStart *start);
+
+/*
+ * Called for each logical connection, once it is made and identified, before
+ * whoever asked for it gets it.  May raise an error.  Returns the previous one,
+ * to be set back.
+ */
+typedef void (*KdbStreamConnectCallback) (WalReceiverConn *conn,
+										  const KdbPublisher *publisher);
+extern KdbStreamConnectCallback KdbStreamSetConnectCallback(KdbStreamConnectCallback callback);
+
+/*
+ * Run a query there.  Result is a List, one entry for each row, of arrays of
+ * ncolumns strings (NULL for null), palloc'd; what says in the error what was to
+ * be found out ("list of publications").  Needs no transaction.
+ */
+extern List *KdbStreamQuery(WalReceiverConn *conn, const char *query,
+							int ncolumns, const char *what);
 
 /* Wrap WalReceiverFunctions; once, from _PG_init. */
 extern void KdbStreamInit(void);

@@ -1,0 +1,85 @@
+/*
+ * fault.c
+ *		Stopping, failing or waiting at named points, in test builds only.
+ *
+ * Some branches are taken only if a process dies between two given lines.  A
+ * test names such a point in the GUC krahodb.fault_point, says what is to happen
+ * there, and reads the server log to learn that it did:
+ *		LOG:  fault point "apply-before-commit" reached: wait
+ * The setting is looked at each time the point is reached, so a test can arm and
+ * disarm it by reloading the configuration.
+ */
+#include "postgres.h"
+
+#include "krahodb/fault.h"
+
+#ifdef KRAHODB_FAULT_POINTS
+
+#include <signal.h>
+#include <unistd.h>
+
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/latch.h"
+#include "utils/guc.h"
+
+char	   *KdbFaultPointSetting = NULL;
+
+/* The action if the setting arms the point, else NULL. */
+static const char *
+armed_action(const char *name)
+{
+	size_t		len = strlen(name);
+
+	if (KdbFaultPointSetting == NULL ||
+		strncmp(KdbFaultPointSetting, name, len) != 0 ||
+		KdbFaultPointSetting[len] != '=')
+		return NULL;
+	return KdbFaultPointSetting + len + 1;
+}
+
+/* Until the setting is another one.  Reloads the configuration as main loops do. */
+static void
+wait_until_disarmed(const char *name)
+{
+	while (armed_action(name) != NULL && strcmp(armed_action(name), "wait") == 0)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+}
+
+void
+KdbFaultPoint(const char *name)
+{
+	const char *action = armed_action(name);
+
+	if (action == NULL)
+		return;
+
+	ereport(LOG,
+			(errmsg("fault point \"%s\" reached: %s", name, action)));
+	if (strcmp(action, "kill") == 0)
+		kill(getpid(), SIGKILL);
+	else if (strcmp(action, "crash") == 0)
+		ereport(PANIC,
+				(errmsg("crash at fault point \"%s\"", name)));
+	else if (strcmp(action, "error") == 0)
+		ereport(ERROR,
+				(errmsg("error at fault point \"%s\"", name)));
+	else if (strcmp(action, "wait") == 0)
+		wait_until_disarmed(name);
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unrecognized action of fault point \"%s\": \"%s\"", name, action)));
+}
+
+#endif							/* KRAHODB_FAULT_POINTS */

@@ -1,0 +1,53 @@
+/*
+ * guc.c
+ *		The settings of name space "krahodb"; nothing else defines any.
+ */
+#include "postgres.h"
+
+#include "utils/guc.h"
+
+#include "krahodb/fault.h"
+#include "krahodb/init.h"
+
+/*
+ * The version as settings: a subscriber asks its publisher for them, in any
+ * database and without an extension there.
+ */
+static char *version;
+static int	version_num;
+
+void
+KdbGucInit(void)
+{
+	DefineCustomStringVariable("krahodb.version",
+							   "Shows the version of KrahoDB.",
+							   NULL,
+							   &version,
+							   KRAHODB_VERSION,
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							   NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.version_num",
+							"Shows the version of KrahoDB as an integer.",
+							NULL,
+							&version_num,
+							KRAHODB_VERSION_NUM,
+							KRAHODB_VERSION_NUM, KRAHODB_VERSION_NUM,
+							PGC_INTERNAL,
+							GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							NULL, NULL, NULL);
+
+#ifdef KRAHODB_FAULT_POINTS
+	DefineCustomStringVariable("krahodb.fault_point",
+							   "Stops, fails or waits at a named point, for tests.",
+							   "The form is name=action; actions are kill, crash, error and wait.",
+							   &KdbFaultPointSetting,
+							   "",
+							   PGC_SUSET,
+							   GUC_NOT_IN_SAMPLE,
+							   NULL, NULL, NULL);
+#endif
+
+	MarkGUCPrefixReserved("krahodb");
+}

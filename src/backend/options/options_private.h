@@ -1,0 +1,39 @@
+/*
+ * options_private.h
+ *		What the files of options/ share.  Nobody else includes this.
+ *
+ *	label.c					the label's text, the provider, the catalogs
+ *	subscription_options.c	a subscription's options as a whole
+ *	subscription_values.c	the value of one of them
+ *	table_options.c			tables
+ *	origin_id.c				replication_origin_id in pg_replication_origin
+ */
+#ifndef OPTIONS_PRIVATE_H
+#define OPTIONS_PRIVATE_H
+
+#include "postgres.h"
+
+#include "krahodb/options.h"
+
+/* label.c */
+extern List *KdbLabelToOptions(const char *label);
+extern char *KdbOptionsToLabel(List *options);
+
+/* Tell who caches the options, at commit. */
+extern void KdbSubscriptionOptionsChanged(Oid subid);	/* subscription_options.c */
+extern void KdbTableOptionsChanged(Oid relid);	/* table_options.c */
+
+/*
+ * subscription_values.c.  Each reads one value and raises an error that names
+ * the option if it is not valid.
+ */
+extern KdbOriginFilter KdbReadOriginFilter(const char *value);
+extern int	KdbReadOriginIds(const char *name, const char *value, RepOriginId **ids);
+extern RepOriginId KdbReadOriginId(const char *name, const char *value);
+extern KdbResolver KdbReadGeneralResolver(const char *name, const char *value);
+/* Is the value the word that sets an option back to its default? */
+extern bool KdbIsDefaultValue(const char *value);
+
+extern KdbResolver KdbReadTypeResolver(KdbConflictType type, const char *value);
+
+#endif							/* OPTIONS_PRIVATE_H */

@@ -1,0 +1,259 @@
+/*
+ * subscription_options.c
+ *		KrahoDB's options of a subscription as a whole.
+ *
+ * NORMALISE checks each option by itself and writes its value in one form, so
+ * that a label compares and reads well.  PARSE looks at all of them together:
+ * contradictions, then the defaults that depend on other options.  ALTER
+ * normalises what it was given, merges it into what the label has, and parses
+ * the result before anything is changed.
+ *
+ * Options that the engine knows too (origin and run_as_owner from version 16)
+ * are KrahoDB's as long as the engine's parser would refuse them.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_subscription.h"
+#include "commands/defrem.h"
+#include "commands/seclabel.h"
+#include "commands/subscriptioncmds.h"
+#include "lib/stringinfo.h"
+#include "nodes/makefuncs.h"
+#include "nodes/value.h"
+#include "utils/inval.h"
+#include "utils/syscache.h"
+
+#include "options_private.h"
+
+static const char *const single_options[] = {
+	"origin",
+	"filter_origins",
+	"replication_origin_id",
+	"conflict_resolution",
+	"run_as_owner"
+};
+
+bool
+KdbIsSubscriptionOption(const char *name)
+{
+	KdbConflictType type;
+
+	for (int i = 0; i < lengthof(single_options); i++)
+	{
+		if (strcmp(name, single_options[i]) == 0)
+			return true;
+	}
+	return KdbConflictTypeFromName(name, &type);
+}
+
+static char *
+normal_origin_ids(const char *name, const char *value)
+{
+	StringInfoData text;
+	RepOriginId *ids;
+	int			n = KdbReadOriginIds(name, value, &ids);
+
+	if (n == 0)
+		return NULL;
+	initStringInfo(&text);
+	for (int i = 0; i < n; i++)
+		appendStringInfo(&text, "%s%u", i == 0 ? "" : ", ", ids[i]);
+	return text.data;
+}
+
+/* The value of an option in normal form; NULL if it asks for the default. */
+static char *
+normal_value(DefElem *def)
+{
+	const char *name = def->defname;
+	char	   *value;
+	KdbConflictType type;
+
+	if (strcmp(name, "run_as_owner") == 0)
+		return pstrdup(defGetBoolean(def) ? "true" : "false");
+
+	value = defGetString(def);
+	if (strcmp(name, "origin") == 0)
+		return pstrdup(KdbReadOriginFilter(value) == KDB_ORIGIN_NONE ? "none" : "any");
+	if (strcmp(name, "filter_origins") == 0)
+		return normal_origin_ids(name, value);
+	if (strcmp(name, "replication_origin_id") == 0)
+		return psprintf("%u", KdbReadOriginId(name, value));
+	if (KdbIsDefaultValue(value))
+		return NULL;
+	if (strcmp(name, "conflict_resolution") == 0)
+		return pstrdup(KdbResolverName(KdbReadGeneralResolver(name, value)));
+	if (KdbConflictTypeFromName(name, &type))
+		return pstrdup(KdbResolverName(KdbReadTypeResolver(type, value)));
+	elog(ERROR, "unexpected subscription option \"%s\"", name);
+}
+
+List *
+KdbNormaliseSubscriptionOptions(ParseState *pstate, List *defs)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, defs)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+		char	   *value;
+		ListCell   *other;
+
+		/* Only a label can hold one that is not ours. */
+		if (!KdbIsSubscriptionOption(def->defname))
+			ereport(ERROR,
+					(errcode(ERRCODE_SYNTAX_ERROR),
+					 errmsg("unrecognized subscription parameter: \"%s\"", def->defname)));
+		foreach(other, result)
+		{
+			if (strcmp(((DefElem *) lfirst(other))->defname, def->defname) == 0)
+				errorConflictingDefElem(def, pstate);
+		}
+		value = normal_value(def);
+		result = lappend(result,
+						 makeDefElem(pstrdup(def->defname),
+									 value ? (Node *) makeString(value) : NULL,
+									 def->location));
+	}
+	return result;
+}
+
+static const char *
+option_value(List *options, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *option = lfirst_node(DefElem, lc);
+
+		if (strcmp(option->defname, name) == 0)
+			return option->arg ? strVal(option->arg) : NULL;
+	}
+	return NULL;
+}
+
+static void
+check_contradictions(const KdbSubscriptionOptions *result)
+{
+	if (result->origin == KDB_ORIGIN_NONE && result->nfilter_origins > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("%s and %s are mutually exclusive options",
+						"origin = none", "filter_origins"),
+				 errdetail("With \"origin = none\" the publisher already leaves out the changes of every origin."),
+				 errhint("Use \"origin = any\" with filter_origins, or \"filter_origins = none\" with \"origin = none\".")));
+}
+
+/* Resolvers of all types: the general one, then those that are set by themselves. */
+static void
+set_resolvers(List *options, KdbSubscriptionOptions *result)
+{
+	const char *general = option_value(options, "conflict_resolution");
+
+	if (general)
+		result->conflict_resolution = KdbReadGeneralResolver("conflict_resolution", general);
+	else if (result->origin == KDB_ORIGIN_NONE || result->nfilter_origins > 0)
+		result->conflict_resolution = KDB_RESOLVER_LAST_UPDATE_WINS;
+	else
+		result->conflict_resolution = KDB_RESOLVER_ENGINE;
+	KdbResolversSetAll(&result->resolvers, result->conflict_resolution);
+
+	for (int type = 0; type < KDB_CONFLICT_TYPES; type++)
+	{
+		const char *value = option_value(options, KdbConflictTypeName((KdbConflictType) type));
+
+		if (value)
+			result->resolvers.by_type[type] = (uint8) KdbReadTypeResolver((KdbConflictType) type, value);
+	}
+}
+
+KdbSubscriptionOptions *
+KdbParseSubscriptionOptions(List *options)
+{
+	KdbSubscriptionOptions *result = palloc0(sizeof(KdbSubscriptionOptions));
+	const char *value;
+
+	value = option_value(options, "origin");
+	result->origin = value ? KdbReadOriginFilter(value) : KDB_ORIGIN_ANY;
+	value = option_value(options, "filter_origins");
+	if (value)
+		result->nfilter_origins = KdbReadOriginIds("filter_origins", value, &result->filter_origins);
+	value = option_value(options, "replication_origin_id");
+	result->replication_origin_id =
+		value ? KdbReadOriginId("replication_origin_id", value) : InvalidRepOriginId;
+	value = option_value(options, "run_as_owner");
+	result->run_as_owner = value == NULL || strcmp(value, "true") == 0;
+
+	check_contradictions(result);
+	set_resolvers(options, result);
+	return result;
+}
+
+KdbSubscriptionOptions *
+KdbGetSubscriptionOptions(Oid subid)
+{
+	List	   *options = KdbReadOptions(SubscriptionRelationId, subid);
+
+	return KdbParseSubscriptionOptions(KdbNormaliseSubscriptionOptions(NULL, options));
+}
+
+bool
+KdbSubscriptionOptionsEqual(const KdbSubscriptionOptions *a,
+							const KdbSubscriptionOptions *b)
+{
+	return a->origin == b->origin &&
+		a->nfilter_origins == b->nfilter_origins &&
+		(a->nfilter_origins == 0 ||
+		 memcmp(a->filter_origins, b->filter_origins,
+				a->nfilter_origins * sizeof(RepOriginId)) == 0) &&
+		a->replication_origin_id == b->replication_origin_id &&
+		a->run_as_owner == b->run_as_owner &&
+		a->conflict_resolution == b->conflict_resolution &&
+		memcmp(&a->resolvers, &b->resolvers, sizeof(KdbResolvers)) == 0;
+}
+
+/* Telling whose row it is, or which of two is newer, takes the commit timestamp. */
+bool
+KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options)
+{
+	for (int type = 0; type < KDB_CONFLICT_TYPES; type++)
+	{
+		KdbResolver resolver = (KdbResolver) options->resolvers.by_type[type];
+
+		if (resolver == KDB_RESOLVER_LAST_UPDATE_WINS ||
+			resolver == KDB_RESOLVER_FIRST_UPDATE_WINS)
+			return true;
+		if (resolver != KDB_RESOLVER_ENGINE &&
+			(type == KDB_CONFLICT_UPDATE_ORIGIN_DIFFERS || type == KDB_CONFLICT_DELETE_ORIGIN_DIFFERS))
+			return true;
+	}
+	return false;
+}
+
+/* The workers and the launcher watch pg_subscription. */
+void
+KdbSubscriptionOptionsChanged(Oid subid)
+{
+	Relation	rel = table_open(SubscriptionRelationId, RowExclusiveLock);
+	HeapTuple	tuple = SearchSysCache1(SUBSCRIPTIONOID, ObjectIdGetDatum(subid));
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for subscription %u", subid);
+	CacheInvalidateHeapTuple(rel, tuple, NULL);
+	ReleaseSysCache(tuple);
+	table_close(rel, NoLock);
+}
+
+void
+KdbStoreSubscriptionOptions(Oid subid, List *options)
+{
+	ObjectAddress object;
+
+	ObjectAddressSet(object, SubscriptionRelationId, subid);
+	SetSecurityLabel(&object, KDB_LABEL_PROVIDER, KdbOptionsToLabel(options));
+	KdbSubscriptionOptionsChanged(subid);
+}

@@ -1,0 +1,103 @@
+/*
+ * query.c
+ *		Commands and queries on a replication connection.
+ *
+ * walrcv_exec builds a tuple descriptor and runs the types' input functions, so
+ * it needs a transaction; whoever connects an apply worker has none.  All
+ * results here are text and small.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/tuplestore.h"
+
+#include "stream_private.h"
+
+#define MAX_COLUMNS		8
+
+static List *
+read_rows(WalRcvExecResult *result, int ncolumns, MemoryContext context)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(result->tupledesc, &TTSOpsMinimalTuple);
+	List	   *rows = NIL;
+
+	while (tuplestore_gettupleslot(result->tuplestore, true, false, slot))
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		char	  **row = palloc0(ncolumns * sizeof(char *));
+
+		for (int i = 0; i < ncolumns; i++)
+		{
+			bool		isnull;
+			Datum		value = slot_getattr(slot, i + 1, &isnull);
+
+			row[i] = isnull ? NULL : TextDatumGetCString(value);
+		}
+		rows = lappend(rows, row);
+		MemoryContextSwitchTo(old);
+		ExecClearTuple(slot);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return rows;
+}
+
+bool
+KdbStreamTryQuery(WalReceiverConn *conn, const char *query, int ncolumns,
+				  List **rows, char **error)
+{
+	static const Oid types[MAX_COLUMNS] = {
+		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID
+	};
+	MemoryContext context = CurrentMemoryContext;
+	bool		own_transaction = !IsTransactionState();
+	WalRcvExecResult *result;
+	bool		ok;
+
+	Assert(ncolumns <= MAX_COLUMNS);
+
+	*rows = NIL;
+	*error = NULL;
+	if (own_transaction)
+		StartTransactionCommand();
+	result = walrcv_exec(conn, query, ncolumns, types);
+	ok = result->status == WALRCV_OK_TUPLES;
+	if (ok)
+		*rows = read_rows(result, ncolumns, context);
+	else
+		*error = MemoryContextStrdup(context, result->err ? result->err : "unexpected result");
+	walrcv_clear_result(result);
+	if (own_transaction)
+		CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return ok;
+}
+
+List *
+KdbStreamQuery(WalReceiverConn *conn, const char *query, int ncolumns, const char *what)
+{
+	List	   *rows;
+	char	   *error;
+
+	if (!KdbStreamTryQuery(conn, query, ncolumns, &rows, &error))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not receive %s from the publisher: %s", what, error)));
+	return rows;
+}
+
+void
+KdbAppendQuoted(StringInfo buf, const char *string, char quote)
+{
+	appendStringInfoChar(buf, quote);
+	for (const char *p = string; *p; p++)
+	{
+		if (*p == quote)
+			appendStringInfoChar(buf, quote);
+		appendStringInfoChar(buf, *p);
+	}
+	appendStringInfoChar(buf, quote);
+}

@@ -1,0 +1,133 @@
+/*
+ * start.c
+ *		START_REPLICATION with the options that the slot's plugin understands.
+ *
+ * Which plugin a slot has is asked, not remembered: the slot may be older than
+ * KrahoDB on either side, or made by hand.  The command goes through
+ * walrcv_exec, as libpqwalreceiver's own function has no room for other
+ * options; a COPY BOTH answer leaves the connection streaming just the same.
+ */
+#include "postgres.h"
+
+#include "nodes/value.h"
+#include "utils/builtins.h"
+
+#include "krahodb/wire.h"
+
+#include "stream_private.h"
+
+/* pgoutput's protocol versions and options, by the version that brought them. */
+#define BINARY_VERSION			140000
+#define STREAMING_VERSION		140000	/* protocol 2 */
+#define TWO_PHASE_VERSION		150000	/* protocol 3 */
+#define ORIGIN_VERSION			160000
+
+static int
+protocol_version(int server_version)
+{
+	if (server_version >= TWO_PHASE_VERSION)
+		return 3;
+	if (server_version >= STREAMING_VERSION)
+		return 2;
+	return 1;
+}
+
+/* A list of identifiers in a string, each one quoted. */
+static char *
+publication_names(List *publications)
+{
+	StringInfoData names;
+	ListCell   *lc;
+
+	initStringInfo(&names);
+	foreach(lc, publications)
+	{
+		if (names.len > 0)
+			appendStringInfoChar(&names, ',');
+		KdbAppendQuoted(&names, strVal(lfirst(lc)), '"');
+	}
+	return names.data;
+}
+
+/* What both plugins understand. */
+static void
+append_common_options(StringInfo cmd, const KdbStreamStart *start, int server_version)
+{
+	appendStringInfo(cmd, "proto_version '%d'", protocol_version(server_version));
+	if (start->streaming && server_version >= STREAMING_VERSION)
+		appendStringInfoString(cmd, ", streaming 'on'");
+	if (start->two_phase && server_version >= TWO_PHASE_VERSION)
+		appendStringInfoString(cmd, ", two_phase 'on'");
+	appendStringInfoString(cmd, ", publication_names ");
+	KdbAppendQuoted(cmd, publication_names(start->publications), '\'');
+	if (start->binary && server_version >= BINARY_VERSION)
+		appendStringInfoString(cmd, ", binary 'true'");
+}
+
+static void
+append_krahodb_options(StringInfo cmd, const KdbSubscriptionOptions *options)
+{
+	appendStringInfo(cmd, ", krahodb '%d'", KDB_WIRE_VERSION);
+	appendStringInfo(cmd, ", origin '%s'", options->origin == KDB_ORIGIN_NONE ? "none" : "any");
+	if (options->nfilter_origins == 0)
+		return;
+	appendStringInfoString(cmd, ", filter_origins '");
+	for (int i = 0; i < options->nfilter_origins; i++)
+		appendStringInfo(cmd, "%s%u", i == 0 ? "" : ", ", options->filter_origins[i]);
+	appendStringInfoChar(cmd, '\'');
+}
+
+/* pgoutput on a slot that the subscription did not make for these options. */
+static void
+append_pgoutput_options(StringInfo cmd, const KdbStreamStart *start,
+						const KdbPublisher *publisher)
+{
+	const KdbSubscriptionOptions *options = start->options;
+
+	KdbStreamCheckOptions(publisher, options);
+	if (options->origin == KDB_ORIGIN_NONE && publisher->server_version >= ORIGIN_VERSION)
+		appendStringInfoString(cmd, ", origin 'none'");
+	else if (options->origin == KDB_ORIGIN_NONE || options->nfilter_origins > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("replication slot \"%s\" cannot filter changes by replication origin",
+						start->slotname),
+				 errdetail("The slot does not use output plugin \"%s\"; the publisher became a KrahoDB server later, or the slot was created by hand.",
+						   KDB_OUTPUT_PLUGIN),
+				 errhint("Drop and create the subscription, or set \"origin = any\" and \"filter_origins = none\".")));
+}
+
+bool
+KdbStreamStartReplication(WalReceiverConn *conn, const KdbStreamStart *start)
+{
+	KdbPublisher publisher;
+	char	   *plugin;
+	bool		krahodb_stream;
+	StringInfoData cmd;
+	WalRcvExecResult *result;
+
+	KdbStreamIdentify(conn, &publisher);
+	plugin = KdbStreamSlotPlugin(conn, start->slotname);
+	krahodb_stream = plugin != NULL && strcmp(plugin, KDB_OUTPUT_PLUGIN) == 0;
+
+	initStringInfo(&cmd);
+	appendStringInfoString(&cmd, "START_REPLICATION SLOT ");
+	KdbAppendQuoted(&cmd, start->slotname, '"');
+	appendStringInfo(&cmd, " LOGICAL %X/%X (", LSN_FORMAT_ARGS(start->startpoint));
+	append_common_options(&cmd, start, publisher.server_version);
+	if (krahodb_stream)
+		append_krahodb_options(&cmd, start->options);
+	else if (plugin != NULL)
+		append_pgoutput_options(&cmd, start, &publisher);
+	appendStringInfoChar(&cmd, ')');
+
+	result = walrcv_exec(conn, cmd.data, 0, NULL);
+	if (result->status != WALRCV_OK_COPY_BOTH)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("could not start WAL streaming: %s",
+						result->err ? result->err : "unexpected result")));
+	walrcv_clear_result(result);
+	pfree(cmd.data);
+	return krahodb_stream;
+}

@@ -1,0 +1,35 @@
+/*
+ * stream_private.h
+ *		What the files of stream/ share.  Nobody else includes this.
+ *
+ *	publisher.c		what the publisher is; wraps WalReceiverFunctions
+ *	query.c			commands and queries on a replication connection
+ *	slot.c			CREATE_REPLICATION_SLOT
+ *	start.c			START_REPLICATION
+ */
+#ifndef STREAM_PRIVATE_H
+#define STREAM_PRIVATE_H
+
+#include "postgres.h"
+
+#include "lib/stringinfo.h"
+
+#include "krahodb/stream.h"
+
+/* The engine's own functions, as libpqwalreceiver gave them. */
+extern WalReceiverFunctionsType KdbEngineWalReceiver;
+
+/* What is known of a connection; false if it is not a logical one. */
+extern bool KdbStreamKnown(WalReceiverConn *conn, KdbPublisher *publisher);
+
+/*
+ * As KdbStreamQuery, but a failure comes back as text: returns false and sets
+ * *error (palloc'd).
+ */
+extern bool KdbStreamTryQuery(WalReceiverConn *conn, const char *query,
+							  int ncolumns, List **rows, char **error);
+
+/* Append a string in quotes, for the replication grammar: quotes are doubled. */
+extern void KdbAppendQuoted(StringInfo buf, const char *string, char quote);
+
+#endif							/* STREAM_PRIVATE_H */
