@@ -13,7 +13,8 @@
  *	  that it left in the message may be used.
  *	- A message is accepted only if its last byte was read.  So whatever is
  *	  accepted has exactly one reading, and a publisher that says more than we
- *	  know is refused instead of half understood.
+ *	  know is refused instead of half understood.  (Except the handshake of a
+ *	  later protocol, which is read for its version only.)
  *	- Flags that we do not know are refused for the same reason.
  *
  * What is checked here is form, and the few values that the engine refuses on
@@ -356,14 +357,18 @@ read_message(reader *r, KdbWireMessage *m)
 	return true;
 }
 
+/*
+ * The one message that is read in every version, so that the caller can say
+ * which one it has met: later ones only append to it.
+ */
 static bool
 read_handshake(reader *r, KdbWireMessage *m)
 {
 	if (!has(r, 20))
 		return false;
 	m->u.handshake.protocol = take_u16(r);
-	if (m->u.handshake.protocol == 0 || m->u.handshake.protocol > KDB_WIRE_VERSION)
-		return refuse(r, "unsupported protocol version");
+	if (m->u.handshake.protocol == 0)
+		return refuse(r, "invalid protocol version");
 	m->u.handshake.krahodb_version = take_u32(r);
 	m->u.handshake.server_version = take_u32(r);
 	m->u.handshake.node = take_u64(r);
@@ -376,6 +381,9 @@ read_handshake(reader *r, KdbWireMessage *m)
 		return refuse(r, "zero byte in encoding name");
 	m->u.handshake.encoding = (const char *) r->pos;
 	r->pos += m->u.handshake.encoding_length;
+
+	if (m->u.handshake.protocol > KDB_WIRE_VERSION)
+		r->pos = r->end;
 	return true;
 }
 

@@ -13,6 +13,8 @@
  *		uint32 server_version_num of the publisher
  *		uint64 node identity of the publisher's database
  *		uint16 length, then bytes: server encoding name, no terminator
+ *	  A later protocol only appends to it.  The decoder accepts any protocol
+ *	  version; whether we speak it is for the caller to check.
  *
  * A KrahoDB stream is framed: one CopyData payload holds
  *		byte 'F', then one or more of { uint32 length, message bytes }.
