@@ -100,10 +100,12 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 	if (target->scan == NULL)
 	{
 		Relation	index = identity_relation(target);
+		MemoryContext old = MemoryContextSwitchTo(target->context);
 
 		InitDirtySnapshot(target->dirty);
 		target->scan = index_beginscan(target->rel, index, &target->dirty,
 									   target->nkeys, 0);
+		MemoryContextSwitchTo(old);
 	}
 	for (;;)
 	{
