@@ -29,6 +29,8 @@
 
 #include "relation_private.h"
 
+#define KDB_SCAN_ROWS	256		/* looked up before a scan is begun anew */
+
 /* Another transaction is at the row: wait for it; then the scan starts again. */
 static bool
 wait_for_other(const SnapshotData *snapshot)
@@ -89,7 +91,44 @@ visible_by_index(KdbApplyTarget *target, ScanKeyData *key)
 	return found;
 }
 
-/* The scan is begun once in a transaction and restarted for each row. */
+/*
+ * The scan is begun once in a transaction and restarted for each row.  What the
+ * index's functions allocate on the way is partly kept by the scan and partly
+ * forgotten by comparison functions, so it gets a context of its own, and a new
+ * start from time to time.
+ */
+static void
+restart_scan(KdbApplyTarget *target, ScanKeyData *key)
+{
+	if (target->scan != NULL && target->scan_rows >= KDB_SCAN_ROWS)
+	{
+		index_endscan(target->scan);
+		target->scan = NULL;
+		MemoryContextReset(CurrentMemoryContext);
+	}
+	if (target->scan == NULL)
+	{
+		InitDirtySnapshot(target->dirty);
+		target->scan = index_beginscan(target->rel, identity_relation(target),
+									   &target->dirty, target->nkeys, 0);
+		target->scan_rows = 0;
+	}
+	target->scan_rows++;
+	index_rescan(target->scan, key, target->nkeys, NULL, 0);
+}
+
+static bool
+look_up_key(KdbApplyTarget *target, ScanKeyData *key)
+{
+	MemoryContext old = MemoryContextSwitchTo(target->scan_context);
+	bool		found;
+
+	restart_scan(target, key);
+	found = index_getnext_slot(target->scan, ForwardScanDirection, target->local);
+	MemoryContextSwitchTo(old);
+	return found;
+}
+
 static bool
 find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 {
@@ -97,20 +136,9 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 
 	if (!fill_key(target, search, key))
 		return false;
-	if (target->scan == NULL)
-	{
-		Relation	index = identity_relation(target);
-		MemoryContext old = MemoryContextSwitchTo(target->context);
-
-		InitDirtySnapshot(target->dirty);
-		target->scan = index_beginscan(target->rel, index, &target->dirty,
-									   target->nkeys, 0);
-		MemoryContextSwitchTo(old);
-	}
 	for (;;)
 	{
-		index_rescan(target->scan, key, target->nkeys, NULL, 0);
-		if (index_getnext_slot(target->scan, ForwardScanDirection, target->local))
+		if (look_up_key(target, key))
 		{
 			if (!wait_for_other(&target->dirty))
 				return true;

@@ -94,6 +94,8 @@ typedef struct KdbApplyTarget
 	Relation	rel;
 	bool		indexes_open;
 	IndexScanDesc scan;			/* on the identity index */
+	MemoryContext scan_context; /* of the scan; lasts as long as "context" */
+	int			scan_rows;		/* looked up by this scan */
 	SnapshotData dirty;
 	AclMode		checked;		/* privileges verified in this transaction */
 	dlist_node	open_link;

@@ -234,6 +234,8 @@ build_target(KdbApplyTarget *target)
 	target->valid = true;
 	target->context = AllocSetContextCreate(ApplyContext, "KrahoDB apply target",
 											ALLOCSET_SMALL_SIZES);
+	target->scan_context = AllocSetContextCreate(target->context, "KrahoDB key lookup",
+												 ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(target->context);
 	build_executor_state(target);
 	build_slots(target);
@@ -363,6 +365,7 @@ close_target(KdbApplyTarget *target)
 	{
 		index_endscan(target->scan);
 		target->scan = NULL;
+		MemoryContextReset(target->scan_context);
 	}
 	ExecClearTuple(target->local);
 	ExecClearTuple(target->scratch);
