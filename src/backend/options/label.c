@@ -200,7 +200,7 @@ KdbMergeOptions(List *old, List *changes)
 
 		foreach(change, changes)
 			changed |= strcmp(((DefElem *) lfirst(change))->defname, option->defname) == 0;
-		if (!changed)
+		if (!changed && option->arg != NULL)
 			result = lappend(result, option);
 	}
 	foreach(lc, changes)

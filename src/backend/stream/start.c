@@ -77,24 +77,31 @@ append_krahodb_options(StringInfo cmd, const KdbSubscriptionOptions *options)
 	appendStringInfoChar(cmd, '\'');
 }
 
-/* pgoutput on a slot that the subscription did not make for these options. */
+/* Options of a slot that does not use krahodb_output. */
 static void
-append_pgoutput_options(StringInfo cmd, const KdbStreamStart *start,
-						const KdbPublisher *publisher)
+check_other_plugin(const char *slotname, const KdbPublisher *publisher,
+				   const KdbSubscriptionOptions *options)
 {
-	const KdbSubscriptionOptions *options = start->options;
-
 	KdbStreamCheckOptions(publisher, options);
-	if (options->origin == KDB_ORIGIN_NONE && publisher->server_version >= ORIGIN_VERSION)
-		appendStringInfoString(cmd, ", origin 'none'");
-	else if (options->origin == KDB_ORIGIN_NONE || options->nfilter_origins > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("replication slot \"%s\" cannot filter changes by replication origin",
-						start->slotname),
-				 errdetail("The slot does not use output plugin \"%s\"; the publisher became a KrahoDB server later, or the slot was created by hand.",
-						   KDB_OUTPUT_PLUGIN),
-				 errhint("Drop and create the subscription, or set \"origin = any\" and \"filter_origins = none\".")));
+	if (options->nfilter_origins == 0 &&
+		(options->origin == KDB_ORIGIN_ANY || publisher->server_version >= ORIGIN_VERSION))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("replication slot \"%s\" cannot filter changes by replication origin", slotname),
+			 errdetail("The slot does not use output plugin \"%s\": it was created by hand, or before the publisher was a KrahoDB server.",
+					   KDB_OUTPUT_PLUGIN),
+			 errhint("Drop and create the subscription, or set \"origin = any\" and \"filter_origins = none\".")));
+}
+
+void
+KdbStreamCheckSlot(WalReceiverConn *conn, const KdbPublisher *publisher,
+				   const char *slotname, const KdbSubscriptionOptions *options)
+{
+	char	   *plugin = KdbStreamSlotPlugin(conn, slotname);
+
+	if (plugin != NULL && strcmp(plugin, KDB_OUTPUT_PLUGIN) != 0)
+		check_other_plugin(slotname, publisher, options);
 }
 
 bool
@@ -118,7 +125,11 @@ KdbStreamStartReplication(WalReceiverConn *conn, const KdbStreamStart *start)
 	if (krahodb_stream)
 		append_krahodb_options(&cmd, start->options);
 	else if (plugin != NULL)
-		append_pgoutput_options(&cmd, start, &publisher);
+	{
+		check_other_plugin(start->slotname, &publisher, start->options);
+		if (start->options->origin == KDB_ORIGIN_NONE)
+			appendStringInfoString(&cmd, ", origin 'none'");
+	}
 	appendStringInfoChar(&cmd, ')');
 
 	result = walrcv_exec(conn, cmd.data, 0, NULL);

@@ -43,6 +43,14 @@ extern void KdbStreamCheckOptions(const KdbPublisher *publisher,
 								  const KdbSubscriptionOptions *options);
 
 /*
+ * Can that slot do what the options ask?  Raises an error with a hint if not; a
+ * slot that does not exist is no error here.
+ */
+extern void KdbStreamCheckSlot(WalReceiverConn *conn, const KdbPublisher *publisher,
+							   const char *slotname,
+							   const KdbSubscriptionOptions *options);
+
+/*
  * Create a logical slot on the publisher: with krahodb_output if it is a
  * KrahoDB, else with pgoutput.  Same contract as walrcv_create_slot; installed
  * in the engine's WalReceiverFunctions so that CREATE SUBSCRIPTION and table

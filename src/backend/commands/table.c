@@ -1,0 +1,230 @@
+/*
+ * table.c
+ *		KrahoDB's parameters in CREATE TABLE and ALTER TABLE.
+ *
+ * The grammar takes parameters of any name space in WITH (...), SET (...) and
+ * RESET (...); the engine refuses those that it does not know.  What is in name
+ * space "krahodb" is taken out before.  A subcommand of ALTER TABLE that has
+ * nothing left is removed; an ALTER TABLE that has no subcommand left still
+ * runs, for its lock, its checks and its event triggers.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "commands/tablecmds.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "commands_private.h"
+
+static bool
+is_ours(DefElem *def)
+{
+	return def->defnamespace != NULL && strcmp(def->defnamespace, KDB_LABEL_PROVIDER) == 0;
+}
+
+static bool
+has_ours(List *options)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		if (is_ours(lfirst_node(DefElem, lc)))
+			return true;
+	}
+	return false;
+}
+
+/* Take KrahoDB's parameters out of *list; returns them. */
+static List *
+take_parameters(List **list)
+{
+	List	   *ours = NIL;
+	ListCell   *lc;
+
+	foreach(lc, *list)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+
+		if (is_ours(def))
+		{
+			ours = lappend(ours, def);
+			*list = foreach_delete_current(*list, lc);
+		}
+	}
+	return ours;
+}
+
+/* Was the relation's row written by this transaction? */
+static bool
+created_here(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * Run a command that creates a table, and give the table its parameters.  With
+ * IF NOT EXISTS there may be a table before, or another session may be faster:
+ * then nothing was created, and nothing is changed.
+ */
+static void
+create_with_parameters(const KdbUtilityCall *call, RangeVar *relation, List *ours)
+{
+	Oid			namespace;
+	Oid			relid;
+
+	KdbPreventIfReadOnly(call->pstmt->utilityStmt);
+	ours = KdbMergeOptions(NIL, KdbNormaliseTableOptions(ours, false));
+	namespace = RangeVarGetCreationNamespace(relation);
+	relid = get_relname_relid(relation->relname, namespace);
+	if (OidIsValid(relid))
+	{
+		KdbRunUtility(call);
+		return;
+	}
+
+	KdbRunUtility(call);
+	CommandCounterIncrement();
+	relid = get_relname_relid(relation->relname, namespace);
+	if (!OidIsValid(relid) || !created_here(relid))
+		return;
+	KdbCheckTableForOptions(relid);
+	KdbStoreTableOptions(relid, ours);
+}
+
+void
+KdbCreateTable(const KdbUtilityCall *call)
+{
+	KdbUtilityCall copy;
+	CreateStmt *stmt = castNode(CreateStmt, call->pstmt->utilityStmt);
+	List	   *ours;
+
+	if (!has_ours(stmt->options))
+	{
+		KdbRunUtility(call);
+		return;
+	}
+	KdbCopyUtilityCall(call, &copy);
+	stmt = castNode(CreateStmt, copy.pstmt->utilityStmt);
+	ours = take_parameters(&stmt->options);
+	create_with_parameters(&copy, copyObject(stmt->relation), ours);
+}
+
+void
+KdbCreateTableAs(const KdbUtilityCall *call)
+{
+	KdbUtilityCall copy;
+	CreateTableAsStmt *stmt = castNode(CreateTableAsStmt, call->pstmt->utilityStmt);
+	List	   *ours;
+
+	if (!has_ours(stmt->into->options))
+	{
+		KdbRunUtility(call);
+		return;
+	}
+	KdbCopyUtilityCall(call, &copy);
+	stmt = castNode(CreateTableAsStmt, copy.pstmt->utilityStmt);
+	ours = take_parameters(&stmt->into->options);
+	create_with_parameters(&copy, copyObject(stmt->into->rel), ours);
+}
+
+static bool
+sets_parameters(AlterTableCmd *cmd)
+{
+	return cmd->subtype == AT_SetRelOptions || cmd->subtype == AT_ResetRelOptions;
+}
+
+static bool
+alters_ours(AlterTableStmt *stmt)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
+
+		if (sets_parameters(cmd) && has_ours((List *) cmd->def))
+			return true;
+	}
+	return false;
+}
+
+/* Take out all that is ours; returns it as one list of changes, checked. */
+static List *
+take_changes(AlterTableStmt *stmt)
+{
+	List	   *changes = NIL;
+	ListCell   *lc;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
+		List	   *rest;
+		List	   *ours;
+		ListCell   *one;
+
+		if (!sets_parameters(cmd))
+			continue;
+		rest = (List *) cmd->def;
+		ours = take_parameters(&rest);
+		if (ours == NIL)
+			continue;
+
+		/* A later subcommand goes over an earlier one, as in the engine. */
+		foreach(one, KdbNormaliseTableOptions(ours, cmd->subtype == AT_ResetRelOptions))
+			changes = lappend(changes, lfirst(one));
+		cmd->def = (Node *) rest;
+		if (rest == NIL)
+			stmt->cmds = foreach_delete_current(stmt->cmds, lc);
+	}
+	return changes;
+}
+
+void
+KdbAlterTable(const KdbUtilityCall *call)
+{
+	KdbUtilityCall copy;
+	AlterTableStmt *stmt = castNode(AlterTableStmt, call->pstmt->utilityStmt);
+	List	   *options;
+	List	   *changes;
+	ListCell   *lc;
+	Oid			relid;
+
+	if (!alters_ours(stmt))
+	{
+		KdbRunUtility(call);
+		return;
+	}
+	KdbCopyUtilityCall(call, &copy);
+	stmt = castNode(AlterTableStmt, copy.pstmt->utilityStmt);
+	KdbPreventIfReadOnly((Node *) stmt);
+	changes = take_changes(stmt);
+
+	/* The lock that the engine is going to take. */
+	relid = RangeVarGetRelidExtended(stmt->relation, AlterTableGetLockLevel(stmt->cmds),
+									 stmt->missing_ok ? RVR_MISSING_OK : 0,
+									 RangeVarCallbackOwnsRelation, NULL);
+	if (!OidIsValid(relid))
+	{
+		KdbRunUtility(&copy);
+		return;
+	}
+	KdbCheckTableForOptions(relid);
+	options = KdbNormaliseTableOptions(KdbReadOptions(RelationRelationId, relid), false);
+	foreach(lc, changes)
+		options = KdbMergeOptions(options, list_make1(lfirst(lc)));
+
+	KdbRunUtility(&copy);
+	KdbStoreTableOptions(relid, options);
+}

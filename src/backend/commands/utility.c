@@ -1,0 +1,88 @@
+/*
+ * utility.c
+ *		The utility hook: KrahoDB's options in the engine's commands.
+ *
+ * A command that may carry options of KrahoDB goes to the function for it,
+ * which takes them out of a copy of the parse tree, checks them completely,
+ * runs the engine's command with the rest, and stores them; everything else,
+ * and every such command without one, passes through as it is.  All happens in
+ * the command's own transaction, so whatever fails leaves nothing behind here;
+ * what must not be left behind on a publisher is checked before the engine
+ * creates it.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+
+#include "krahodb/init.h"
+
+#include "commands_private.h"
+
+static ProcessUtility_hook_type next_utility_hook = NULL;
+
+void
+KdbRunUtility(const KdbUtilityCall *call)
+{
+	ProcessUtility_hook_type run = next_utility_hook ? next_utility_hook : standard_ProcessUtility;
+
+	run(call->pstmt, call->query_string, call->read_only_tree, call->context,
+		call->params, call->query_env, call->dest, call->completion);
+}
+
+void
+KdbCopyUtilityCall(const KdbUtilityCall *call, KdbUtilityCall *copy)
+{
+	*copy = *call;
+	copy->pstmt = copyObject(call->pstmt);
+	copy->read_only_tree = false;
+}
+
+void
+KdbPreventIfReadOnly(Node *stmt)
+{
+	const char *command = CreateCommandName(stmt);
+
+	PreventCommandIfReadOnly(command);
+	PreventCommandIfParallelMode(command);
+	PreventCommandDuringRecovery(command);
+}
+
+static void
+utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
+			 ProcessUtilityContext context, ParamListInfo params,
+			 QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *completion)
+{
+	KdbUtilityCall call = {pstmt, query_string, read_only_tree, context,
+	params, query_env, dest, completion};
+
+	switch (nodeTag(pstmt->utilityStmt))
+	{
+		case T_CreateSubscriptionStmt:
+			KdbCreateSubscription(&call);
+			break;
+		case T_AlterSubscriptionStmt:
+			KdbAlterSubscription(&call);
+			break;
+		case T_CreateStmt:
+			KdbCreateTable(&call);
+			break;
+		case T_CreateTableAsStmt:
+			KdbCreateTableAs(&call);
+			break;
+		case T_AlterTableStmt:
+			KdbAlterTable(&call);
+			break;
+		default:
+			KdbRunUtility(&call);
+			break;
+	}
+}
+
+void
+KdbCommandsInit(void)
+{
+	next_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = utility_hook;
+	KdbDropInit();
+}
