@@ -1,0 +1,159 @@
+# KrahoDB::Nodes: servers for the TAP tests.
+#
+# Nodes are PostgreSQL::Test::Cluster objects.  krahodb_node() makes one with the
+# initdb of the installation under test, stock_node() one with the engine's own,
+# without KrahoDB.  Nothing here sleeps for a time: everything waits for a
+# condition, until PG_TEST_TIMEOUT_DEFAULT.
+
+package KrahoDB::Nodes;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use File::Basename qw(dirname);
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep);
+
+our @EXPORT = qw(
+  krahodb_node
+  stock_node
+  connstr
+  wait_streams
+  is_equal_on
+  arm_fault
+  disarm_fault
+  wait_until_down
+  slots_of
+);
+
+my $settings = <<'EOF';
+track_commit_timestamp = on
+wal_retrieve_retry_interval = 10ms
+max_connections = 30
+max_wal_senders = 20
+max_replication_slots = 20
+max_worker_processes = 30
+max_logical_replication_workers = 24
+max_sync_workers_per_subscription = 4
+max_prepared_transactions = 10
+autovacuum = off
+EOF
+
+# A started KrahoDB node; %params: conf => further lines of postgresql.conf.
+sub krahodb_node
+{
+	my ($name, %params) = @_;
+	my $node = PostgreSQL::Test::Cluster->new($name);
+
+	$node->init(allows_streaming => 'logical');
+	$node->append_conf('postgresql.conf', $settings);
+	$node->append_conf('postgresql.conf', $params{conf}) if $params{conf};
+	$node->start;
+	return $node;
+}
+
+# The same without KrahoDB.
+sub stock_node
+{
+	my ($name, %params) = @_;
+	my $bindir = $ENV{KDB_ENGINE_BINDIR} || qx(pg_config --bindir);
+	chomp $bindir;
+	my $node = PostgreSQL::Test::Cluster->new($name,
+		install_path => dirname($bindir));
+
+	$node->init(allows_streaming => 'logical');
+	$node->append_conf('postgresql.conf', $settings);
+	$node->append_conf('postgresql.conf', $params{conf}) if $params{conf};
+	$node->start;
+	return $node;
+}
+
+# Connection string for CREATE SUBSCRIPTION.
+sub connstr
+{
+	my ($node, $dbname) = @_;
+	return $node->connstr . ' dbname=' . ($dbname || 'postgres');
+}
+
+# Wait until the streams have brought everything: pairs [publisher, subscription].
+# Changes that are applied may be passed on, so this goes round once more than
+# the longest way is.
+sub wait_streams
+{
+	my ($rounds, @streams) = @_;
+
+	foreach (1 .. $rounds)
+	{
+		foreach my $stream (@streams)
+		{
+			my ($publisher, $subscription) = @$stream;
+			$publisher->wait_for_catchup($subscription, 'replay',
+				$publisher->lsn('insert'));
+		}
+	}
+	return;
+}
+
+# The query has the same result on all nodes; returns it.
+sub is_equal_on
+{
+	my ($nodes, $query, $name) = @_;
+	my @results = map { $_->safe_psql('postgres', $query) } @$nodes;
+
+	foreach my $i (1 .. $#results)
+	{
+		is($results[$i], $results[0],
+			"$name: " . $nodes->[$i]->name . ' = ' . $nodes->[0]->name);
+	}
+	return $results[0];
+}
+
+# Arm a fault point in postgresql.conf; in effect after a reload or (re)start.
+sub arm_fault
+{
+	my ($node, $fault) = @_;
+
+	disarm_fault($node);
+	$node->append_conf('postgresql.conf', "krahodb.fault_point = '$fault'");
+	return;
+}
+
+sub disarm_fault
+{
+	my ($node) = @_;
+
+	$node->adjust_conf('postgresql.conf', 'krahodb.fault_point', undef);
+	return;
+}
+
+# Wait until a server that dies of itself is down, and let the node know.
+sub wait_until_down
+{
+	my ($node) = @_;
+	my $pidfile = $node->data_dir . '/postmaster.pid';
+	my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
+
+	while (-e $pidfile)
+	{
+		die 'timed out waiting for ' . $node->name . ' to go down'
+		  if $tries-- == 0;
+		usleep(100_000);
+	}
+	$node->_update_pid(0);
+	return;
+}
+
+# Names of the logical slots on a node.
+sub slots_of
+{
+	my ($node) = @_;
+
+	return $node->safe_psql('postgres',
+		"SELECT string_agg(slot_name, ',' ORDER BY slot_name) FROM pg_replication_slots"
+	);
+}
+
+1;
