@@ -12,6 +12,7 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_subscription_rel.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -51,7 +52,11 @@ remote_command(const char *command, const char *failure)
 	walrcv_clear_result(res);
 }
 
-/* DATASYNC, for all to see, and the worker's origin exists. */
+/*
+ * DATASYNC, for all to see, and the worker's origin exists.  Flushed, because
+ * the slot that comes next survives a crash: only a worker that finds DATASYNC
+ * expects one.
+ */
 static void
 begin_datasync(const char *slotname, char state)
 {
@@ -67,6 +72,7 @@ begin_datasync(const char *slotname, char state)
 							   SUBREL_STATE_DATASYNC, InvalidXLogRecPtr);
 	KdbSyncOriginCreate();
 	CommitTransactionCommand();
+	XLogFlush(XactLastCommitEnd);
 	pgstat_report_stat(true);
 }
 
@@ -202,6 +208,7 @@ KdbSyncStart(XLogRecPtr *origin_startpos)
 							 MyLogicalRepWorker->relid,
 							 LSN_FORMAT_ARGS(*origin_startpos))));
 
+	KDB_FAULT_POINT("sync_before_syncwait");
 	KdbSyncSetShared(SUBREL_STATE_SYNCWAIT, *origin_startpos);
 	wait_for_catchup();
 	return slotname;
