@@ -26,24 +26,55 @@
 
 char	   *KdbFaultPointSetting = NULL;
 
-/* The action if the setting arms the point, else NULL. */
+/*
+ * The action if the setting arms the point, else NULL.  With "name@number=action"
+ * a point is armed from the time on that it has been reached that often.
+ */
 static const char *
-armed_action(const char *name)
+armed_action(const char *name, uint64 reached)
 {
+	const char *rest = KdbFaultPointSetting;
 	size_t		len = strlen(name);
 
-	if (KdbFaultPointSetting == NULL ||
-		strncmp(KdbFaultPointSetting, name, len) != 0 ||
-		KdbFaultPointSetting[len] != '=')
+	if (rest == NULL || strncmp(rest, name, len) != 0)
 		return NULL;
-	return KdbFaultPointSetting + len + 1;
+	rest += len;
+	if (*rest == '@')
+	{
+		char	   *end;
+
+		if (strtoul(rest + 1, &end, 10) > reached)
+			return NULL;
+		rest = end;
+	}
+	return *rest == '=' ? rest + 1 : NULL;
+}
+
+/* How often this process has been at the point that the setting names. */
+static uint64
+count_reached(const char *name)
+{
+	static char counted[NAMEDATALEN];
+	static uint64 reached = 0;
+
+	if (KdbFaultPointSetting == NULL ||
+		strncmp(KdbFaultPointSetting, name, strlen(name)) != 0)
+		return reached;
+	if (strcmp(counted, name) != 0)
+	{
+		strlcpy(counted, name, sizeof(counted));
+		reached = 0;
+	}
+	return ++reached;
 }
 
 /* Until the setting is another one.  Reloads the configuration as main loops do. */
 static void
 wait_until_disarmed(const char *name)
 {
-	while (armed_action(name) != NULL && strcmp(armed_action(name), "wait") == 0)
+	const char *action;
+
+	while ((action = armed_action(name, PG_UINT64_MAX)) != NULL && strcmp(action, "wait") == 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -59,7 +90,7 @@ wait_until_disarmed(const char *name)
 void
 KdbFaultPoint(const char *name)
 {
-	const char *action = armed_action(name);
+	const char *action = armed_action(name, count_reached(name));
 
 	if (action == NULL)
 		return;
