@@ -66,6 +66,12 @@ KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
 		return false;
 
 	scan = index_beginscan(rel, index, SnapshotAny, nkeys, 0);
+
+	/*
+	 * The search for a live row has just marked entries of rows that are dead
+	 * to everybody; the rows are there all the same.
+	 */
+	scan->ignore_killed_tuples = false;
 	index_rescan(scan, skey, nkeys, NULL, 0);
 	while (index_getnext_slot(scan, ForwardScanDirection, scratch))
 	{
