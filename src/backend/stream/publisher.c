@@ -88,7 +88,8 @@ setting_number(const char *value)
 
 /*
  * Does output_plugin_libraries, as the engine reads it, list the plugin?
- * Servers that do not know the setting allow every plugin.
+ * Servers that do not know the setting allow every plugin; where it is hidden
+ * the publisher itself will tell.
  */
 static bool
 list_has_plugin(const char *setting)
@@ -108,8 +109,13 @@ list_has_plugin(const char *setting)
 	return false;
 }
 
+/*
+ * Ask for what every role may see.  output_plugin_libraries is shown to
+ * superusers and members of pg_read_all_settings only; from others pg_settings
+ * hides it, and they learn from CREATE_REPLICATION_SLOT.
+ */
 static bool
-ask(WalReceiverConn *conn, KdbPublisher *publisher, char **error)
+ask(WalReceiverConn *conn, KdbPublisher *publisher, KdbStreamError *error)
 {
 	List	   *rows;
 	char	  **row;
@@ -117,12 +123,14 @@ ask(WalReceiverConn *conn, KdbPublisher *publisher, char **error)
 	if (!KdbStreamTryQuery(conn,
 						   "SELECT pg_catalog.current_setting('server_version_num'),"
 						   " pg_catalog.current_setting('krahodb.version_num', true),"
-						   " pg_catalog.current_setting('output_plugin_libraries', true)",
+						   " CASE WHEN pg_catalog.current_setting('krahodb.version_num', true) IS NOT NULL"
+						   " THEN (SELECT s.setting FROM pg_catalog.pg_settings s"
+						   " WHERE s.name OPERATOR(pg_catalog.=) 'output_plugin_libraries') END",
 						   3, &rows, error))
 		return false;
 	if (list_length(rows) != 1)
 	{
-		*error = pstrdup("unexpected number of rows");
+		error->message = pstrdup("unexpected number of rows");
 		return false;
 	}
 	row = linitial(rows);
@@ -149,14 +157,14 @@ KdbStreamKnown(WalReceiverConn *conn, KdbPublisher *publisher)
 void
 KdbStreamIdentify(WalReceiverConn *conn, KdbPublisher *publisher)
 {
-	char	   *error;
+	KdbStreamError error;
 
 	if (KdbStreamKnown(conn, publisher))
 		return;
 	if (!ask(conn, publisher, &error))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("could not receive settings from the publisher: %s", error)));
+				 errmsg("could not receive settings from the publisher: %s", error.message)));
 	remember(conn, publisher);
 }
 
@@ -171,7 +179,8 @@ connect_and_identify(const char *conninfo, bool logical, const char *appname, ch
 	PG_TRY();
 	{
 		KdbPublisher publisher;
-		bool		ok = ask(conn, &publisher, err);
+		KdbStreamError error;
+		bool		ok = ask(conn, &publisher, &error);
 
 		if (ok)
 		{
@@ -183,6 +192,7 @@ connect_and_identify(const char *conninfo, bool logical, const char *appname, ch
 		{
 			walrcv_disconnect(conn);
 			conn = NULL;
+			*err = error.message;
 		}
 	}
 	PG_CATCH();

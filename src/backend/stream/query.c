@@ -47,7 +47,7 @@ read_rows(WalRcvExecResult *result, int ncolumns, MemoryContext context)
 
 bool
 KdbStreamTryQuery(WalReceiverConn *conn, const char *query, int ncolumns,
-				  List **rows, char **error)
+				  List **rows, KdbStreamError *error)
 {
 	static const Oid types[MAX_COLUMNS] = {
 		TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID
@@ -60,7 +60,7 @@ KdbStreamTryQuery(WalReceiverConn *conn, const char *query, int ncolumns,
 	Assert(ncolumns <= MAX_COLUMNS);
 
 	*rows = NIL;
-	*error = NULL;
+	memset(error, 0, sizeof(*error));
 	if (own_transaction)
 		StartTransactionCommand();
 	result = walrcv_exec(conn, query, ncolumns, types);
@@ -68,7 +68,10 @@ KdbStreamTryQuery(WalReceiverConn *conn, const char *query, int ncolumns,
 	if (ok)
 		*rows = read_rows(result, ncolumns, context);
 	else
-		*error = MemoryContextStrdup(context, result->err ? result->err : "unexpected result");
+	{
+		error->sqlstate = result->sqlstate;
+		error->message = MemoryContextStrdup(context, result->err ? result->err : "unexpected result");
+	}
 	walrcv_clear_result(result);
 	if (own_transaction)
 		CommitTransactionCommand();
@@ -80,12 +83,12 @@ List *
 KdbStreamQuery(WalReceiverConn *conn, const char *query, int ncolumns, const char *what)
 {
 	List	   *rows;
-	char	   *error;
+	KdbStreamError error;
 
 	if (!KdbStreamTryQuery(conn, query, ncolumns, &rows, &error))
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
-				 errmsg("could not receive %s from the publisher: %s", what, error)));
+				 errmsg("could not receive %s from the publisher: %s", what, error.message)));
 	return rows;
 }
 

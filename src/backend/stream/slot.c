@@ -77,7 +77,7 @@ KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname, bool temporary,
 	KdbPublisher publisher;
 	List	   *rows;
 	char	  **row;
-	char	   *error;
+	KdbStreamError error;
 
 	/* Physical connections are never identified. */
 	if (!KdbStreamKnown(conn, &publisher) || publisher.krahodb_version == 0)
@@ -90,9 +90,14 @@ KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname, bool temporary,
 	if (!KdbStreamTryQuery(conn,
 						   create_command(&publisher, slotname, temporary, two_phase, snapshot_action),
 						   4, &rows, &error))
+	{
+		if (error.sqlstate == ERRCODE_INSUFFICIENT_PRIVILEGE &&
+			strstr(error.message, KDB_OUTPUT_PLUGIN) != NULL)
+			refuse_plugin(slotname);
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("could not create replication slot \"%s\": %s", slotname, error)));
+				 errmsg("could not create replication slot \"%s\": %s", slotname, error.message)));
+	}
 	if (list_length(rows) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),

@@ -22,12 +22,16 @@ extern WalReceiverFunctionsType KdbEngineWalReceiver;
 /* What is known of a connection; false if it is not a logical one. */
 extern bool KdbStreamKnown(WalReceiverConn *conn, KdbPublisher *publisher);
 
-/*
- * As KdbStreamQuery, but a failure comes back as text: returns false and sets
- * *error (palloc'd).
- */
+/* What the publisher said. */
+typedef struct KdbStreamError
+{
+	int			sqlstate;		/* 0 if it did not say */
+	char	   *message;		/* palloc'd */
+} KdbStreamError;
+
+/* As KdbStreamQuery, but returns false and sets *error if it fails. */
 extern bool KdbStreamTryQuery(WalReceiverConn *conn, const char *query,
-							  int ncolumns, List **rows, char **error);
+							  int ncolumns, List **rows, KdbStreamError *error);
 
 /* Append a string in quotes, for the replication grammar: quotes are doubled. */
 extern void KdbAppendQuoted(StringInfo buf, const char *string, char quote);
