@@ -54,7 +54,7 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			 QueryEnvironment *query_env, DestReceiver *dest, QueryCompletion *completion)
 {
 	KdbUtilityCall call = {pstmt, query_string, read_only_tree, context,
-	params, query_env, dest, completion};
+						   params, query_env, dest, completion};
 
 	switch (nodeTag(pstmt->utilityStmt))
 	{

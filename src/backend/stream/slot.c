@@ -81,8 +81,8 @@ KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname, bool temporary,
 
 	/* Physical connections are never identified. */
 	if (!KdbStreamKnown(conn, &publisher) || publisher.krahodb_version == 0)
-		return (KdbEngineWalReceiver.walrcv_create_slot) (conn, slotname, temporary, two_phase,
-													   snapshot_action, lsn);
+		return (KdbEngineWalReceiver.walrcv_create_slot)(conn, slotname, temporary, two_phase,
+														 snapshot_action, lsn);
 	if (!publisher.plugin_allowed)
 		refuse_plugin(slotname);
 

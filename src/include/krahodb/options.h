@@ -3,8 +3,8 @@
  *		KrahoDB's own options of subscriptions and tables.
  *
  * They are stored as a security label of provider "krahodb" on the object: a
- * JSON object of option name to string value, exactly as the user wrote the
- * values after validation.  Labels are transactional, belong to the object and
+ * JSON object of option name to string value, holding what the user set and no
+ * defaults.  Labels are transactional, belong to the object and
  * are dumped and restored by pg_dump.  Every way in (CREATE/ALTER ... WITH/SET
  * through the utility hook, SECURITY LABEL as pg_dump emits it) goes through
  * the same parser, so an invalid label cannot be stored.
