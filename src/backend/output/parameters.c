@@ -16,7 +16,7 @@
 
 #define OPTION_BASE		10
 
-typedef void (*KdbParameterReader) (DefElem *option, KdbOutputParameters *parameters);
+typedef void (*KdbParameterReader)(DefElem *option, KdbOutputParameters *parameters);
 
 static void
 read_proto_version(DefElem *option, KdbOutputParameters *parameters)
@@ -120,17 +120,17 @@ static const struct
 {
 	const char *name;
 	KdbParameterReader read;
-}			readers[] =
-{
-	{"proto_version", read_proto_version},
-	{"publication_names", read_publication_names},
-	{"binary", read_binary},
-	{"messages", read_messages},
-	{"streaming", read_streaming},
-	{"two_phase", read_two_phase},
-	{"origin", read_origin},
-	{"filter_origins", read_filter_origins},
-	{"krahodb", read_krahodb},
+} readers[] =
+	{
+		{"proto_version", read_proto_version},
+		{"publication_names", read_publication_names},
+		{"binary", read_binary},
+		{"messages", read_messages},
+		{"streaming", read_streaming},
+		{"two_phase", read_two_phase},
+		{"origin", read_origin},
+		{"filter_origins", read_filter_origins},
+		{"krahodb", read_krahodb},
 };
 
 static int

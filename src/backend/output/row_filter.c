@@ -102,8 +102,9 @@ prepare_action(const ActionFilters *filters, EState *estate)
 		return NULL;
 	foreach(lc, filters->conditions)
 		conditions = lappend(conditions, stringToNode(lfirst(lc)));
-	return ExecPrepareExpr(list_length(conditions) == 1 ? linitial(conditions) :
-						   make_orclause(conditions), estate);
+	if (list_length(conditions) == 1)
+		return ExecPrepareExpr(linitial(conditions), estate);
+	return ExecPrepareExpr(make_orclause(conditions), estate);
 }
 
 static KdbRowFilter *

@@ -94,7 +94,7 @@ build_writer(KdbOutput *output, KdbPublishedRelation *entry, Relation target)
 												  ALLOCSET_SMALL_SIZES);
 	KdbRowWriter *writer = MemoryContextAllocZero(context,
 												  offsetof(KdbRowWriter, columns) +
-												  desc->natts * sizeof(ColumnWriter));
+													  desc->natts * sizeof(ColumnWriter));
 
 	writer->context = context;
 	writer->generation = generation;
@@ -241,8 +241,7 @@ KdbWriteRowChange(StringInfo out, KdbRowWriter *writer, TransactionId xid,
 	static const char types[KDB_NROW_ACTIONS] = {
 		[KDB_ROW_INSERT] = LOGICAL_REP_MSG_INSERT,
 		[KDB_ROW_UPDATE] = LOGICAL_REP_MSG_UPDATE,
-		[KDB_ROW_DELETE] = LOGICAL_REP_MSG_DELETE
-	};
+		[KDB_ROW_DELETE] = LOGICAL_REP_MSG_DELETE};
 	char		identity = target->rd_rel->relreplident;
 
 	pq_sendbyte(out, types[action]);

@@ -232,15 +232,9 @@ sql(qq{
 	ROLLBACK TO s; INSERT INTO types (id) VALUES (15); COMMIT;
 	BEGIN; INSERT INTO types (id) VALUES (16); ROLLBACK;
 });
-is(check_equal('types', publication_names => 'rows'), 'BYYYYYYYRICBICBUCBUCBDCBIIIRICBIIC' =~ s/Y+/Y+/r =~ s/Y\+/types_count()/er,
+# One TYPE message for each column of a user's type: mood, mood[], pair, positive.
+is(check_equal('types', publication_names => 'rows'), 'BYYYYRIC' . 'BIC' . 'BUC' x 2 . 'BDC' . 'BIIIRIC' . 'BIIC',
 	'... and these are the messages');
-
-# User types of the table: TYPE messages come for each of their columns.
-sub types_count
-{
-	return 'Y' x sql("SELECT count(*) FROM pg_attribute WHERE attrelid = 'types'::regclass
-		AND atttypid >= 10000 AND attnum > 0 AND NOT attisdropped");
-}
 
 # Framed without the option binary: built-in types in binary where that is portable.
 {
@@ -333,7 +327,7 @@ sql(q{
 });
 step();
 sql(q{
-	INSERT INTO filtered VALUES (1, 'a', 1), (150, 'a', 1), (250, 'a', 1), (NULLIF(151, 0), 'x', 7);
+	INSERT INTO filtered VALUES (1, 'a', 1), (150, 'a', 1), (250, 'a', 1), (151, 'x', 7);
 	UPDATE filtered SET v = 2 WHERE id = 1;
 	UPDATE filtered SET v = 2 WHERE id = 150;
 	UPDATE filtered SET id = 151 WHERE id = 1;
@@ -366,10 +360,8 @@ step();
 # A replica identity column that is stored out of line: the filter and an INSERT
 # made of an UPDATE take it from the old row.
 sql(q{
-	CREATE TABLE filtered_toast (k text, v int, PRIMARY KEY (k, v));
+	CREATE TABLE filtered_toast (k text, v int);
 	ALTER TABLE filtered_toast ALTER k SET STORAGE EXTERNAL;
-	DROP INDEX IF EXISTS nothing;
-	ALTER TABLE filtered_toast DROP CONSTRAINT filtered_toast_pkey;
 	ALTER TABLE filtered_toast REPLICA IDENTITY FULL;
 	CREATE PUBLICATION filter_toast FOR TABLE filtered_toast WHERE (length(k) > 3 AND v > 5);
 });
