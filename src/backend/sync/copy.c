@@ -4,9 +4,17 @@
  *
  * The rows come in text format, which any two versions and schemas agree on as
  * far as the table's types do.
+ *
+ * A plain subscription fails if a row is there already, as in the engine.  One
+ * that resolves conflicts does not stop for that: the other node may be written
+ * to while it is copied to, or both sides may have rows from the start.  COPY
+ * cannot resolve anything, so it is tried first, in a subtransaction, and if a
+ * unique index objects, all rows come once more, from the same snapshot, one by
+ * one like streamed INSERTs.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "commands/copy.h"
 #include "executor/executor.h"
 #include "lib/stringinfo.h"
@@ -20,6 +28,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/resowner.h"
 
 #include "sync_private.h"
 
@@ -28,6 +37,7 @@ static struct
 {
 	char	   *data;
 	int			len;
+	bool		ended;			/* nothing more comes */
 } received;
 
 /* Move what is there, but not more than size bytes, to out. */
@@ -50,17 +60,22 @@ take_received(char *out, int size)
 static bool
 receive_more(void)
 {
-	for (;;)
+	while (!received.ended)
 	{
 		pgsocket	fd = PGINVALID_SOCKET;
 		int			len;
 
 		len = walrcv_receive(LogRepWorkerWalRcvConn, &received.data, &fd);
 		CHECK_FOR_INTERRUPTS();
-		if (len != 0)
+		if (len > 0)
 		{
-			received.len = Max(len, 0);
-			return len > 0;
+			received.len = len;
+			return true;
+		}
+		if (len < 0)
+		{
+			received.ended = true;
+			break;
 		}
 
 		(void) WaitLatchOrSocket(MyLatch,
@@ -70,6 +85,7 @@ receive_more(void)
 								 WAIT_EVENT_LOGICAL_SYNC_DATA);
 		ResetLatch(MyLatch);
 	}
+	return false;
 }
 
 /* COPY FROM's data source. */
@@ -86,65 +102,6 @@ read_remote(void *outbuf, int minread, int maxread)
 	} while (nread < minread);
 
 	return nread;
-}
-
-/* "a, b, c", quoted. */
-static void
-append_columns(StringInfo command, const KdbRemoteTable *table)
-{
-	ListCell   *lc;
-
-	foreach(lc, table->columns)
-	{
-		if (foreach_current_index(lc) > 0)
-			appendStringInfoString(command, ", ");
-		appendStringInfoString(command, quote_identifier(strVal(lfirst(lc))));
-	}
-}
-
-static void
-append_filters(StringInfo command, const KdbRemoteTable *table)
-{
-	ListCell   *lc;
-
-	foreach(lc, table->filters)
-		appendStringInfo(command, "%s (%s)",
-						 foreach_current_index(lc) == 0 ? " WHERE" : " OR",
-						 strVal(lfirst(lc)));
-}
-
-/*
- * A plain table without filters is copied as such; what COPY does not take
- * (partitioned tables) or does not do (filters) goes through a query.  ONLY:
- * tables that inherit from a published one are copied for themselves.
- */
-static char *
-copy_command(const KdbRemoteTable *table)
-{
-	char	   *name = quote_qualified_identifier(table->nspname, table->relname);
-	bool		plain = table->relkind == RELKIND_RELATION;
-	StringInfoData command;
-
-	initStringInfo(&command);
-	if (plain && table->filters == NIL)
-	{
-		appendStringInfo(&command, "COPY %s", name);
-		if (table->columns != NIL)
-		{
-			appendStringInfoString(&command, " (");
-			append_columns(&command, table);
-			appendStringInfoChar(&command, ')');
-		}
-		appendStringInfoString(&command, " TO STDOUT");
-		return command.data;
-	}
-
-	appendStringInfoString(&command, "COPY (SELECT ");
-	append_columns(&command, table);
-	appendStringInfo(&command, " FROM %s%s", plain ? "ONLY " : "", name);
-	append_filters(&command, table);
-	appendStringInfoString(&command, ") TO STDOUT");
-	return command.data;
 }
 
 /* Every column that comes must have a place here that can be written. */
@@ -177,11 +134,12 @@ check_columns(const KdbRemoteTable *table, Relation rel)
 }
 
 static void
-start_remote_copy(const KdbRemoteTable *table)
+start_remote_copy(const KdbRemoteTable *table, bool with_times)
 {
 	WalRcvExecResult *res;
 
-	res = walrcv_exec(LogRepWorkerWalRcvConn, copy_command(table), 0, NULL);
+	res = walrcv_exec(LogRepWorkerWalRcvConn,
+					  KdbSyncCopyCommand(table, with_times), 0, NULL);
 	if (res->status != WALRCV_OK_COPY_OUT)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
@@ -189,6 +147,122 @@ start_remote_copy(const KdbRemoteTable *table)
 						table->nspname, table->relname, res->err)));
 	walrcv_clear_result(res);
 	received.len = 0;
+	received.ended = false;
+}
+
+static CopyFromState
+begin_copy(Relation rel, const KdbRemoteTable *table, ParseState *pstate)
+{
+	(void) addRangeTableEntryForRelation(pstate, rel, RowExclusiveLock,
+										 NULL, false, false);
+	return BeginCopyFrom(pstate, rel, NULL, NULL, false, read_remote,
+						 table->columns, NIL);
+}
+
+/* All rows by COPY. */
+static void
+copy_rows(Relation rel, const KdbRemoteTable *table)
+{
+	ParseState *pstate = make_parsestate(NULL);
+	CopyFromState cstate;
+
+	start_remote_copy(table, false);
+	cstate = begin_copy(rel, table, pstate);
+	(void) CopyFrom(cstate);
+	EndCopyFrom(cstate);
+	free_parsestate(pstate);
+}
+
+/*
+ * The same in a subtransaction.  Returns false if rows were in the way: nothing
+ * is copied then, and the remote copy has been read to its end.
+ */
+static bool
+try_copy_rows(Relation rel, const KdbRemoteTable *table)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool copied = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		copy_rows(rel, table);
+		ReleaseCurrentSubTransaction();
+		copied = true;
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_UNIQUE_VIOLATION)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+
+	while (!copied && receive_more())
+		continue;
+	return copied;
+}
+
+static TimestampTz
+row_time(const char *field)
+{
+	return field ? Max(strtoll(field, NULL, 10), KDB_COPIED_ROW_TIMESTAMP) :
+		KDB_COPIED_ROW_TIMESTAMP;
+}
+
+/*
+ * All rows, one by one, with conflict resolution.  The publisher says when each
+ * was written: that decides between it and the one that is here.
+ */
+static void
+resolve_rows(Relation rel, const KdbRemoteTable *table)
+{
+	int			ncolumns = list_length(table->columns);
+	ParseState *pstate = make_parsestate(NULL);
+	ErrorContextCallback errcallback;
+	CopyFromState cstate;
+	char	  **fields;
+	int			nfields;
+
+	start_remote_copy(table, true);
+	cstate = begin_copy(rel, table, pstate);
+	errcallback.callback = CopyFromErrorCallback;
+	errcallback.arg = cstate;
+	errcallback.previous = error_context_stack;
+	error_context_stack = &errcallback;
+
+	KdbApplyCopyBegin(table->relid, table->nspname, table->relname,
+					  table->columns);
+	while (NextCopyFromRawFields(cstate, &fields, &nfields))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (nfields != ncolumns + 1)
+			ereport(ERROR,
+					(errcode(ERRCODE_BAD_COPY_FILE_FORMAT),
+					 errmsg("initial copy of table \"%s.%s\" sent a row of %d columns, %d expected",
+							table->nspname, table->relname, nfields, ncolumns + 1)));
+		KdbApplyCopiedRow(fields, row_time(fields[ncolumns]));
+	}
+	KdbApplyCopyEnd();
+
+	error_context_stack = errcallback.previous;
+	EndCopyFrom(cstate);
+	free_parsestate(pstate);
+}
+
+/* Does the subscription say what to do with a row that is there already? */
+static bool
+existing_rows_resolved(void)
+{
+	KdbResolver resolver =
+	(KdbResolver) KdbMyOptions->resolvers.by_type[KDB_CONFLICT_INSERT_EXISTS];
+
+	return resolver != KDB_RESOLVER_ENGINE && resolver != KDB_RESOLVER_ERROR;
 }
 
 /*
@@ -199,22 +273,20 @@ void
 KdbSyncCopyTable(Relation rel)
 {
 	KdbRemoteTable *table;
-	ParseState *pstate;
-	CopyFromState cstate;
 
 	table = KdbSyncFetchRemoteTable(get_namespace_name(RelationGetNamespace(rel)),
 									RelationGetRelationName(rel));
 	CheckSubscriptionRelkind(rel->rd_rel->relkind, table->nspname,
 							 table->relname);
 	check_columns(table, rel);
-	start_remote_copy(table);
 
-	pstate = make_parsestate(NULL);
-	(void) addRangeTableEntryForRelation(pstate, rel, RowExclusiveLock,
-										 NULL, false, false);
-	cstate = BeginCopyFrom(pstate, rel, NULL, NULL, false, read_remote,
-						   table->columns, NIL);
-	(void) CopyFrom(cstate);
-	EndCopyFrom(cstate);
-	free_parsestate(pstate);
+	if (!existing_rows_resolved())
+		copy_rows(rel, table);
+	else if (!try_copy_rows(rel, table))
+	{
+		ereport(LOG,
+				(errmsg("table \"%s.%s\" has rows already, resolving each one of the initial copy",
+						table->nspname, table->relname)));
+		resolve_rows(rel, table);
+	}
 }

@@ -44,12 +44,6 @@
 
 #include "sync_private.h"
 
-/*
- * A copied row's true version is not known; it must lose against any change
- * that is still in flight, so it is as old as can be.  (0 means "none".)
- */
-#define COPIED_ROW_TIMESTAMP	((TimestampTz) 1)
-
 static RepOriginId own_origin = InvalidRepOriginId;
 
 static RepOriginId
@@ -145,7 +139,7 @@ KdbSyncStampCopy(void)
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp =
 		KdbResolversActive(&KdbMyOptions->resolvers) ?
-		COPIED_ROW_TIMESTAMP : GetCurrentTimestamp();
+		KDB_COPIED_ROW_TIMESTAMP : GetCurrentTimestamp();
 }
 
 /* The before_commit callback of apply.h. */

@@ -44,6 +44,7 @@
  *	tablesync.c		the synchronisation worker from its start to w
  *	remote_table.c	what the publisher says of the table
  *	copy.c			the copy itself
+ *	copy_command.c	how it is asked for at the publisher
  *	progress.c		origins: marks on changes, progress over crashes
  *	finish.c		from c to s, and how the worker ends
  */
@@ -102,7 +103,20 @@ typedef struct KdbRemoteTable
 
 extern KdbRemoteTable *KdbSyncFetchRemoteTable(char *nspname, char *relname);
 
+/*
+ * copy_command.c: COPY TO of the table's rows; with_times: and behind their
+ * columns one that says when each was written, in microseconds of a TimestampTz,
+ * or null.
+ */
+extern char *KdbSyncCopyCommand(const KdbRemoteTable *table, bool with_times);
+
 /* copy.c: needs a transaction with an active snapshot; rel is locked */
 extern void KdbSyncCopyTable(Relation rel);
+
+/*
+ * A copied row's true version is mostly not known; it must lose against any
+ * change that is still in flight, so it is as old as can be.  (0 means "none".)
+ */
+#define KDB_COPIED_ROW_TIMESTAMP	((TimestampTz) 1)
 
 #endif							/* SYNC_PRIVATE_H */

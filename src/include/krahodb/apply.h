@@ -106,4 +106,16 @@ extern void KdbRestoreUser(const KdbUserContext *context);
  */
 extern void KdbCheckTargetPrivileges(Relation rel, AclMode mode);
 
+/*
+ * Apply rows of an initial copy one by one, with conflict resolution.  columns
+ * is of String: the publisher's, in the order of the fields.  A field is text,
+ * or NULL; written is when the row was written as far as that is known, for
+ * comparing it with rows that are here.  In a transaction with an active
+ * snapshot and replorigin_session_origin set.
+ */
+extern void KdbApplyCopyBegin(Oid remoteid, const char *nspname,
+							  const char *relname, List *columns);
+extern void KdbApplyCopiedRow(char **fields, TimestampTz written);
+extern void KdbApplyCopyEnd(void);
+
 #endif							/* KRAHODB_APPLY_H */

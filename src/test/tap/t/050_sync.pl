@@ -271,6 +271,100 @@ no_loop(
 	'replication_origin_id = 20, filter_origins = 10',
 	'replication_origin_id = 10, filter_origins = 20');
 
+# ---- rows are there already ------------------------------------------------------
+
+# What goes wrong here: COPY cannot resolve anything.  With conflict resolution
+# the later row is to stay, whichever side it is on; without, nothing is copied.
+foreach my $node ($pub, $sub)
+{
+	$node->safe_psql(
+		'postgres', q{
+		CREATE TABLE there (id int PRIMARY KEY, v text, code int UNIQUE);
+		CREATE TABLE there_parted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+		CREATE TABLE there_1 PARTITION OF there_parted FOR VALUES FROM (0) TO (50);
+		CREATE TABLE there_2 PARTITION OF there_parted FOR VALUES FROM (50) TO (1000);
+		CREATE PUBLICATION there FOR TABLE there, there_parted WITH (publish_via_partition_root);
+	});
+}
+sub fill
+{
+	my ($node, $from, $to) = @_;
+	my $who = $node->name;
+
+	$node->safe_psql('postgres',
+		"INSERT INTO there SELECT g, E'$who\\t\\\\', g FROM generate_series($from, $to) g;
+		 INSERT INTO there_parted SELECT g, '$who' FROM generate_series($from, $to) g");
+	return;
+}
+fill($pub, 1, 40);
+fill($sub, 31, 70);
+fill($pub, 61, 100);
+$pub->safe_psql('postgres', "INSERT INTO there VALUES (200, NULL, NULL), (201, '', NULL)");
+
+my $sub_connstr = connstr($sub);
+my $offset = -s $sub->logfile;
+$sub->safe_psql('postgres',
+	"CREATE SUBSCRIPTION there CONNECTION '$pub_connstr' PUBLICATION there");
+$sub->wait_for_log(qr/duplicate key value violates unique constraint "there_pkey"/, $offset);
+is($sub->safe_psql('postgres', 'SELECT count(*) FROM there'), '40',
+	'plain subscription: nothing is copied over rows');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION there');
+
+$pub->safe_psql('postgres',
+	"CREATE SUBSCRIPTION there_back CONNECTION '$sub_connstr' PUBLICATION there WITH (origin = none)");
+$pub->wait_for_subscription_sync($sub, 'there_back');
+$sub->safe_psql('postgres',
+	"CREATE SUBSCRIPTION there CONNECTION '$pub_connstr' PUBLICATION there WITH (origin = none)");
+$sub->wait_for_subscription_sync($pub, 'there');
+wait_streams(2, [ $pub, 'there' ], [ $sub, 'there_back' ]);
+foreach my $table (qw(there there_parted))
+{
+	is( is_equal_on(
+			[ $pub, $sub ],
+			"SELECT regexp_replace(v, '[^a-z]', '', 'g') w, count(*), min(id), max(id) FROM $table WHERE id <= 100 GROUP BY w ORDER BY min(id)",
+			"$table: rows on both sides"),
+		"pub|70|1|100\nsub|30|31|60",
+		"$table: the later rows stay");
+}
+is_equal_on([ $pub, $sub ],
+	"SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM there t", 'all values are equal');
+is($sub->safe_psql('postgres', "SELECT v IS NULL FROM there WHERE id IN (200, 201) ORDER BY id"),
+	"t\nf", 'NULL and the empty string');
+
+# A branch that is written to while it is copied to.
+foreach my $node ($pub, $sub)
+{
+	$node->safe_psql('postgres', 'CREATE TABLE busy (id int PRIMARY KEY, v int)');
+	$node->safe_psql('postgres', 'CREATE PUBLICATION busy FOR TABLE busy');
+}
+$pub->safe_psql('postgres', 'INSERT INTO busy SELECT g, 0 FROM generate_series(1, 2000) g');
+$pub->safe_psql('postgres',
+	"CREATE SUBSCRIPTION busy_back CONNECTION '$sub_connstr' PUBLICATION busy WITH (origin = none, copy_data = false)");
+my $upserts = $pub->basedir . '/upserts.sql';
+append_to_file(
+	$upserts, q{
+\set id random(1, 3000)
+\set v random(1, 1000000)
+INSERT INTO busy VALUES (:id, :v) ON CONFLICT (id) DO UPDATE SET v = EXCLUDED.v;
+});
+my @writers = map {
+	my ($o, $e) = ('', '');
+	IPC::Run::start(
+		[
+			'pgbench', '-n', '-c', '2', '-t', '1000', '-f', $upserts, '-h',
+			$_->host, '-p', $_->port, 'postgres'
+		],
+		'>', \$o, '2>', \$e)
+} $pub, $sub;
+$sub->safe_psql('postgres',
+	"CREATE SUBSCRIPTION busy CONNECTION '$pub_connstr' PUBLICATION busy WITH (origin = none)");
+ok($_->finish, 'writes on both sides during the copy') foreach @writers;
+$sub->wait_for_subscription_sync($pub, 'busy');
+wait_streams(2, [ $pub, 'busy' ], [ $sub, 'busy_back' ]);
+is_equal_on([ $pub, $sub ],
+	"SELECT count(*), md5(string_agg(busy::text, ',' ORDER BY id)) FROM busy",
+	'both sides written to during the copy');
+
 $sub->stop;
 $pub->stop;
 done_testing();
