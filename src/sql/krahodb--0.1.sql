@@ -66,5 +66,24 @@ CREATE VIEW tables AS
 	JOIN pg_catalog.pg_class c ON c.oid = o.relid
 	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 
+
+
+
+-- The clock rule (krahodb.max_clock_skew): does it hold in this server, and how
+-- often and how long commits and remote transactions waited for the clock since
+-- the server started.  newest_commit is NULL until the first commit under the rule.
+CREATE FUNCTION clock_state(
+	OUT enforced boolean,
+	OUT newest_commit timestamptz,
+	OUT commit_waits bigint,
+	OUT commit_wait_ms double precision,
+	OUT apply_waits bigint,
+	OUT apply_wait_ms double precision)
+RETURNS record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_clock_state';
+
+CREATE VIEW clock AS SELECT * FROM krahodb.clock_state();
+
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, clock TO PUBLIC;

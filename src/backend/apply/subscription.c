@@ -30,6 +30,8 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "krahodb/clock.h"
+
 #include "apply_private.h"
 
 KdbSubscriptionOptions *KdbMyOptions = NULL;
@@ -62,6 +64,9 @@ read_subscription(Subscription **subscription, KdbSubscriptionOptions **options)
 	*options = NULL;
 	if (*subscription != NULL)
 		*options = KdbGetSubscriptionOptions(MyLogicalRepWorker->subid);
+
+	if (*options != NULL && KdbResolversActive(&(*options)->resolvers))
+		KdbClockEnforce(KDB_CLOCK_SUBSCRIPTIONS, true);
 
 	MemoryContextSwitchTo(oldcxt);
 	return context;

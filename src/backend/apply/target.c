@@ -25,6 +25,8 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
+#include "krahodb/clock.h"
+
 #include "relation_private.h"
 
 static HTAB *targets = NULL;
@@ -194,6 +196,8 @@ build_options(KdbApplyTarget *target)
 	KdbGetTableOptions(target->relid, &target->table_options);
 	KdbTableResolvers(KdbMyOptions, &target->table_options, &target->resolvers);
 	target->resolving = KdbResolversActive(&target->resolvers);
+	if (target->resolving && !KdbResolversActive(&KdbMyOptions->resolvers))
+		KdbClockEnforce(KDB_CLOCK_TABLES, true);
 }
 
 /* Slots over copies of the descriptor, which no resource owner tracks. */

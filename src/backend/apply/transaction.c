@@ -44,6 +44,7 @@
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/fault.h"
 #include "apply_private.h"
 
@@ -123,6 +124,7 @@ begin_remote(TransactionId xid, XLogRecPtr finish_lsn, TimestampTz when)
 	KdbApply.remote_xid = xid;
 	KdbApply.remote_final_lsn = finish_lsn;
 	KdbApply.remote_commit_time = when;
+	KdbClockBeforeApply(when);
 	KdbSkipMaybeStart(finish_lsn);
 
 	in_remote_transaction = true;
@@ -333,6 +335,7 @@ KdbApplyCommitPrepared(const KdbWireMessage *message)
 	char		gid[GIDSIZE];
 
 	refuse_in_remote_transaction("COMMIT PREPARED");
+	KdbClockBeforeApply(message->u.commit_prepared.commit_time);
 	KdbApplyErrorSetTransaction(message->u.commit_prepared.xid,
 								message->u.commit_prepared.commit_lsn);
 	prepared_gid(message->u.commit_prepared.xid, gid);

@@ -15,6 +15,7 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/init.h"
 
 #include "commands_private.h"
@@ -48,6 +49,25 @@ KdbPreventIfReadOnly(Node *stmt)
 	PreventCommandDuringRecovery(command);
 }
 
+/*
+ * The prepared transaction commits inside the command, where no transaction
+ * callback sees it.
+ */
+static void
+run_transaction_command(const KdbUtilityCall *call)
+{
+	TransactionStmt *stmt = castNode(TransactionStmt, call->pstmt->utilityStmt);
+
+	if (stmt->kind != TRANS_STMT_COMMIT_PREPARED)
+	{
+		KdbRunUtility(call);
+		return;
+	}
+	KdbClockBeforeCommit();
+	KdbRunUtility(call);
+	KdbClockCommitted();
+}
+
 static void
 utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			 ProcessUtilityContext context, ParamListInfo params,
@@ -72,6 +92,9 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			break;
 		case T_AlterTableStmt:
 			KdbAlterTable(&call);
+			break;
+		case T_TransactionStmt:
+			run_transaction_command(&call);
 			break;
 		default:
 			KdbRunUtility(&call);

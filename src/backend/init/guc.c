@@ -6,6 +6,7 @@
 
 #include "utils/guc.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/fault.h"
 #include "krahodb/init.h"
 
@@ -36,6 +37,15 @@ KdbGucInit(void)
 							KRAHODB_VERSION_NUM, KRAHODB_VERSION_NUM,
 							PGC_INTERNAL,
 							GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.max_clock_skew",
+							"Sets how far clocks of nodes may be apart.",
+							"Commits and applied transactions wait for the clock up to this long, then fail.",
+							&KdbMaxClockSkew,
+							10000, 0, 3600000,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
 							NULL, NULL, NULL);
 
 #ifdef KRAHODB_FAULT_POINTS

@@ -12,9 +12,11 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/compat.h"
 #include "krahodb/init.h"
 #include "krahodb/options.h"
+#include "krahodb/shared.h"
 #include "krahodb/stream.h"
 
 PG_MODULE_MAGIC;
@@ -39,7 +41,9 @@ _PG_init(void)
 				 errhint("Add \"krahodb\" to shared_preload_libraries in postgresql.conf and restart the server.")));
 
 	preloaded = true;
+	KdbSharedInit();
 	KdbGucInit();
+	KdbClockInit();
 	KdbOptionsInit();
 	KdbStreamInit();
 	KdbSyncInit();

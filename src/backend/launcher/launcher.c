@@ -50,6 +50,7 @@
 #include "utils/wait_event.h"
 
 #include "krahodb/apply.h"
+#include "krahodb/clock.h"
 #include "krahodb/init.h"
 
 #define KDB_LAUNCHER_NAME		"logical replication launcher"
@@ -96,10 +97,11 @@ forget_launcher(int code, Datum arg)
 
 /*
  * All subscriptions of all databases, palloc'd in the current context.  Only
- * what starting a worker needs is filled in.
+ * what starting a worker needs is filled in.  *resolving: does any of them
+ * resolve conflicts?
  */
 static List *
-read_subscriptions(void)
+read_subscriptions(bool *resolving)
 {
 	MemoryContext resultcxt = CurrentMemoryContext;
 	List	   *result = NIL;
@@ -125,6 +127,9 @@ read_subscriptions(void)
 		sub->name = pstrdup(NameStr(form->subname));
 		result = lappend(result, sub);
 		MemoryContextSwitchTo(oldcxt);
+
+		if (KdbResolversActive(&KdbGetSubscriptionOptions(form->oid)->resolvers))
+			*resolving = true;
 	}
 
 	table_endscan(scan);
@@ -156,9 +161,12 @@ start_missing_workers(void)
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcxt = MemoryContextSwitchTo(passcxt);
 	bool		started = false;
+	bool		resolving = false;
+	List	   *subscriptions = read_subscriptions(&resolving);
 	ListCell   *lc;
 
-	foreach(lc, read_subscriptions())
+	KdbClockEnforce(KDB_CLOCK_SUBSCRIPTIONS, resolving);
+	foreach(lc, subscriptions)
 	{
 		Subscription *sub = lfirst(lc);
 

@@ -1,0 +1,255 @@
+/*
+ * clock.c
+ *		The clock rule: later by causality is later by version.
+ *
+ * A row's version starts with the commit timestamp of its transaction, from the
+ * clock of the node that wrote it.  If a writer has seen a row version, its own
+ * version must be the greater one, or "last update wins" would drop an update
+ * in favour of what that very update replaced.  Clocks of several nodes differ,
+ * and any clock may step back.  Two waits make it hold all the same:
+ *
+ *	APPLY	A remote transaction with timestamp ts is applied only when the local
+ *			clock has passed ts.  So whoever can see its rows here lives later
+ *			than ts, by the local clock.
+ *	COMMIT	A local transaction that writes does not commit before the clock has
+ *			passed every timestamp that was committed here before, local or
+ *			applied.  This is for a clock that steps back.
+ *
+ * Both waits are as long as the clocks are wrong, and nothing if they are right:
+ * the commit side compares with one shared number.  Both have a limit,
+ * krahodb.max_clock_skew; beyond it there is an error, since a clock that far off
+ * needs an administrator.
+ *
+ * THE NUMBER.  KdbShared->clock_max is the greatest timestamp committed here
+ * under the rule.  A committer moves it to its own reading of the clock before it
+ * commits (so two transactions never get the same one), and to the timestamp that
+ * the engine then took.  After a restart it is not known (0).  The first committer
+ * finds it in the engine's commit timestamps: by the rule the newest local
+ * transaction was later than everything before it, so it is enough to look at
+ * the transactions back to that one.
+ *
+ * WHERE IT HOLDS.  Only in a server with a subscription that resolves conflicts
+ * (KdbClockEnforce): a plain server is not to wait for its clock.  From start-up
+ * until the launcher has read the subscriptions it holds.
+ */
+#include "postgres.h"
+
+#include "access/commit_ts.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "replication/origin.h"
+#include "storage/latch.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/clock.h"
+#include "krahodb/shared.h"
+
+/* How many transactions to look at after a restart, at most. */
+#define CLOCK_LOOK_BACK		1000000
+
+/* Shorter waits are not worth a latch or a count. */
+#define SHORT_WAIT_US		1000
+
+int			KdbMaxClockSkew = 10000;
+
+/* This transaction wrote, and follows the rule. */
+static bool committing = false;
+
+void
+KdbClockEnforce(uint32 reason, bool enforce)
+{
+	if (enforce)
+		pg_atomic_fetch_or_u32(&KdbShared->clock_enforced, reason);
+	else
+		pg_atomic_fetch_and_u32(&KdbShared->clock_enforced, ~reason);
+}
+
+static bool
+rule_holds(void)
+{
+	return track_commit_timestamp && KdbShared != NULL &&
+		pg_atomic_read_u32(&KdbShared->clock_enforced) != 0;
+}
+
+/* Raise the number to ts. */
+static void
+advance_max(TimestampTz ts)
+{
+	uint64		max = pg_atomic_read_u64(&KdbShared->clock_max);
+
+	while ((TimestampTz) max < ts &&
+		   !pg_atomic_compare_exchange_u64(&KdbShared->clock_max, &max, (uint64) ts))
+		;
+}
+
+/*
+ * The greatest timestamp of the transactions back to the newest local one.
+ * 1 if there is none, which is before any clock.
+ */
+static TimestampTz
+find_max(void)
+{
+	TransactionId xid = ReadNextTransactionId();
+	TimestampTz max = 1;
+
+	for (int i = 0; i < CLOCK_LOOK_BACK; i++)
+	{
+		TimestampTz ts;
+		RepOriginId origin;
+
+		TransactionIdRetreat(xid);
+		if (!TransactionIdGetCommitTsData(xid, &ts, &origin))
+		{
+			if (!TransactionIdIsNormal(xid) ||
+				TransactionIdPrecedes(xid, ShmemVariableCache->oldestCommitTsXid))
+				break;
+			continue;			/* aborted, or still running */
+		}
+		max = Max(max, ts);
+		if (origin == InvalidRepOriginId)
+			break;
+	}
+	return max;
+}
+
+/* Wait about that long at most, so that the caller can look at the clock again. */
+static void
+wait_for_clock(TimestampTz us)
+{
+	if (us < SHORT_WAIT_US)
+		return;
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 Min(us / 1000 + 1, 1000), PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+static void
+count_wait(pg_atomic_uint64 *waits, pg_atomic_uint64 *wait_us, TimestampTz us)
+{
+	pg_atomic_fetch_add_u64(waits, 1);
+	pg_atomic_fetch_add_u64(wait_us, us);
+}
+
+static void
+refuse_local_clock(TimestampTz behind)
+{
+	if (behind <= KdbMaxClockSkew * INT64CONST(1000))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("cannot commit because this server's clock is %lld ms behind the newest committed change",
+					(long long) (behind / 1000)),
+			 errdetail("Changes that were made later must have later timestamps; \"%s\" is %d ms.",
+					   "krahodb.max_clock_skew", KdbMaxClockSkew),
+			 errhint("The clock has been set back, or a peer's clock was ahead. Set the clock right, and see view krahodb.clock.")));
+}
+
+/* See clock.h. */
+void
+KdbClockBeforeCommit(void)
+{
+	TimestampTz waited = 0;
+
+	if (!rule_holds())
+		return;
+	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
+		advance_max(find_max());
+
+	for (;;)
+	{
+		uint64		max = pg_atomic_read_u64(&KdbShared->clock_max);
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz behind = (TimestampTz) max - now + 1;
+
+		if (behind <= 0)
+		{
+			if (pg_atomic_compare_exchange_u64(&KdbShared->clock_max, &max, (uint64) now))
+				break;
+			continue;
+		}
+		refuse_local_clock(behind);
+		wait_for_clock(behind);
+		if (behind >= SHORT_WAIT_US)
+			waited = Max(waited, behind);
+	}
+	if (waited > 0)
+		count_wait(&KdbShared->clock_commit_waits, &KdbShared->clock_commit_wait_us, waited);
+}
+
+/* See clock.h. */
+void
+KdbClockCommitted(void)
+{
+	if (rule_holds())
+		advance_max(GetCurrentTimestamp());
+}
+
+/* See clock.h. */
+void
+KdbClockBeforeApply(TimestampTz ts)
+{
+	TimestampTz ahead = ts - GetCurrentTimestamp();
+	TimestampTz first = ahead;
+
+	if (ahead < 0 || !rule_holds())
+		return;
+	while (ahead >= 0)
+	{
+		if (ahead > KdbMaxClockSkew * INT64CONST(1000))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("cannot apply a transaction whose timestamp is %lld ms ahead of this server's clock",
+							(long long) (ahead / 1000)),
+					 errdetail("The transaction was committed at %s by its origin's clock; \"%s\" is %d ms.",
+							   timestamptz_to_str(ts), "krahodb.max_clock_skew", KdbMaxClockSkew),
+					 errhint("Set the clocks of both servers right. The transaction is tried again and nothing is lost.")));
+		wait_for_clock(ahead + 1);
+		ahead = ts - GetCurrentTimestamp();
+	}
+	count_wait(&KdbShared->clock_apply_waits, &KdbShared->clock_apply_wait_us, first);
+}
+
+/* Is this transaction's timestamp that of a remote one? */
+static bool
+applies_remote(void)
+{
+	return replorigin_session_origin != InvalidRepOriginId &&
+		replorigin_session_origin_timestamp != 0;
+}
+
+static void
+clock_xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			committing = TransactionIdIsValid(GetTopTransactionIdIfAny()) && rule_holds();
+			if (committing && !applies_remote())
+				KdbClockBeforeCommit();
+			break;
+		case XACT_EVENT_COMMIT:
+			/* RecordTransactionCommit has set the origin's timestamp in either case */
+			if (committing && replorigin_session_origin_timestamp != 0 && applies_remote())
+				advance_max(replorigin_session_origin_timestamp);
+			else if (committing)
+				advance_max(GetCurrentTransactionStopTimestamp());
+			committing = false;
+			break;
+		case XACT_EVENT_ABORT:
+		case XACT_EVENT_PREPARE:
+			committing = false;
+			break;
+		default:
+			break;
+	}
+}
+
+void
+KdbClockInit(void)
+{
+	RegisterXactCallback(clock_xact_callback, NULL);
+}

@@ -1,0 +1,46 @@
+/*
+ * clock.h
+ *		The clock rule: later by causality is later by version.
+ *
+ * See clock.c for the rule and why it holds.
+ */
+#ifndef KRAHODB_CLOCK_H
+#define KRAHODB_CLOCK_H
+
+#include "postgres.h"
+#include "datatype/timestamp.h"
+
+/* krahodb.max_clock_skew, milliseconds. */
+extern int	KdbMaxClockSkew;
+
+/* Register the transaction callback; once, from _PG_init. */
+extern void KdbClockInit(void);
+
+/*
+ * The rule holds in this server while there is a reason: a subscription that
+ * resolves conflicts (the launcher, which sees all of them, says so, and workers
+ * when they start), or a table that does under a plain subscription (its worker
+ * says so; until the next start of the server).
+ */
+#define KDB_CLOCK_SUBSCRIPTIONS	1
+#define KDB_CLOCK_TABLES		2
+
+extern void KdbClockEnforce(uint32 reason, bool enforce);
+
+/*
+ * Before a local commit whose transaction the callback does not see (COMMIT
+ * PREPARED): wait until the clock has passed every timestamp committed here.
+ */
+extern void KdbClockBeforeCommit(void);
+
+/* After such a commit: its timestamp is not known, but not later than now. */
+extern void KdbClockCommitted(void);
+
+/*
+ * Before a remote transaction with timestamp ts is applied: wait until the
+ * local clock has passed ts.  Error if that would take longer than
+ * krahodb.max_clock_skew.
+ */
+extern void KdbClockBeforeApply(TimestampTz ts);
+
+#endif							/* KRAHODB_CLOCK_H */

@@ -1,0 +1,28 @@
+/*
+ * shared.h
+ *		KrahoDB's own shared memory: one struct, requested in one place.
+ */
+#ifndef KRAHODB_SHARED_H
+#define KRAHODB_SHARED_H
+
+#include "postgres.h"
+#include "port/atomics.h"
+
+typedef struct KdbSharedState
+{
+	/* clock/: see clock.h */
+	pg_atomic_uint64 clock_max; /* greatest TimestampTz committed here, 0 until known */
+	pg_atomic_uint32 clock_enforced;	/* why the clock rule holds, KDB_CLOCK_... bits */
+	pg_atomic_uint64 clock_commit_waits;	/* commits that waited for the clock */
+	pg_atomic_uint64 clock_commit_wait_us;	/* and how long, in microseconds */
+	pg_atomic_uint64 clock_apply_waits; /* remote transactions that waited */
+	pg_atomic_uint64 clock_apply_wait_us;
+} KdbSharedState;
+
+/* Set in every process of a server that preloads KrahoDB. */
+extern KdbSharedState *KdbShared;
+
+/* Install the shared memory hooks; once, from _PG_init. */
+extern void KdbSharedInit(void);
+
+#endif							/* KRAHODB_SHARED_H */
