@@ -80,7 +80,7 @@ receive_more(void)
 
 		(void) WaitLatchOrSocket(MyLatch,
 								 WL_SOCKET_READABLE | WL_LATCH_SET |
-								 WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+									 WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 								 fd, KDB_SYNC_WAIT_MS,
 								 WAIT_EVENT_LOGICAL_SYNC_DATA);
 		ResetLatch(MyLatch);
@@ -212,7 +212,7 @@ static TimestampTz
 row_time(const char *field)
 {
 	return field ? Max(strtoll(field, NULL, 10), KDB_COPIED_ROW_TIMESTAMP) :
-		KDB_COPIED_ROW_TIMESTAMP;
+				   KDB_COPIED_ROW_TIMESTAMP;
 }
 
 /*
@@ -260,7 +260,7 @@ static bool
 existing_rows_resolved(void)
 {
 	KdbResolver resolver =
-	(KdbResolver) KdbMyOptions->resolvers.by_type[KDB_CONFLICT_INSERT_EXISTS];
+		(KdbResolver) KdbMyOptions->resolvers.by_type[KDB_CONFLICT_INSERT_EXISTS];
 
 	return resolver != KDB_RESOLVER_ENGINE && resolver != KDB_RESOLVER_ERROR;
 }

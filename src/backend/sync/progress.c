@@ -95,7 +95,7 @@ KdbSyncOriginBegin(XLogRecPtr startpos)
 	/* the lock keeps the origin from being dropped meanwhile */
 	LockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
 	replorigin_advance(own_origin, startpos, InvalidXLogRecPtr,
-					   true /* go backward */ , true /* WAL log */ );
+					   true /* go backward */, true /* WAL log */);
 	UnlockRelationOid(ReplicationOriginRelationId, RowExclusiveLock);
 
 	acquire_own_origin();
@@ -139,7 +139,8 @@ KdbSyncStampCopy(void)
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp =
 		KdbResolversActive(&KdbMyOptions->resolvers) ?
-		KDB_COPIED_ROW_TIMESTAMP : GetCurrentTimestamp();
+		KDB_COPIED_ROW_TIMESTAMP :
+		GetCurrentTimestamp();
 }
 
 /* The before_commit callback of apply.h. */

@@ -146,7 +146,8 @@ fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version
 					 "SELECT a.attname::pg_catalog.text"
 					 " FROM pg_catalog.pg_attribute a"
 					 " WHERE a.attrelid = %u AND a.attnum > 0"
-					 " AND NOT a.attisdropped", table->relid);
+					 " AND NOT a.attisdropped",
+					 table->relid);
 	if (server_version >= 120000)
 		appendStringInfoString(&query, " AND a.attgenerated = ''");
 	if (column_list != NULL)

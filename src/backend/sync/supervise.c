@@ -68,8 +68,7 @@ may_start(Oid relid)
 	}
 
 	entry = hash_search(start_times, &relid, HASH_ENTER, &found);
-	if (found && !TimestampDifferenceExceeds(entry->started, now,
-											 wal_retrieve_retry_interval))
+	if (found && !TimestampDifferenceExceeds(entry->started, now, wal_retrieve_retry_interval))
 		return false;
 	entry->started = now;
 	return true;

@@ -96,7 +96,7 @@ copy_phase(const char *slotname)
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ",
 				   "table copy could not start transaction on publisher");
 	(void) walrcv_create_slot(LogRepWorkerWalRcvConn, slotname,
-							  false /* permanent */ , false /* two_phase */ ,
+							  false /* permanent */, false /* two_phase */,
 							  CRS_USE_SNAPSHOT, &startpos);
 	KDB_FAULT_POINT("sync_after_slot");
 	KdbSyncOriginBegin(startpos);

@@ -271,6 +271,39 @@ no_loop(
 	'replication_origin_id = 20, filter_origins = 10',
 	'replication_origin_id = 10, filter_origins = 20');
 
+# ---- whose rights ------------------------------------------------------------------
+
+# A trigger is the table owner's code: with run_as_owner = false it does not get
+# the rights of the subscription's owner, neither for copied rows nor for later ones.
+$pub->safe_psql('postgres',
+	"CREATE TABLE owned (id int PRIMARY KEY); INSERT INTO owned VALUES (1); CREATE PUBLICATION owned FOR TABLE owned");
+$sub->safe_psql(
+	'postgres', q{
+	CREATE ROLE alice;
+	CREATE TABLE owned (id int PRIMARY KEY, done_by text);
+	CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+		$$ BEGIN NEW.done_by := current_user; RETURN NEW; END $$;
+	CREATE TRIGGER note BEFORE INSERT ON owned FOR EACH ROW EXECUTE FUNCTION note();
+	ALTER TABLE owned ENABLE ALWAYS TRIGGER note;
+	ALTER TABLE owned OWNER TO alice;
+});
+my $superuser = $sub->safe_psql('postgres', 'SELECT current_user');
+foreach my $case ([ 'true', $superuser ], [ 'false', 'alice' ])
+{
+	my ($run_as_owner, $user) = @$case;
+
+	$sub->safe_psql('postgres', 'TRUNCATE owned');
+	$sub->safe_psql('postgres',
+		"CREATE SUBSCRIPTION owned CONNECTION '$pub_connstr' PUBLICATION owned WITH (run_as_owner = $run_as_owner)");
+	$sub->wait_for_subscription_sync($pub, 'owned');
+	$pub->safe_psql('postgres', 'INSERT INTO owned SELECT max(id) + 1 FROM owned');
+	wait_streams(1, [ $pub, 'owned' ]);
+	is( $sub->safe_psql('postgres', 'SELECT count(*) > 1, string_agg(DISTINCT done_by, \',\') FROM owned'),
+		"t|$user",
+		"run_as_owner = $run_as_owner");
+	$sub->safe_psql('postgres', 'DROP SUBSCRIPTION owned');
+}
+
 # ---- rows are there already ------------------------------------------------------
 
 # What goes wrong here: COPY cannot resolve anything.  With conflict resolution
