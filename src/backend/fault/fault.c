@@ -70,11 +70,11 @@ count_reached(const char *name)
 
 /* Until the setting is another one.  Reloads the configuration as main loops do. */
 static void
-wait_until_disarmed(const char *name)
+wait_until_disarmed(void)
 {
-	const char *action;
+	char	   *armed = pstrdup(KdbFaultPointSetting);
 
-	while ((action = armed_action(name, PG_UINT64_MAX)) != NULL && strcmp(action, "wait") == 0)
+	while (KdbFaultPointSetting != NULL && strcmp(KdbFaultPointSetting, armed) == 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -85,6 +85,7 @@ wait_until_disarmed(const char *name)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 	}
+	pfree(armed);
 }
 
 void
@@ -106,7 +107,7 @@ KdbFaultPoint(const char *name)
 		ereport(ERROR,
 				(errmsg("error at fault point \"%s\"", name)));
 	else if (strcmp(action, "wait") == 0)
-		wait_until_disarmed(name);
+		wait_until_disarmed();
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -6,7 +6,7 @@
  * KDB_FAULT_POINT is nothing.  The superuser GUC krahodb.fault_point, a string
  * "name=action", arms one point per process: action is "kill" (SIGKILL to
  * itself), "crash" (abort the server as a PANIC would), "error" (raise an
- * error) or "wait" (until the GUC, re-read on SIGHUP, no longer names it).
+ * error) or "wait" (until the GUC, re-read on SIGHUP, has another value).
  * "name@number=action" does it from the number-th time on.
  */
 #ifndef KRAHODB_FAULT_H
