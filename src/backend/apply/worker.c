@@ -20,9 +20,11 @@
  * with a transaction that was prepared before its copy.
  *
  * WAYS OUT.  An error ends the process and the launcher starts another one;
- * with disable_on_error the subscription is disabled first.  On each way the
- * session's origin state is cleared before any transaction is aborted (see
- * ORIGIN POSITION in transaction.c).
+ * with disable_on_error the subscription is disabled first.  Being the victim
+ * of a deadlock, or running into lock_timeout, says nothing about the remote
+ * transaction: it is tried again at once, and never disables the subscription.
+ * On each way the session's origin state is cleared before any transaction is
+ * aborted (see ORIGIN POSITION in transaction.c).
  */
 #include "postgres.h"
 
@@ -46,6 +48,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/shared.h"
 #include "krahodb/stream.h"
 #include "apply_private.h"
 
@@ -107,13 +110,24 @@ disable_subscription_and_exit(void)
 	proc_exit(0);
 }
 
+/* Would the same transaction succeed if only nobody were in its way? */
+static bool
+gave_way(void)
+{
+	int			code = geterrcode();
+
+	return code == ERRCODE_T_R_DEADLOCK_DETECTED || code == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
 /* In a PG_CATCH: count the error, then exit or go on raising it. */
 static void
 handle_worker_error(void)
 {
 	KdbResetOriginState();
 
-	if (MySubscription->disableonerr)
+	if (gave_way())
+		pg_atomic_write_u32(&KdbShared->restart_now, 1);
+	else if (MySubscription->disableonerr)
 		disable_subscription_and_exit();
 
 	/* Statistics are sent from outside a transaction only. */

@@ -19,8 +19,10 @@
  *
  * PACE.  After a pass that started any worker no other pass is made for
  * wal_retrieve_retry_interval, so that a worker that fails at once is not
- * restarted in a busy loop.  Otherwise it sleeps until signalled, or for
- * KDB_LAUNCHER_NAPTIME in case that a signal was lost.
+ * restarted in a busy loop.  A worker that gave way to another transaction
+ * (apply/worker.c) is started again at once: the deadlock detector has made it
+ * wait before, and will again.  Otherwise the launcher sleeps until signalled,
+ * or for KDB_LAUNCHER_NAPTIME in case that a signal was lost.
  */
 #include "postgres.h"
 
@@ -52,6 +54,7 @@
 #include "krahodb/apply.h"
 #include "krahodb/clock.h"
 #include "krahodb/init.h"
+#include "krahodb/shared.h"
 
 #define KDB_LAUNCHER_NAME		"logical replication launcher"
 #define KDB_LAUNCHER_NAPTIME	180000L /* ms; longest sleep without a signal */
@@ -228,6 +231,8 @@ KdbLauncherMain(Datum main_arg)
 		CHECK_FOR_INTERRUPTS();
 
 		now = GetCurrentTimestamp();
+		if (pg_atomic_exchange_u32(&KdbShared->restart_now, 0) != 0)
+			last_start = 0;
 		if (TimestampDifferenceExceeds(last_start, now, wal_retrieve_retry_interval))
 		{
 			if (start_missing_workers())

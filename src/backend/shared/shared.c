@@ -42,6 +42,7 @@ start_shared(void)
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_wait_us, 0);
+		pg_atomic_init_u32(&KdbShared->restart_now, 0);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }

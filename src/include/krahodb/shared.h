@@ -17,6 +17,9 @@ typedef struct KdbSharedState
 	pg_atomic_uint64 clock_commit_wait_us;	/* and how long, in microseconds */
 	pg_atomic_uint64 clock_apply_waits; /* remote transactions that waited */
 	pg_atomic_uint64 clock_apply_wait_us;
+
+	/* launcher/: an apply worker gave way and wants to be started again at once */
+	pg_atomic_uint32 restart_now;
 } KdbSharedState;
 
 /* Set in every process of a server that preloads KrahoDB. */
