@@ -26,6 +26,7 @@ our @EXPORT = qw(
   arm_fault
   disarm_fault
   wait_until_down
+  start_after_kill
   slots_of
 );
 
@@ -143,6 +144,22 @@ sub wait_until_down
 		usleep(100_000);
 	}
 	$node->_update_pid(0);
+	return;
+}
+
+# Start a node after kill9, once the children of the killed postmaster are gone: they
+# hold its shared memory.
+sub start_after_kill
+{
+	my ($node) = @_;
+	my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
+
+	until ($node->start(fail_ok => 1))
+	{
+		die 'could not start ' . $node->name . ' again' if $tries-- == 0;
+		undef $node->{_pid};	# the pid file is the killed server's
+		usleep(100_000);
+	}
 	return;
 }
 

@@ -17,7 +17,6 @@ use KrahoDB::Nodes;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(usleep);
 
 my $conf = "logical_decoding_work_mem = 64kB\nrestart_after_crash = off";
 my $publisher;
@@ -104,21 +103,6 @@ sub check_equal
 
 # ---- dying ----------------------------------------------------------------------
 
-# The postmaster may have gone before its children, which hold the shared memory.
-sub start_again
-{
-	my ($node) = @_;
-	my $tries = 10 * $PostgreSQL::Test::Utils::timeout_default;
-
-	until ($node->start(fail_ok => 1))
-	{
-		die 'could not start ' . $node->name . ' again' if $tries-- == 0;
-		undef $node->{_pid};	# the pid file is the killed server's
-		usleep(100_000);
-	}
-	return;
-}
-
 sub apply_worker
 {
 	return $subscriber->safe_psql('postgres',
@@ -162,7 +146,7 @@ sub check_server_kill
 	$subscriber->wait_for_log(qr/fault point "\w+" reached: wait/, $logstart);
 	$subscriber->kill9;
 	disarm_fault($subscriber);
-	start_again($subscriber);
+	start_after_kill($subscriber);
 	check_equal("$fault, server killed: nothing lost, nothing twice");
 	return;
 }
@@ -209,7 +193,7 @@ sub check_publisher_kill
 {
 	run_workload();
 	$publisher->kill9;
-	start_again($publisher);
+	start_after_kill($publisher);
 	$publisher->safe_psql('postgres',
 		"INSERT INTO event VALUES (nextval('event_id'), 'after a crash of the publisher')");
 	check_equal('publisher killed: nothing lost, nothing twice');
