@@ -5,6 +5,7 @@
  * Who does what:
  *	launch.c		fills a slot of the engine's shared array, starts a worker
  *	worker.c		entry function, start-up, exit, disable_on_error
+ *	retry.c			starting again at once after a deadlock and the like
  *	subscription.c	MySubscription and KdbMyOptions, re-read on change
  *	loop.c			receive, wait, time out
  *	feedback.c		what is flushed locally, and telling the publisher
@@ -129,6 +130,15 @@ extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 
 /* loop.c: returns when the publisher ends the stream. */
 extern void KdbApplyLoop(XLogRecPtr last_received);
+
+/*
+ * retry.c: this worker is to be started again soon (returns in how many ms); it
+ * is starting; it streams now; it has finished a remote transaction.
+ */
+extern int	KdbRetrySchedule(void);
+extern void KdbRetryStarting(void);
+extern void KdbRetryStarted(void);
+extern void KdbRetrySucceeded(void);
 
 /* subscription.c */
 extern void KdbSubscriptionLoad(void);

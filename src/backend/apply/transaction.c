@@ -141,6 +141,7 @@ end_remote(XLogRecPtr end_lsn)
 	KdbApply.remote_final_lsn = InvalidXLogRecPtr;
 	KdbApply.remote_commit_time = 0;
 
+	KdbRetrySucceeded();
 	KdbSync->process_syncing_tables(end_lsn);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }

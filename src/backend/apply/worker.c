@@ -20,11 +20,12 @@
  * with a transaction that was prepared before its copy.
  *
  * WAYS OUT.  An error ends the process and the launcher starts another one;
- * with disable_on_error the subscription is disabled first.  Being the victim
- * of a deadlock, or running into lock_timeout, says nothing about the remote
- * transaction: it is tried again at once, and never disables the subscription.
- * On each way the session's origin state is cleared before any transaction is
- * aborted (see ORIGIN POSITION in transaction.c).
+ * with disable_on_error the subscription is disabled first.  Not so an error that
+ * only says that others were at the same rows (a deadlock, a serialization
+ * failure, a lock timeout): the remote transaction is applied again promptly
+ * (retry.c), and neither counts it as an error nor disables it.  On each way the
+ * session's origin state is cleared before any transaction is aborted (see
+ * ORIGIN POSITION in transaction.c).
  */
 #include "postgres.h"
 
@@ -48,7 +49,6 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "krahodb/shared.h"
 #include "krahodb/stream.h"
 #include "apply_private.h"
 
@@ -110,13 +110,57 @@ disable_subscription_and_exit(void)
 	proc_exit(0);
 }
 
-/* Would the same transaction succeed if only nobody were in its way? */
+/* Does the error in flight pass by itself?  One that a resolver asked for does not. */
 static bool
-gave_way(void)
+error_passes(void)
 {
-	int			code = geterrcode();
+	switch (geterrcode())
+	{
+		case ERRCODE_T_R_DEADLOCK_DETECTED:
+		case ERRCODE_T_R_SERIALIZATION_FAILURE:
+		case ERRCODE_LOCK_NOT_AVAILABLE:
+			return !KdbConflictRaisedError();
+		default:
+			return false;
+	}
+}
 
-	return code == ERRCODE_T_R_DEADLOCK_DETECTED || code == ERRCODE_LOCK_NOT_AVAILABLE;
+/* How soon is it tried again?  The apply worker starts synchronisation workers. */
+static const char *
+schedule_retry(void)
+{
+	int			delay;
+
+	if (am_tablesync_worker())
+		return psprintf("after wal_retrieve_retry_interval, %d ms", wal_retrieve_retry_interval);
+	delay = KdbRetrySchedule();
+	return delay == 0 ? "at once" : psprintf("after %d ms", delay);
+}
+
+/* In a PG_CATCH: leave the failed transaction, to be applied again. */
+static void pg_attribute_noreturn()
+retry_and_exit(void)
+{
+	ErrorData  *error;
+	const char *when;
+
+	HOLD_INTERRUPTS();
+	MemoryContextSwitchTo(ApplyContext);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortOutOfAnyTransaction();
+	RESUME_INTERRUPTS();
+
+	MemoryContextSwitchTo(ApplyContext);
+	when = schedule_retry();
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("subscription \"%s\" could not go on and tries again %s: %s",
+					MySubscription->name, when, error->message),
+			 error->detail_log ? errdetail_internal("%s", error->detail_log) :
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 error->context ? errcontext("%s", error->context) : 0));
+	proc_exit(0);
 }
 
 /* In a PG_CATCH: count the error, then exit or go on raising it. */
@@ -125,9 +169,9 @@ handle_worker_error(void)
 {
 	KdbResetOriginState();
 
-	if (gave_way())
-		pg_atomic_write_u32(&KdbShared->restart_now, 1);
-	else if (MySubscription->disableonerr)
+	if (error_passes())
+		retry_and_exit();
+	if (MySubscription->disableonerr)
 		disable_subscription_and_exit();
 
 	/* Statistics are sent from outside a transaction only. */
@@ -354,10 +398,13 @@ KdbApplyWorkerMain(Datum main_arg)
 	logicalrep_worker_attach(DatumGetInt32(main_arg));
 	connect_to_database();
 	load_subscription();
+	if (!am_tablesync_worker())
+		KdbRetryStarting();
 
 	slotname = set_up_stream(&startpoint);
 	CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, note_relation_states, (Datum) 0);
 	start_streaming(slotname, startpoint);
+	KdbRetryStarted();
 
 	apply_stream(startpoint);
 	proc_exit(0);

@@ -28,6 +28,15 @@
 /* Longest value that goes into the log. */
 #define VALUE_LIMIT		64
 
+static bool raised_error = false;	/* never unset: the error ends the process */
+
+/* See conflict.h. */
+bool
+KdbConflictRaisedError(void)
+{
+	return raised_error;
+}
+
 static int
 error_code(KdbConflictType type)
 {
@@ -241,6 +250,7 @@ KdbReportConflict(EState *estate, ResultRelInfo *relinfo, const KdbDecision *dec
 	appendStringInfoChar(&detail, ' ');
 	append_key(&detail, estate, relinfo, searchslot);
 	append_rows(&detail, local, nlocal, remote);
+	raised_error = fails;
 
 	ereport(fails ? ERROR : LOG,
 			(errcode(error_code(decision->conflict)),

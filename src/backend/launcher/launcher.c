@@ -19,10 +19,9 @@
  *
  * PACE.  After a pass that started any worker no other pass is made for
  * wal_retrieve_retry_interval, so that a worker that fails at once is not
- * restarted in a busy loop.  A worker that gave way to another transaction
- * (apply/worker.c) is started again at once: the deadlock detector has made it
- * wait before, and will again.  Otherwise the launcher sleeps until signalled,
- * or for KDB_LAUNCHER_NAPTIME in case that a signal was lost.
+ * restarted in a busy loop.  A worker that is to try again after a deadlock and
+ * the like has a pace of its own (apply/retry.c).  Otherwise it sleeps until
+ * signalled, or for KDB_LAUNCHER_NAPTIME in case that a signal was lost.
  */
 #include "postgres.h"
 
@@ -54,7 +53,6 @@
 #include "krahodb/apply.h"
 #include "krahodb/clock.h"
 #include "krahodb/init.h"
-#include "krahodb/shared.h"
 
 #define KDB_LAUNCHER_NAME		"logical replication launcher"
 #define KDB_LAUNCHER_NAPTIME	180000L /* ms; longest sleep without a signal */
@@ -155,9 +153,13 @@ has_apply_worker(Oid subid)
 	return found;
 }
 
-/* Start the missing workers; did it have to start any? */
+/*
+ * Start the missing workers: those that retry if it is their time, the others
+ * only if the interval has passed.  Did it have to start any?  *timeout is
+ * shortened to when the next one will be due.
+ */
 static bool
-start_missing_workers(void)
+start_missing_workers(bool interval_passed, long *timeout)
 {
 	MemoryContext passcxt = AllocSetContextCreate(TopMemoryContext,
 												  "KrahoDB launcher pass",
@@ -172,8 +174,15 @@ start_missing_workers(void)
 	foreach(lc, subscriptions)
 	{
 		Subscription *sub = lfirst(lc);
+		KdbRetryState retry;
+		long		wait;
 
 		if (!sub->enabled || has_apply_worker(sub->oid))
+			continue;
+		retry = KdbRetryAsk(sub->oid, &wait);
+		if (retry == KDB_RETRY_LATER)
+			*timeout = Min(*timeout, wait);
+		if (retry == KDB_RETRY_LATER || (retry == KDB_RETRY_NONE && !interval_passed))
 			continue;
 		started = true;
 		KdbWorkerLaunch(sub->dbid, sub->oid, sub->name, sub->owner, InvalidOid);
@@ -225,20 +234,17 @@ KdbLauncherMain(Datum main_arg)
 
 	for (;;)
 	{
-		TimestampTz now;
-		long		timeout = wal_retrieve_retry_interval;
+		TimestampTz now = GetCurrentTimestamp();
+		bool		interval_passed = TimestampDifferenceExceeds(last_start, now,
+																 wal_retrieve_retry_interval);
+		long		timeout = interval_passed ? KDB_LAUNCHER_NAPTIME : wal_retrieve_retry_interval;
 
 		CHECK_FOR_INTERRUPTS();
 
-		now = GetCurrentTimestamp();
-		if (pg_atomic_exchange_u32(&KdbShared->restart_now, 0) != 0)
-			last_start = 0;
-		if (TimestampDifferenceExceeds(last_start, now, wal_retrieve_retry_interval))
+		if (start_missing_workers(interval_passed, &timeout))
 		{
-			if (start_missing_workers())
-				last_start = now;
-			else
-				timeout = KDB_LAUNCHER_NAPTIME;
+			last_start = now;
+			timeout = Min(timeout, wal_retrieve_retry_interval);
 		}
 
 		wait_for_work(timeout);

@@ -5,6 +5,7 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "replication/logicallauncher.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
@@ -16,12 +17,19 @@ KdbSharedState *KdbShared = NULL;
 static shmem_request_hook_type previous_request_hook = NULL;
 static shmem_startup_hook_type previous_startup_hook = NULL;
 
+static Size
+shared_size(void)
+{
+	return MAXALIGN(add_size(offsetof(KdbSharedState, retries),
+							 mul_size(max_logical_replication_workers, sizeof(KdbRetryEntry))));
+}
+
 static void
 request_shared(void)
 {
 	if (previous_request_hook)
 		previous_request_hook();
-	RequestAddinShmemSpace(MAXALIGN(sizeof(KdbSharedState)));
+	RequestAddinShmemSpace(shared_size());
 }
 
 static void
@@ -33,7 +41,7 @@ start_shared(void)
 		previous_startup_hook();
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	KdbShared = ShmemInitStruct("KrahoDB", sizeof(KdbSharedState), &found);
+	KdbShared = ShmemInitStruct("KrahoDB", shared_size(), &found);
 	if (!found)
 	{
 		pg_atomic_init_u64(&KdbShared->clock_max, 0);
@@ -42,7 +50,8 @@ start_shared(void)
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_wait_us, 0);
-		pg_atomic_init_u32(&KdbShared->restart_now, 0);
+		KdbShared->nretries = max_logical_replication_workers;
+		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}
 	LWLockRelease(AddinShmemInitLock);
 }

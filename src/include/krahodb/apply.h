@@ -84,6 +84,19 @@ typedef struct KdbLauncherShared
 extern KdbLauncherShared *KdbLauncherAttach(void);
 
 /*
+ * Apply workers that ended because of something that passes (a deadlock) are
+ * started again without waiting for wal_retrieve_retry_interval.
+ */
+typedef enum KdbRetryState
+{
+	KDB_RETRY_NONE,				/* not such a worker */
+	KDB_RETRY_NOW,				/* start it now; said once */
+	KDB_RETRY_LATER				/* not before *wait milliseconds have passed */
+} KdbRetryState;
+
+extern KdbRetryState KdbRetryAsk(Oid subid, long *wait);
+
+/*
  * With run_as_owner = false, become the owner of a table for
  * the time that its triggers, expressions and checks run; errors if the
  * subscription's owner could not SET ROLE to it.  With run_as_owner = true

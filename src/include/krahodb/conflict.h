@@ -61,4 +61,7 @@ extern void KdbReportConflict(EState *estate, ResultRelInfo *relinfo,
 							  const KdbConflictSide *local, int nlocal,
 							  const KdbConflictSide *remote);
 
+/* Has the resolver "error" raised the error that this process is dealing with? */
+extern bool KdbConflictRaisedError(void);
+
 #endif							/* KRAHODB_CONFLICT_H */

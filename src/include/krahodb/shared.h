@@ -6,7 +6,17 @@
 #define KRAHODB_SHARED_H
 
 #include "postgres.h"
+#include "datatype/timestamp.h"
 #include "port/atomics.h"
+
+/* An apply worker that is to be started again; see apply/retry.c. */
+typedef struct KdbRetryEntry
+{
+	Oid			subid;			/* InvalidOid: free */
+	bool		due;
+	int			attempts;
+	TimestampTz not_before;
+} KdbRetryEntry;
 
 typedef struct KdbSharedState
 {
@@ -18,8 +28,9 @@ typedef struct KdbSharedState
 	pg_atomic_uint64 clock_apply_waits; /* remote transactions that waited */
 	pg_atomic_uint64 clock_apply_wait_us;
 
-	/* launcher/: an apply worker gave way and wants to be started again at once */
-	pg_atomic_uint32 restart_now;
+	/* apply/retry.c: workers to be started again soon; LogicalRepWorkerLock */
+	int			nretries;		/* length of the array */
+	KdbRetryEntry retries[FLEXIBLE_ARRAY_MEMBER];
 } KdbSharedState;
 
 /* Set in every process of a server that preloads KrahoDB. */

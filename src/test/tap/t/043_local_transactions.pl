@@ -176,7 +176,7 @@ sub check_deadlock
 	  or die 'the local transaction does not wait';
 	disarm_fault($subscriber);
 	$subscriber->reload;
-	$subscriber->wait_for_log(qr/ERROR: .* deadlock detected/, $logstart);
+	$subscriber->wait_for_log(qr/tries again .*: deadlock detected/, $logstart);
 	finish_sql($local);
 	execute($local, 'COMMIT');
 	$publisher->wait_for_catchup('sub');
