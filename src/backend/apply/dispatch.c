@@ -13,6 +13,8 @@
 
 #include "krahodb/fault.h"
 #include "krahodb/init.h"
+#include "krahodb/origin_nodes.h"
+
 #include "apply_private.h"
 
 /* What a message is, beyond its type. */
@@ -94,6 +96,7 @@ apply_handshake(const KdbWireMessage *message)
 				 errhint("Install the same version of KrahoDB on both servers.")));
 
 	KdbApply.remote_node = message->u.handshake.node;
+	KdbRememberOriginNode(KdbApply.origin, KdbApply.remote_node);
 	handshake_done = true;
 }
 

@@ -379,6 +379,8 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 		AllTablesyncsReady();
 
 	KdbApply.krahodb_stream = KdbStreamStartReplication(LogRepWorkerWalRcvConn, &start);
+	if (!KdbApply.krahodb_stream)
+		KdbApply.remote_node = KdbApply.origin; /* see version_lookup.c */
 
 	if (start.two_phase)
 		mark_two_phase_enabled();

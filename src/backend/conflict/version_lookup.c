@@ -16,20 +16,23 @@
 
 #include "krahodb/conflict.h"
 #include "krahodb/node.h"
+#include "krahodb/origin_nodes.h"
 
 /*
- * The node that an origin id of this server stands for.  Of origins other than
- * the one that is being applied only the id is known here; it orders ties the
- * same way as long as this server runs.
+ * The node that an origin id of this server stands for.  A stock publisher has
+ * told no identity; its id here stands in for it.
  */
 static uint64
 node_of_origin(RepOriginId origin, RepOriginId remote_origin, uint64 remote_node)
 {
+	uint64		node;
+
 	if (origin == InvalidRepOriginId)
 		return KdbLocalNodeIdentity();
 	if (origin == remote_origin)
 		return remote_node;
-	return origin;
+	node = KdbOriginNode(origin);
+	return node != 0 ? node : origin;
 }
 
 /* See conflict.h. */

@@ -10,6 +10,7 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 
+#include "krahodb/origin_nodes.h"
 #include "krahodb/shared.h"
 
 KdbSharedState *KdbShared = NULL;
@@ -30,6 +31,7 @@ request_shared(void)
 	if (previous_request_hook)
 		previous_request_hook();
 	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(KdbOriginNodesSize());
 }
 
 static void
@@ -53,6 +55,7 @@ start_shared(void)
 		KdbShared->nretries = max_logical_replication_workers;
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}
+	KdbOriginNodesStart();
 	LWLockRelease(AddinShmemInitLock);
 }
 

@@ -1,0 +1,28 @@
+/*
+ * origin_nodes.h
+ *		Which node does an origin id of this server stand for?
+ *
+ * Commit timestamps name the writer of a row by the origin id that this server
+ * gave it; versions name it by the node's identity, which is the same
+ * everywhere.  Publishers say theirs in the handshake.
+ */
+#ifndef KRAHODB_ORIGIN_NODES_H
+#define KRAHODB_ORIGIN_NODES_H
+
+#include "postgres.h"
+#include "replication/origin.h"
+
+/* The identity, or 0 if it was never told. */
+extern uint64 KdbOriginNode(RepOriginId origin);
+
+/*
+ * Remember it, durably.  Does nothing if it is known already.  Takes a lock and
+ * writes a file; errors are the file's.
+ */
+extern void KdbRememberOriginNode(RepOriginId origin, uint64 node);
+
+/* For shared.c: size, initialisation (reads the file), in the postmaster. */
+extern Size KdbOriginNodesSize(void);
+extern void KdbOriginNodesStart(void);
+
+#endif							/* KRAHODB_ORIGIN_NODES_H */
