@@ -1,6 +1,7 @@
 # What goes wrong here: the manual says something that is not true (any more).
 # Every example of doc/*.md that names a node is run there, and what the page says
-# that it prints is compared; KrahoDB::Manual has the rules.
+# that it prints is compared; KrahoDB::Manual has the rules.  And that what contrib/
+# offers to copy does not work.
 
 use strict;
 use warnings;
@@ -11,6 +12,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $doc = "$ENV{KDB_SRCDIR}/doc";
+my $contrib = "$ENV{KDB_SRCDIR}/contrib";
 
 # Pages whose examples must be run; one without any has lost its marks.
 foreach my $page (qw(tutorial hub-and-branches options conflicts))
@@ -22,5 +24,19 @@ foreach my $file (sort glob("$doc/*.md"))
 {
 	run_page($file) if grep { $_->{node} } blocks_of($file);
 }
+
+# ---- contrib ----------------------------------------------------------------------
+
+my $node = krahodb_node('contrib', conf => slurp_file("$contrib/postgresql.conf"));
+$node->safe_psql('postgres', 'CREATE EXTENSION krahodb');
+command_ok(
+	[
+		'psql', '-X', '-v', 'ON_ERROR_STOP=1', '-f', "$contrib/monitoring.sql",
+		$node->connstr('postgres')
+	],
+	'contrib/monitoring.sql on a server with contrib/postgresql.conf');
+command_checks_all([ 'krahodb', 'check', $node->connstr('postgres') ],
+	0, [qr/^(\w+ \.\.\. ok\n)+$/], [qr//], 'which lacks nothing');
+$node->stop;
 
 done_testing();
