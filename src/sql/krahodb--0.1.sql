@@ -67,8 +67,6 @@ CREATE VIEW tables AS
 	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 
 
-
-
 -- The clock rule (krahodb.max_clock_skew): does it hold in this server, and how
 -- often and how long commits and remote transactions waited for the clock since
 -- the server started.  newest_commit is NULL until the first commit under the rule.
@@ -85,5 +83,135 @@ AS 'MODULE_PATHNAME', 'krahodb_clock_state';
 
 CREATE VIEW clock AS SELECT * FROM krahodb.clock_state();
 
+-- Conflicts since the server started, per subscription, table and type.  What was
+-- dropped is not shown.  There is room for some thousands; the rest is counted in
+-- rows of which subscription, schema and table are NULL.
+CREATE FUNCTION conflict_counters(
+	OUT subid oid,
+	OUT relid oid,
+	OUT type text,
+	OUT applied bigint,
+	OUT skipped bigint,
+	OUT errors bigint,
+	OUT last_time timestamptz)
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_conflict_counters';
+
+CREATE VIEW conflict_stats AS
+	SELECT
+		s.subname AS subscription,
+		n.nspname AS schema,
+		c.relname AS "table",
+		k.type,
+		k.applied,
+		k.skipped,
+		k.errors,
+		k.last_time
+	FROM krahodb.conflict_counters() k
+	LEFT JOIN pg_catalog.pg_subscription s ON s.oid = k.subid
+	LEFT JOIN pg_catalog.pg_class c ON c.oid = k.relid
+	LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+	WHERE k.subid = 0 OR (s.oid IS NOT NULL AND c.oid IS NOT NULL);
+
+-- Counters of this database, and those for the rest, start at nothing again.
+CREATE FUNCTION reset_conflict_stats()
+RETURNS void
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_reset_conflict_stats';
+REVOKE ALL ON FUNCTION reset_conflict_stats() FROM PUBLIC;
+
+-- The record of each conflict.  The server writes it into materialized views, in
+-- turns, because these are never published; their query must not be run again.
+-- The server knows the columns in this order.
+CREATE TYPE conflict_record AS (
+	"time" timestamptz,
+	subid oid,
+	subscription text,
+	relid oid,
+	schema text,
+	"table" text,
+	type text,
+	resolution text,
+	outcome text,
+	key jsonb,
+	local_row jsonb,
+	remote_row jsonb,
+	applied_row jsonb,
+	local_time timestamptz,
+	local_node numeric,
+	local_origin text,
+	local_xid xid,
+	remote_time timestamptz,
+	remote_node numeric,
+	remote_xid xid,
+	remote_lsn pg_lsn);
+
+CREATE FUNCTION no_records()
+RETURNS boolean
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_no_records';
+
+CREATE MATERIALIZED VIEW conflict_log_1 USING heap AS
+	SELECT (NULL::krahodb.conflict_record).* WHERE krahodb.no_records();
+CREATE INDEX ON conflict_log_1 ("time");
+CREATE INDEX ON conflict_log_1 (subid, remote_lsn);
+CREATE MATERIALIZED VIEW conflict_log_2 USING heap AS
+	SELECT (NULL::krahodb.conflict_record).* WHERE krahodb.no_records();
+CREATE INDEX ON conflict_log_2 ("time");
+CREATE INDEX ON conflict_log_2 (subid, remote_lsn);
+CREATE MATERIALIZED VIEW conflict_log_3 USING heap AS
+	SELECT (NULL::krahodb.conflict_record).* WHERE krahodb.no_records();
+CREATE INDEX ON conflict_log_3 ("time");
+CREATE INDEX ON conflict_log_3 (subid, remote_lsn);
+CREATE MATERIALIZED VIEW conflict_log_4 USING heap AS
+	SELECT (NULL::krahodb.conflict_record).* WHERE krahodb.no_records();
+CREATE INDEX ON conflict_log_4 ("time");
+CREATE INDEX ON conflict_log_4 (subid, remote_lsn);
+
+-- A reader sees the conflicts of tables of which he may read all rows; a superuser
+-- also those of tables that were dropped.  The privileges are those of whoever runs
+-- the query; what he may not see no function of his own gets to see either.
+CREATE VIEW conflict_log WITH (security_barrier) AS
+	SELECT
+		l."time",
+		l.subscription,
+		l.schema,
+		l."table",
+		l.type,
+		l.resolution,
+		l.outcome,
+		l.key,
+		l.local_row,
+		l.remote_row,
+		l.applied_row,
+		l.local_time,
+		l.local_node,
+		l.local_origin,
+		l.local_xid,
+		l.remote_time,
+		l.remote_node,
+		l.remote_xid,
+		NULLIF(l.remote_lsn, '0/0') AS remote_lsn
+	FROM (
+		SELECT * FROM krahodb.conflict_log_1
+		UNION ALL SELECT * FROM krahodb.conflict_log_2
+		UNION ALL SELECT * FROM krahodb.conflict_log_3
+		UNION ALL SELECT * FROM krahodb.conflict_log_4
+	) l
+	WHERE CASE WHEN pg_catalog.has_table_privilege(l.relid, 'SELECT')
+		THEN NOT pg_catalog.row_security_active(l.relid)
+		ELSE (SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = CURRENT_USER)
+		END;
+
+-- Discards those parts of the log (it has four) in which everything is older.
+-- Returns how many.
+CREATE FUNCTION prune_conflict_log(before timestamptz)
+RETURNS integer
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_prune_conflict_log';
+REVOKE ALL ON FUNCTION prune_conflict_log(timestamptz) FROM PUBLIC;
+
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables, clock TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, clock, conflict_stats TO PUBLIC;
+GRANT SELECT ON conflict_log TO pg_read_all_stats;

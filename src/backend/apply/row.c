@@ -45,7 +45,22 @@ incoming_version(void)
 	return version;
 }
 
-/* One line and, later, one row for a conflict.  With action ERROR, the error. */
+/* The row as a decision leaves it here; NULL if it leaves none, or the local one. */
+static TupleTableSlot *
+applied_row(const Change *change, const KdbDecision *decision)
+{
+	switch (decision->action)
+	{
+		case KDB_ACTION_INSERT:
+			return change->row->slot;
+		case KDB_ACTION_UPDATE:
+			return change->target->merged;
+		default:
+			return NULL;
+	}
+}
+
+/* The record of a conflict.  With action ERROR, the error. */
 static void
 report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 	   const KdbHolder *holders, int nholders)
@@ -79,8 +94,11 @@ report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 	remote.has_version = true;
 	remote.version = change->version;
 	remote.origin = KdbApply.origin;
+	remote.xid = KdbApply.remote_xid;
+	remote.lsn = KdbApply.remote_final_lsn;
+	remote.sent = change->row ? change->row->sent : NULL;
 	KdbReportConflict(change->target->estate, change->target->relinfo, decision,
-					  change->search, sides, n, &remote);
+					  change->search, sides, n, &remote, applied_row(change, decision));
 }
 
 /* Delete a row that is in the way; false if it has changed meanwhile. */

@@ -142,6 +142,7 @@ end_remote(XLogRecPtr end_lsn)
 	KdbApply.remote_commit_time = 0;
 
 	KdbRetrySucceeded();
+	KdbConflictLogMaintain();
 	KdbSync->process_syncing_tables(end_lsn);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }

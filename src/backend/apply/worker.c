@@ -96,6 +96,7 @@ disable_subscription_and_exit(void)
 	RESUME_INTERRUPTS();
 
 	report_worker_error();
+	KdbConflictLogFailed();
 
 	/* Its row may have out-of-line values, so a snapshot is needed. */
 	StartTransactionCommand();
@@ -163,6 +164,19 @@ retry_and_exit(void)
 	proc_exit(0);
 }
 
+/* The error in flight steps aside for a transaction. */
+static void pg_attribute_noreturn()
+log_conflict_and_rethrow(void)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(ApplyContext);
+	error = CopyErrorData();
+	FlushErrorState();
+	KdbConflictLogFailed();
+	ReThrowError(error);
+}
+
 /* In a PG_CATCH: count the error, then exit or go on raising it. */
 static void
 handle_worker_error(void)
@@ -177,6 +191,8 @@ handle_worker_error(void)
 	/* Statistics are sent from outside a transaction only. */
 	AbortOutOfAnyTransaction();
 	report_worker_error();
+	if (KdbConflictRaisedError())
+		log_conflict_and_rethrow();
 	PG_RE_THROW();
 }
 

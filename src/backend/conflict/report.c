@@ -23,7 +23,7 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
-#include "krahodb/conflict.h"
+#include "conflict_private.h"
 
 /* Longest value that goes into the log. */
 #define VALUE_LIMIT		64
@@ -221,15 +221,13 @@ append_rows(StringInfo buf, const KdbConflictSide *local, int nlocal,
 static const char *
 outcome(KdbAction action)
 {
-	switch (action)
+	switch (KdbConflictOutcomeOf(action))
 	{
-		case KDB_ACTION_INSERT:
-		case KDB_ACTION_UPDATE:
-		case KDB_ACTION_DELETE:
+		case KDB_OUTCOME_APPLIED:
 			return "remote change applied";
-		case KDB_ACTION_SKIP:
+		case KDB_OUTCOME_SKIPPED:
 			return "remote change skipped";
-		case KDB_ACTION_ERROR:
+		case KDB_OUTCOME_ERROR:
 			break;
 	}
 	return "error raised";
@@ -239,7 +237,7 @@ outcome(KdbAction action)
 void
 KdbReportConflict(EState *estate, ResultRelInfo *relinfo, const KdbDecision *decision,
 				  TupleTableSlot *searchslot, const KdbConflictSide *local, int nlocal,
-				  const KdbConflictSide *remote)
+				  const KdbConflictSide *remote, TupleTableSlot *applied)
 {
 	Relation	rel = relinfo->ri_RelationDesc;
 	StringInfoData detail;
@@ -251,6 +249,9 @@ KdbReportConflict(EState *estate, ResultRelInfo *relinfo, const KdbDecision *dec
 	append_key(&detail, estate, relinfo, searchslot);
 	append_rows(&detail, local, nlocal, remote);
 	raised_error = fails;
+	KdbCountConflict(RelationGetRelid(rel), decision->conflict,
+					 KdbConflictOutcomeOf(decision->action));
+	KdbLogConflict(rel, decision, searchslot, local, nlocal, remote, applied);
 
 	ereport(fails ? ERROR : LOG,
 			(errcode(error_code(decision->conflict)),

@@ -7,6 +7,7 @@
 #include "utils/guc.h"
 
 #include "krahodb/clock.h"
+#include "krahodb/conflict.h"
 #include "krahodb/fault.h"
 #include "krahodb/init.h"
 
@@ -46,6 +47,15 @@ KdbGucInit(void)
 							10000, 0, 3600000,
 							PGC_SIGHUP,
 							GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.conflict_log_retention",
+							"Sets how long rows of krahodb.conflict_log are kept at least.",
+							"Zero means that none are written.",
+							&KdbConflictLogRetention,
+							7 * 24 * 3600, 0, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
 							NULL, NULL, NULL);
 
 #ifdef KRAHODB_FAULT_POINTS

@@ -10,6 +10,7 @@
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 
+#include "krahodb/conflict_counters.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/shared.h"
 
@@ -32,6 +33,7 @@ request_shared(void)
 		previous_request_hook();
 	RequestAddinShmemSpace(shared_size());
 	RequestAddinShmemSpace(KdbOriginNodesSize());
+	RequestAddinShmemSpace(KdbConflictCountersSize());
 }
 
 static void
@@ -56,6 +58,7 @@ start_shared(void)
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}
 	KdbOriginNodesStart();
+	KdbConflictCountersStart();
 	LWLockRelease(AddinShmemInitLock);
 }
 

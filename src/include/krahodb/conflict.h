@@ -44,24 +44,50 @@ typedef struct KdbConflictSide
 	bool		has_version;
 	KdbVersion	version;
 	RepOriginId origin;			/* InvalidRepOriginId: written locally */
-	TransactionId xid;			/* local transaction that wrote or deleted it */
+	TransactionId xid;			/* local side: local transaction that wrote or
+								 * deleted it; remote side: the publisher's */
 	Oid			index;			/* unique index violated, or InvalidOid */
+	const bool *sent;			/* remote side: per column, was it sent; NULL: all */
+	XLogRecPtr	lsn;			/* remote side: commit LSN at the publisher, or 0 */
 } KdbConflictSide;
 
 /*
  * Record a conflict: one server log line in PostgreSQL 18's wording
  * ("conflict detected on relation \"s.t\": conflict=insert_exists", with key,
- * existing local row, remote row and the resolution in the detail).  With
- * action ERROR raises the error instead (SQLSTATE unique_violation for
- * *_exists, T_R_SERIALIZATION_FAILURE otherwise).
+ * existing local row, remote row and the resolution in the detail), a count and,
+ * with the extension, a row in krahodb.conflict_log.  applied is the row as it
+ * is now here, NULL if the change was skipped or deleted it.  With action ERROR
+ * raises the error (SQLSTATE unique_violation for *_exists,
+ * T_R_SERIALIZATION_FAILURE otherwise).  In the worker of MySubscription.
  */
 extern void KdbReportConflict(EState *estate, ResultRelInfo *relinfo,
 							  const KdbDecision *decision,
 							  TupleTableSlot *searchslot,
 							  const KdbConflictSide *local, int nlocal,
-							  const KdbConflictSide *remote);
+							  const KdbConflictSide *remote,
+							  TupleTableSlot *applied);
 
 /* Has the resolver "error" raised the error that this process is dealing with? */
 extern bool KdbConflictRaisedError(void);
+
+/* krahodb.conflict_log_retention in seconds; 0: no log. */
+extern int	KdbConflictLogRetention;
+
+/*
+ * Write the log's row of the conflict that raised an error, if there is one, in
+ * a transaction of its own.  Outside of any transaction; raises no error.
+ */
+extern void KdbConflictLogFailed(void);
+
+/*
+ * Rotate the log, if that is due.  Outside of any transaction; to be called
+ * after each remote transaction: costs nothing unless there was a conflict.
+ */
+extern void KdbConflictLogMaintain(void);
+
+/*
+ * Discard parts of the log in which everything is older; see KdbRecordPrune.
+ */
+extern int	KdbConflictLogPrune(TimestampTz before, int *busy);
 
 #endif							/* KRAHODB_CONFLICT_H */
