@@ -212,6 +212,38 @@ LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_prune_conflict_log';
 REVOKE ALL ON FUNCTION prune_conflict_log(timestamptz) FROM PUBLIC;
 
+-- Versions and claims that the heap does not show, until the retention horizon has
+-- passed them; kept as the conflict log is.  The server knows the columns in this order.
+CREATE TYPE version_record AS (
+	stamp timestamptz,
+	relid oid,
+	hash bigint,
+	kind "char",
+	index oid,
+	key bytea,
+	claimed bytea,
+	"time" timestamptz,
+	node bigint,
+	shown_time timestamptz,
+	shown_node bigint);
+
+CREATE MATERIALIZED VIEW version_records_1 USING heap AS
+	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+CREATE INDEX ON version_records_1 (stamp);
+CREATE INDEX ON version_records_1 (relid, hash);
+CREATE MATERIALIZED VIEW version_records_2 USING heap AS
+	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+CREATE INDEX ON version_records_2 (stamp);
+CREATE INDEX ON version_records_2 (relid, hash);
+CREATE MATERIALIZED VIEW version_records_3 USING heap AS
+	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+CREATE INDEX ON version_records_3 (stamp);
+CREATE INDEX ON version_records_3 (relid, hash);
+CREATE MATERIALIZED VIEW version_records_4 USING heap AS
+	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+CREATE INDEX ON version_records_4 (stamp);
+CREATE INDEX ON version_records_4 (relid, hash);
+
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
 GRANT SELECT ON subscriptions, tables, clock, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;

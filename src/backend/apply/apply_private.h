@@ -20,6 +20,7 @@
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
  *	row.c			INSERT, UPDATE, DELETE
+ *	converge.c		the same where the last update wins: by the convergence rules
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
  *
@@ -198,6 +199,9 @@ extern void KdbApplyRelationsForgetOptions(void);
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
+
+/* converge.c: the remote transaction is over. */
+extern void KdbConvergeEnd(void);
 
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);

@@ -284,5 +284,20 @@ KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row)
 	if (!OidIsValid(target->identity_index) || !fill_key(target, search, key))
 		return false;
 	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
-						  target->scratch, KdbApply.origin, KdbApply.remote_node, row);
+						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
+						  NULL, NULL);
+}
+
+/* See relation_private.h. */
+bool
+KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row,
+				 KdbDeathTruth truth, void *arg)
+{
+	ScanKeyData key[INDEX_MAX_KEYS];
+
+	if (!fill_key(target, search, key))
+		return false;
+	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
+						  truth, arg);
 }

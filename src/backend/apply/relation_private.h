@@ -29,6 +29,8 @@
 #include "executor/execPartition.h"
 #include "utils/typcache.h"
 
+#include "krahodb/version_record.h"
+
 /* How one local column gets its value from the wire. */
 typedef struct KdbColumnInput
 {
@@ -89,6 +91,8 @@ typedef struct KdbApplyTarget
 	KdbTableOptions table_options;
 	KdbResolvers resolvers;
 	bool		resolving;		/* any of them is not the engine's */
+	bool		converging;		/* the last update wins in all, and there is a key: converge.c */
+	KdbVersionRecordsKnown records;	/* are there any of this table? */
 
 	/* open in this transaction */
 	Relation	rel;
@@ -181,6 +185,13 @@ extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
 extern bool KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search,
 						KdbLocalRow *row);
 
+/*
+ * Likewise, with truth called for each candidate: it may set another version, and
+ * same_transaction counts for nothing by itself.
+ */
+extern bool KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search,
+							 KdbLocalRow *row, KdbDeathTruth truth, void *arg);
+
 /* unique.c */
 #define KDB_MAX_HOLDERS	INDEX_MAX_KEYS
 
@@ -202,12 +213,48 @@ extern int	KdbFindHolders(KdbApplyTarget *target, TupleTableSlot *slot,
 						   ItemPointer self, const Bitmapset *changed,
 						   KdbHolder *holders, int max);
 
+/* The values of a row in a unique index or exclusion constraint. */
+typedef struct KdbUniqueValues
+{
+	Relation	index;
+	IndexInfo  *info;
+	int			nkeys;
+	ScanKeyData key[INDEX_MAX_KEYS];	/* finds rows with these values */
+	bool		by_equality;	/* a unique index; else operators of a constraint */
+	KdbRecordedKey values;
+} KdbUniqueValues;
+
+/*
+ * Call back for each unique index, but that of the identity, that the row has
+ * values in, until one says true; returns what the last one has said.
+ */
+typedef bool (*KdbUniqueCallback) (void *arg, const KdbUniqueValues *unique);
+
+extern bool KdbForEachUnique(KdbApplyTarget *target, TupleTableSlot *slot,
+							 KdbUniqueCallback callback, void *arg);
+
+/* Recheck of a row that a lossy index has found. */
+extern bool KdbUniqueMatches(KdbApplyTarget *target, const KdbUniqueValues *unique,
+							 TupleTableSlot *existing);
+
 /* Columns in which two rows differ (attnum - FirstLowInvalid...), by image. */
 extern Bitmapset *KdbChangedColumns(TupleDesc tupdesc, TupleTableSlot *a,
 									TupleTableSlot *b);
 
 /* Does any unique index depend on these columns? */
 extern bool KdbUniqueDependsOn(KdbApplyTarget *target, const Bitmapset *columns);
+
+/*
+ * converge.c: changes of a table that is "converging".  In rel's format for a
+ * partitioned table and an UPDATE, else in the target's.  old: NULL if the key was
+ * not sent, as it has not changed.
+ */
+extern void KdbConvergeInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
+							  KdbRemoteRow *row);
+extern void KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target,
+							  TupleTableSlot *old, bool old_is_full);
+extern void KdbConvergeDelete(KdbApplyRelation *rel, KdbApplyTarget *target,
+							  TupleTableSlot *old);
 
 /* write.c */
 typedef enum KdbWriteResult

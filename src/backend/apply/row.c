@@ -547,6 +547,16 @@ aim(Change *change, KdbApplyRelation *rel, TupleTableSlot *key)
 		change->row = KdbRouteRow(rel, change->target, change->row);
 }
 
+/*
+ * By the convergence rules?  Rows of an initial copy are written by a transaction
+ * that has another version than they have, which the rules do not know of.
+ */
+static bool
+converges(const Change *change)
+{
+	return change->target->converging && TransactionIdIsValid(KdbApply.remote_xid);
+}
+
 /* INSERT message. */
 void
 KdbApplyInsert(const KdbWireMessage *message)
@@ -562,7 +572,10 @@ KdbApplyInsert(const KdbWireMessage *message)
 	KdbFillDefaults(rel, rel->remote.slot);
 	change.row = &rel->remote;
 	aim(&change, rel, rel->remote.slot);
-	apply_insert(&change);
+	if (converges(&change))
+		KdbConvergeInsert(rel, change.target, change.row);
+	else
+		apply_insert(&change);
 	end_change(change.target, &user);
 }
 
@@ -591,7 +604,11 @@ KdbApplyUpdate(const KdbWireMessage *message)
 	change.row = &rel->remote;
 	aim(&change, rel, key);
 	KdbTargetCheckUpdatable(change.target, rel);
-	apply_update(&change);
+	if (converges(&change))
+		KdbConvergeUpdate(rel, change.target, message->u.row.old_kind ? key : NULL,
+						  change.old_is_full);
+	else
+		apply_update(&change);
 	end_change(change.target, &user);
 }
 
@@ -611,6 +628,9 @@ KdbApplyDelete(const KdbWireMessage *message)
 	KdbConvertTuple(rel, &message->u.row.old_row, rel->search, NULL);
 	aim(&change, rel, rel->search);
 	KdbTargetCheckUpdatable(change.target, rel);
-	apply_delete(&change);
+	if (converges(&change))
+		KdbConvergeDelete(rel, change.target, change.search);
+	else
+		apply_delete(&change);
 	end_change(change.target, &user);
 }

@@ -193,9 +193,14 @@ build_key(KdbApplyTarget *target)
 static void
 build_options(KdbApplyTarget *target)
 {
+	KdbResolvers last_update;
+
 	KdbGetTableOptions(target->relid, &target->table_options);
 	KdbTableResolvers(KdbMyOptions, &target->table_options, &target->resolvers);
 	target->resolving = KdbResolversActive(&target->resolvers);
+	KdbResolversSetAll(&last_update, KDB_RESOLVER_LAST_UPDATE_WINS);
+	target->converging = OidIsValid(target->identity_index) &&
+		memcmp(&last_update, &target->resolvers, sizeof(KdbResolvers)) == 0;
 	if (target->resolving && !KdbResolversActive(&KdbMyOptions->resolvers))
 		KdbClockEnforce(KDB_CLOCK_TABLES, true);
 }

@@ -46,6 +46,7 @@
 
 #include "krahodb/clock.h"
 #include "krahodb/fault.h"
+#include "krahodb/version_record.h"
 #include "apply_private.h"
 
 /*
@@ -141,8 +142,10 @@ end_remote(XLogRecPtr end_lsn)
 	KdbApply.remote_final_lsn = InvalidXLogRecPtr;
 	KdbApply.remote_commit_time = 0;
 
+	KdbConvergeEnd();
 	KdbRetrySucceeded();
 	KdbConflictLogMaintain();
+	KdbVersionRecordsMaintain();
 	KdbSync->process_syncing_tables(end_lsn);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }

@@ -241,3 +241,65 @@ KdbChangedColumns(TupleDesc tupdesc, TupleTableSlot *a, TupleTableSlot *b)
 	}
 	return changed;
 }
+
+/* See relation_private.h. */
+bool
+KdbUniqueMatches(KdbApplyTarget *target, const KdbUniqueValues *unique,
+				 TupleTableSlot *existing)
+{
+	UniqueProbe probe;
+
+	probe.target = target;
+	probe.index = unique->index;
+	probe.info = unique->info;
+	probe.nkeys = unique->nkeys;
+	memcpy(probe.key, unique->key, sizeof(ScanKeyData) * unique->nkeys);
+	memcpy(probe.values, unique->values.values, sizeof(Datum) * unique->nkeys);
+	return really_conflicts(&probe, existing);
+}
+
+static void
+values_of_probe(const UniqueProbe *probe, KdbUniqueValues *unique)
+{
+	TupleDesc	desc = RelationGetDescr(probe->index);
+
+	unique->index = probe->index;
+	unique->info = probe->info;
+	unique->nkeys = probe->nkeys;
+	memcpy(unique->key, probe->key, sizeof(ScanKeyData) * probe->nkeys);
+	unique->by_equality = probe->info->ii_ExclusionOps == NULL;
+	unique->values.n = probe->nkeys;
+	for (int i = 0; i < probe->nkeys; i++)
+	{
+		unique->values.values[i] = probe->values[i];
+		unique->values.isnull[i] = probe->isnull[i];
+		unique->values.types[i] = TupleDescAttr(desc, i)->atttypid;
+		unique->values.collations[i] = probe->index->rd_indcollation[i];
+	}
+}
+
+/* See relation_private.h. */
+bool
+KdbForEachUnique(KdbApplyTarget *target, TupleTableSlot *slot,
+				 KdbUniqueCallback callback, void *arg)
+{
+	bool		stop = false;
+
+	KdbTargetOpenIndexes(target);
+	for (int i = 0; i < target->nindexes && !stop; i++)
+	{
+		UniqueProbe probe;
+		KdbUniqueValues unique;
+
+		probe.target = target;
+		probe.index = target->relinfo->ri_IndexRelationDescs[i];
+		probe.info = target->relinfo->ri_IndexRelationInfo[i];
+		if (!is_constraint(probe.info) || target->index_oids[i] == target->identity_index)
+			continue;
+		if (!prepare_probe(&probe, slot))
+			continue;
+		values_of_probe(&probe, &unique);
+		stop = callback(arg, &unique);
+	}
+	return stop;
+}

@@ -213,6 +213,17 @@ KdbClockBeforeApply(TimestampTz ts)
 	count_wait(&KdbShared->clock_apply_waits, &KdbShared->clock_apply_wait_us, first);
 }
 
+/* See clock.h. */
+bool
+KdbClockIsNewest(TimestampTz ts)
+{
+	if (!rule_holds())
+		return false;
+	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
+		advance_max(find_max());
+	return (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max) < ts;
+}
+
 /* Is this transaction's timestamp that of a remote one? */
 static bool
 applies_remote(void)

@@ -52,11 +52,22 @@ ended_by(TupleTableSlot *slot)
 	return xmax;
 }
 
+/* Without versions of its own, what the current transaction did is the latest. */
+static bool
+is_later(const KdbLocalRow *a, const KdbLocalRow *b, bool by_version)
+{
+	if (!by_version && a->same_transaction)
+		return true;
+	if (!by_version && b->same_transaction)
+		return false;
+	return KdbVersionCompare(a->version, b->version) > 0;
+}
+
 /* See conflict.h. */
 bool
 KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
 			   TupleTableSlot *scratch, RepOriginId remote_origin,
-			   uint64 remote_node, KdbLocalRow *row)
+			   uint64 remote_node, KdbLocalRow *row, KdbDeathTruth truth, void *arg)
 {
 	IndexScanDesc scan;
 	bool		found = false;
@@ -82,11 +93,11 @@ KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
 			continue;
 		KdbTransactionVersion(xmax, remote_origin, remote_node, &candidate);
 		candidate.state = KDB_ROW_DEAD;
+		if (truth)
+			truth(arg, &candidate);
 		if (!candidate.version_known && !candidate.same_transaction)
 			continue;
-		if (!found || candidate.same_transaction ||
-			(!row->same_transaction &&
-			 KdbVersionCompare(candidate.version, row->version) > 0))
+		if (!found || is_later(&candidate, row, truth != NULL))
 			*row = candidate;
 		found = true;
 	}

@@ -54,6 +54,9 @@ start_shared(void)
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_wait_us, 0);
+		pg_atomic_init_u64(&KdbShared->version_records, 0);
+		pg_atomic_init_u64(&KdbShared->merge_events, 0);
+		pg_atomic_init_u32(&KdbShared->merging, 0);
 		KdbShared->nretries = max_logical_replication_workers;
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}

@@ -43,4 +43,7 @@ extern void KdbClockCommitted(void);
  */
 extern void KdbClockBeforeApply(TimestampTz ts);
 
+/* Is ts surely greater than every timestamp that was committed here? */
+extern bool KdbClockIsNewest(TimestampTz ts);
+
 #endif							/* KRAHODB_CLOCK_H */

@@ -27,15 +27,19 @@ extern void KdbLocalRowVersion(TupleTableSlot *slot, RepOriginId remote_origin,
 extern void KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 								  uint64 remote_node, KdbLocalRow *row);
 
+/* May correct what a dead tuple says: sets version and version_known. */
+typedef void (*KdbDeathTruth) (void *arg, KdbLocalRow *row);
+
 /*
  * The newest deletion of the key among the dead tuples that the heap still
  * holds, found by the given unique index with SnapshotAny.  Returns false if
- * none is found; else state DEAD with the deletion's version.
+ * none is found; else state DEAD with the deletion's version.  With truth, which is
+ * called for each dead tuple, versions alone say which is the newest.
  */
 extern bool KdbFindDeadRow(Relation rel, Relation index, struct ScanKeyData *skey,
 						   int nkeys, TupleTableSlot *scratch,
 						   RepOriginId remote_origin, uint64 remote_node,
-						   KdbLocalRow *row);
+						   KdbLocalRow *row, KdbDeathTruth truth, void *arg);
 
 /* One side of a conflict's record. */
 typedef struct KdbConflictSide

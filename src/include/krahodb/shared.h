@@ -28,6 +28,11 @@ typedef struct KdbSharedState
 	pg_atomic_uint64 clock_apply_waits; /* remote transactions that waited */
 	pg_atomic_uint64 clock_apply_wait_us;
 
+	/* version records and merges under way: see version_record.h, apply/converge.c */
+	pg_atomic_uint64 version_records;	/* added since the server started */
+	pg_atomic_uint64 merge_events;	/* keys that have died, values that were claimed */
+	pg_atomic_uint32 merging;	/* remote transactions that are being merged */
+
 	/* apply/retry.c: workers to be started again soon; LogicalRepWorkerLock */
 	int			nretries;		/* length of the array */
 	KdbRetryEntry retries[FLEXIBLE_ARRAY_MEMBER];

@@ -1,0 +1,317 @@
+/*
+ * converge.c
+ *		Row changes of tables where the last update wins: by the convergence rules.
+ *
+ * The rules are pure code (merge.h); here are the facts and actions that they ask
+ * for, over heap, indexes and version records.  Tables come here that have a key,
+ * under a subscription (or with an option of their own) that resolves every type of
+ * conflict by last_update_wins.  All others go through row.c.
+ *
+ * An UPDATE whose new row has another key, or belongs to another partition, is a
+ * DELETE of the old key and an INSERT of the new one, so a change has two
+ * sides (KdbConvergeSide), which are the same for every other change.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "storage/ipc.h"
+
+#include "krahodb/clock.h"
+#include "krahodb/shared.h"
+
+#include "converge_private.h"
+
+static KdbMergeContext context;
+static bool context_ready = false;
+
+/* ---- the report ---------------------------------------------------------- */
+
+static void
+fill_side(KdbConflictSide *side, TupleTableSlot *slot, const KdbLocalRow *row, Oid index)
+{
+	side->slot = slot;
+	side->has_version = row->version_known;
+	side->version = row->version;
+	side->origin = row->origin;
+	side->xid = row->xid;
+	side->index = index;
+}
+
+static TupleTableSlot *
+applied_row(const KdbConverge *c, KdbAction action)
+{
+	return action == KDB_ACTION_INSERT || action == KDB_ACTION_UPDATE ? c->written : NULL;
+}
+
+static void
+report(void *arg, const KdbMergeReport *r)
+{
+	KdbConverge *c = arg;
+	bool		of_old = c->operation == KDB_DELETE ||
+		(c->key_changed && r->decision.conflict == KDB_CONFLICT_DELETE_MISSING) ||
+		(c->key_changed && r->decision.conflict == KDB_CONFLICT_DELETE_ORIGIN_DIFFERS);
+	KdbConvergeSide *side = KdbSideOf(c, of_old ? KDB_KEY_OLD : KDB_KEY_NEW);
+	KdbConflictSide sides[KDB_MERGE_MAX_HOLDERS + 1] = {0};
+	KdbConflictSide remote = {0};
+	int			n = 0;
+
+	if (r->local && r->local->state != KDB_ROW_ABSENT)
+		fill_side(&sides[n++],
+				  r->local->state == KDB_ROW_LIVE && !TTS_EMPTY(side->target->local) ?
+				  side->target->local : NULL,
+				  r->local,
+				  r->decision.conflict == KDB_CONFLICT_INSERT_EXISTS ?
+				  side->target->identity_index : InvalidOid);
+	for (int i = 0; i < r->nholders; i++)
+	{
+		KdbHolder  *holder = &c->holders[r->holders[i].handle];
+
+		fill_side(&sides[n++], holder->copy, &r->holders[i].row, holder->index);
+	}
+	remote.slot = c->row ? c->row->slot : NULL;
+	remote.has_version = true;
+	remote.version = context.version;
+	remote.origin = KdbApply.origin;
+	remote.xid = KdbApply.remote_xid;
+	remote.lsn = KdbApply.remote_final_lsn;
+	remote.sent = c->row ? c->row->sent : NULL;
+	KdbReportConflict(side->target->estate, side->target->relinfo, &r->decision,
+					  side->key, sides, n, &remote, applied_row(c, r->decision.action));
+}
+
+/* ---- the transaction ------------------------------------------------------- */
+
+static void
+leave(int code, Datum arg)
+{
+	KdbConvergeEnd();
+}
+
+/* See apply_private.h. */
+void
+KdbConvergeEnd(void)
+{
+	if (!context_ready)
+		return;
+	context_ready = false;
+	pg_atomic_fetch_sub_u32(&KdbShared->merging, 1);
+}
+
+static void
+begin_transaction(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		before_shmem_exit(leave, (Datum) 0);
+	registered = true;
+	memset(&context, 0, sizeof(context));
+	context.version.ts = KdbApply.remote_commit_time;
+	context.version.node = KdbApply.remote_node;
+	context.horizon = INT64_MIN;
+	context_ready = true;
+	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
+}
+
+/*
+ * Does nothing that is applied or being applied here have a greater version?
+ * Others who merge may have deleted or buried something that is not committed.
+ */
+static bool
+is_newest(void)
+{
+	return !context.fetched &&
+		pg_atomic_read_u32(&KdbShared->merging) == 1 &&
+		KdbClockIsNewest(context.version.ts);
+}
+
+/* ---- the change ------------------------------------------------------------ */
+
+/* Nothing else decides what a merged column is: it would need its history. */
+static void
+no_merged_columns(void)
+{
+	elog(ERROR, "merged columns are not known here");
+}
+
+static bool
+history(void *arg, int column, int i, KdbContribution *contribution)
+{
+	no_merged_columns();
+	return false;
+}
+
+static KdbContributionKind
+contribution(void *arg, int column)
+{
+	no_merged_columns();
+	return KDB_CONTRIBUTES_NOTHING;
+}
+
+static void
+fold(void *arg, int column, int i)
+{
+	no_merged_columns();
+}
+
+static void
+contribute(void *arg, bool with_base)
+{
+	no_merged_columns();
+}
+
+static void
+fetch(void *arg, KdbFetched *fetched)
+{
+	elog(ERROR, "rows are not fetched");
+}
+
+static const KdbMergeOps ops = {
+	.find = KdbFactFind,
+	.unique_changes = KdbFactUniqueChanges,
+	.holders = KdbFactHolders,
+	.newer_claim = KdbFactNewerClaim,
+	.position = KdbFactPosition,
+	.progress = KdbFactProgress,
+	.fetch = fetch,
+	.history = history,
+	.contribution = contribution,
+	.fold_start = fold,
+	.fold_change = fold,
+	.insert = KdbActInsert,
+	.overwrite = KdbActOverwrite,
+	.remove = KdbActRemove,
+	.kill = KdbActKill,
+	.bury = KdbActBury,
+	.claim = KdbActClaim,
+	.contribute = contribute,
+	.report = report
+};
+
+static void
+merge(KdbConverge *c)
+{
+	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
+	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
+	KdbMergeWrite write = {0};
+
+	if (!context_ready)
+		begin_transaction();
+	context.resolvers = &target->resolvers;
+	context.newest = is_newest();
+	c->context = &context;
+	c->holders = holders;
+	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
+	write.operation = c->operation;
+	write.key_changed = c->key_changed;
+	write.unique = target->has_unique;
+	KdbMerge(&ops, c, &context, &write);
+	if (c->old_row)
+		ExecDropSingleTupleTableSlot(c->old_row);
+}
+
+/*
+ * Values that the old row has for what was not sent with the new one: all of them
+ * with REPLICA IDENTITY FULL, else those of the key.
+ */
+static void
+take_from_old(KdbApplyRelation *rel, KdbRemoteRow *row, TupleTableSlot *old, bool full)
+{
+	for (int i = 0; i < rel->nlocal; i++)
+	{
+		int			remote = rel->inputs[i].remote;
+
+		if (remote < 0 || row->sent[i] || !(full || rel->attkeys[remote]))
+			continue;
+		row->slot->tts_values[i] = old->tts_values[i];
+		row->slot->tts_isnull[i] = old->tts_isnull[i];
+		row->sent[i] = true;
+	}
+}
+
+/* Is the key of both rows the same, by the index's equality? */
+static bool
+keys_equal(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
+{
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		int			att = target->key_attnum[i] - 1;
+		ScanKeyData *key = &target->key_template[i];
+
+		if (a->tts_isnull[att] != b->tts_isnull[att])
+			return false;
+		if (!a->tts_isnull[att] &&
+			!DatumGetBool(FunctionCall2Coll(&key->sk_func, key->sk_collation,
+											a->tts_values[att], b->tts_values[att])))
+			return false;
+	}
+	return true;
+}
+
+/* The two sides of an UPDATE with an old key, in a partitioned table. */
+static void
+route_update(KdbConverge *c, KdbApplyRelation *rel, TupleTableSlot *old)
+{
+	KdbConvergeSide *new_side = KdbSideOf(c, KDB_KEY_NEW);
+	KdbConvergeSide *old_side = KdbSideOf(c, KDB_KEY_OLD);
+	TupleTableSlot *routed;
+
+	new_side->target = KdbRoute(rel, rel->remote.slot, &routed);
+	c->row = KdbRouteRow(rel, new_side->target, &rel->remote);
+	new_side->key = c->row->slot;
+	old_side->target = KdbRoute(rel, old, &old_side->key);
+	c->key_changed = old_side->target != new_side->target ||
+		!keys_equal(new_side->target, old_side->key, new_side->key);
+}
+
+/* See relation_private.h. */
+void
+KdbConvergeInsert(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row)
+{
+	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row};
+
+	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
+	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
+	merge(&c);
+}
+
+/* See relation_private.h. */
+void
+KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *old,
+				  bool old_is_full)
+{
+	KdbConverge c = {.rel = rel, .operation = KDB_UPDATE, .row = &rel->remote};
+
+	if (old)
+		take_from_old(rel, &rel->remote, old, old_is_full);
+	if (rel->partitioned)
+	{
+		KdbFillDefaults(rel, rel->remote.slot);
+		route_update(&c, rel, old ? old : rel->remote.slot);
+	}
+	else
+	{
+		c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
+		c.sides[KDB_KEY_NEW].key = rel->remote.slot;
+		c.sides[KDB_KEY_OLD].key = old ? old : rel->remote.slot;
+		c.key_changed = old && !keys_equal(target, old, rel->remote.slot);
+	}
+	for (int i = 0; i < 2; i++)
+	{
+		KdbTargetCheckUpdatable(c.sides[i].target, rel);
+		KdbTargetCheck(c.sides[i].target, ACL_SELECT);
+	}
+	merge(&c);
+}
+
+/* See relation_private.h. */
+void
+KdbConvergeDelete(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *old)
+{
+	KdbConverge c = {.rel = rel, .operation = KDB_DELETE};
+
+	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
+	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = old;
+	KdbTargetCheck(target, ACL_SELECT);
+	merge(&c);
+}

@@ -1,0 +1,418 @@
+/*
+ * converge_facts.c
+ *		What this node knows of a key and of unique values, for the rules.
+ *
+ * A live row is found by the identity index, with whoever is changing it waited
+ * for.  Its version is that of the transaction that wrote it, unless a record of
+ * its truth says otherwise.  A dead key's version is the greatest of: the ends of
+ * its dead tuples, each by the record of its truth; and the records of its death.
+ *
+ * Claims are those of all tuples that a unique index still finds, dead ones
+ * too, and the recorded ones.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "storage/bufmgr.h"
+#include "storage/procarray.h"
+
+#include "krahodb/node.h"
+#include "krahodb/shared.h"
+
+#include "converge_private.h"
+
+/* See converge_private.h. */
+void
+KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key)
+{
+	key->n = target->nkeys;
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		AttrNumber	attnum = target->key_attnum[i];
+
+		key->values[i] = slot_getattr(slot, attnum, &key->isnull[i]);
+		key->types[i] = TupleDescAttr(target->tupdesc, attnum - 1)->atttypid;
+		key->collations[i] = target->key_template[i].sk_collation;
+	}
+}
+
+/* What this transaction has written has its version. */
+static void
+give_own_version(KdbConverge *c, KdbLocalRow *local)
+{
+	if (!local->same_transaction)
+		return;
+	local->version = c->context->version;
+	local->version_known = true;
+}
+
+/* The records of a key, as far as they say something of what the heap shows. */
+typedef struct Truth
+{
+	KdbConverge *c;
+	KdbLocalRow *live;			/* the live row, or NULL */
+	List	   *killed;			/* of KdbVersionRecord */
+	KdbLocalRow dead;			/* newest DEAD record */
+} Truth;
+
+static void
+take_version(KdbLocalRow *row, const KdbVersionRecord *record)
+{
+	row->version = record->version;
+	row->version_known = record->version.ts != 0 || record->version.node != 0;
+	row->same_transaction = record->own;
+}
+
+static void
+collect_truth(void *arg, const KdbVersionRecord *record)
+{
+	Truth	   *truth = arg;
+
+	switch (record->kind)
+	{
+		case KDB_RECORD_TRUTH:
+			if (truth->live && truth->live->version_known &&
+				KdbVersionCompare(record->shown, truth->live->version) == 0)
+			{
+				KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
+
+				*copy = *record;
+				truth->killed = lappend(truth->killed, copy);
+			}
+			break;
+		case KDB_RECORD_KILLED:
+			if (!truth->live)
+			{
+				KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
+
+				*copy = *record;
+				truth->killed = lappend(truth->killed, copy);
+			}
+			break;
+		case KDB_RECORD_DEAD:
+			if (truth->dead.state == KDB_ROW_DEAD &&
+				KdbVersionCompare(record->version, truth->dead.version) <= 0)
+				break;
+			truth->dead.state = KDB_ROW_DEAD;
+			take_version(&truth->dead, record);
+			truth->dead.origin = record->version.node == KdbLocalNodeIdentity() ?
+				InvalidRepOriginId : KdbApply.origin;
+			break;
+		case KDB_RECORD_CLAIM:
+			break;
+	}
+}
+
+/* See converge_private.h. */
+void
+KdbTrueVersion(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot *slot,
+			   KdbLocalRow *local)
+{
+	Truth		truth = {.c = c, .live = local};
+	KdbRecordedKey key;
+	ListCell   *lc;
+
+	KdbLocalRowVersion(slot, KdbApply.origin, KdbApply.remote_node, local);
+	give_own_version(c, local);
+	if (!KdbVersionRecordsAny(target->relid, &target->records))
+		return;
+	KdbKeyOfRow(target, slot, &key);
+	KdbVersionRecordsOfKey(target->relid, &key, collect_truth, &truth);
+	foreach(lc, truth.killed)
+	{
+		const KdbVersionRecord *record = lfirst(lc);
+
+		if (lc == list_head(truth.killed) ||
+			KdbVersionCompare(record->version, local->version) > 0)
+			take_version(local, record);
+	}
+}
+
+/* What a deletion that the heap shows counts as. */
+static void
+true_end(void *arg, KdbLocalRow *candidate)
+{
+	Truth	   *truth = arg;
+	KdbVersion	shown;
+	bool		first = true;
+	ListCell   *lc;
+
+	give_own_version(truth->c, candidate);
+	shown = candidate->version;
+	foreach(lc, truth->killed)
+	{
+		const KdbVersionRecord *record = lfirst(lc);
+
+		if (KdbVersionCompare(record->shown, shown) != 0)
+			continue;
+		if (first || KdbVersionCompare(record->version, candidate->version) > 0)
+			candidate->version = record->version;
+		first = false;
+	}
+}
+
+/* See converge_private.h. */
+bool
+KdbTrueDeath(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot *search,
+			 KdbLocalRow *local)
+{
+	Truth		truth = {.c = c};
+	KdbRecordedKey key;
+	bool		found;
+
+	if (KdbVersionRecordsAny(target->relid, &target->records))
+	{
+		KdbKeyOfRow(target, search, &key);
+		KdbVersionRecordsOfKey(target->relid, &key, collect_truth, &truth);
+	}
+	found = KdbFindTrueDeath(target, search, local, true_end, &truth);
+	if (truth.dead.state == KDB_ROW_DEAD &&
+		(!found || KdbVersionCompare(truth.dead.version, local->version) > 0))
+	{
+		*local = truth.dead;
+		found = true;
+	}
+	return found;
+}
+
+/* See converge_private.h. */
+bool
+KdbKilledBefore(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key)
+{
+	Truth		truth = {.c = c};
+	ListCell   *lc;
+
+	if (!KdbVersionRecordsAny(target->relid, &target->records))
+		return false;
+	KdbVersionRecordsOfKey(target->relid, key, collect_truth, &truth);
+	foreach(lc, truth.killed)
+	{
+		const KdbVersionRecord *record = lfirst(lc);
+
+		if (KdbVersionCompare(record->shown, c->context->version) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Keep the row that gives the new one what was not sent. */
+static void
+keep_old_row(KdbConverge *c, TupleTableSlot *row)
+{
+	if (c->old_row == NULL)
+		c->old_row = MakeSingleTupleTableSlot(c->sides[KDB_KEY_OLD].target->tupdesc,
+											  &TTSOpsHeapTuple);
+	ExecCopySlot(c->old_row, row);
+}
+
+/* See merge.h. */
+void
+KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
+{
+	KdbConverge *c = arg;
+	KdbConvergeSide *side = KdbSideOf(c, which);
+
+	memset(local, 0, sizeof(KdbLocalRow));
+	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
+	pg_memory_barrier();
+	side->live = KdbFindRow(side->target, side->key);
+	if (side->live)
+	{
+		side->tid = side->target->local->tts_tid;
+		KdbTrueVersion(c, side->target, side->target->local, local);
+		if (which == KDB_KEY_OLD && c->key_changed)
+			keep_old_row(c, side->target->local);
+	}
+	else if (!KdbTrueDeath(c, side->target, side->key, local))
+		local->state = KDB_ROW_ABSENT;
+}
+
+/*
+ * Deleting a row of a table with triggers takes the slot.
+ */
+bool
+KdbSideIsLocal(KdbConvergeSide *side)
+{
+	KdbApplyTarget *target = side->target;
+
+	if (!TTS_EMPTY(target->local) && ItemPointerEquals(&target->local->tts_tid, &side->tid))
+		return true;
+	return KdbFindRow(target, side->key) &&
+		ItemPointerEquals(&target->local->tts_tid, &side->tid);
+}
+
+/* See converge_private.h. */
+TupleTableSlot *
+KdbNewRow(KdbConverge *c)
+{
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+
+	if (!side->live || !KdbSideIsLocal(side))
+		return c->row->slot;
+	KdbMergeRow(side->target->merged, side->target->local, c->row);
+	return side->target->merged;
+}
+
+/* See merge.h. */
+bool
+KdbFactUniqueChanges(void *arg, KdbRowPart part)
+{
+	KdbConverge *c = arg;
+	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
+
+	return KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
+														KdbNewRow(c)));
+}
+
+/* Do two rows have the same key? */
+static bool
+same_key(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
+{
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		ScanKeyData *key = &target->key_template[i];
+		bool		a_null;
+		bool		b_null;
+		Datum		a_value = slot_getattr(a, target->key_attnum[i], &a_null);
+		Datum		b_value = slot_getattr(b, target->key_attnum[i], &b_null);
+
+		if (a_null || b_null ||
+			!DatumGetBool(FunctionCall2Coll(&key->sk_func, key->sk_collation,
+											a_value, b_value)))
+			return false;
+	}
+	return true;
+}
+
+/* See merge.h. */
+int
+KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
+{
+	KdbConverge *c = arg;
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	int			found;
+	int			n = 0;
+
+	found = KdbFindHolders(side->target, KdbNewRow(c), side->live ? &side->tid : NULL,
+						   NULL, c->holders, Min(max, KDB_MERGE_MAX_HOLDERS));
+	for (int i = 0; i < found; i++)
+	{
+		if (same_key(side->target, c->holders[i].copy, side->key))
+			continue;
+		KdbTrueVersion(c, side->target, c->holders[i].copy, &c->holders[i].row);
+		list[n].row = c->holders[i].row;
+		list[n++].handle = i;
+	}
+	return n;
+}
+
+typedef struct ClaimSearch
+{
+	KdbConverge *c;
+	KdbVersion	version;
+} ClaimSearch;
+
+/* Version of the transaction that wrote a tuple, whatever has become of the tuple. */
+static bool
+written_version(TupleTableSlot *slot, KdbVersion *version)
+{
+	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
+	HeapTupleHeader tuple = heap->base.tuple->t_data;
+	TransactionId xmin;
+	bool		settled;
+	bool		invalid;
+	KdbLocalRow row = {0};
+
+	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
+	xmin = HeapTupleHeaderGetRawXmin(tuple);
+	settled = HeapTupleHeaderXminCommitted(tuple) || HeapTupleHeaderXminFrozen(tuple);
+	invalid = HeapTupleHeaderXminInvalid(tuple);
+	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+
+	if (invalid || !TransactionIdIsNormal(xmin) ||
+		TransactionIdIsCurrentTransactionId(xmin))
+		return false;
+	if (!settled && (TransactionIdIsInProgress(xmin) || !TransactionIdDidCommit(xmin)))
+		return false;
+	KdbTransactionVersion(xmin, KdbApply.origin, KdbApply.remote_node, &row);
+	*version = row.version;
+	return row.version_known;
+}
+
+/* A tuple of another key, dead or alive, that had the values at a greater version? */
+static bool
+claimed_in_heap(ClaimSearch *search, const KdbUniqueValues *unique)
+{
+	KdbConvergeSide *side = KdbSideOf(search->c, KDB_KEY_NEW);
+	TupleTableSlot *scratch = side->target->scratch;
+	IndexScanDesc scan;
+	bool		found = false;
+
+	if (!TTS_IS_BUFFERTUPLE(scratch))
+		return false;
+	scan = index_beginscan(side->target->rel, unique->index, SnapshotAny, unique->nkeys, 0);
+	scan->ignore_killed_tuples = false;
+	index_rescan(scan, (ScanKey) unique->key, unique->nkeys, NULL, 0);
+	while (!found && index_getnext_slot(scan, ForwardScanDirection, scratch))
+	{
+		KdbVersion	version;
+
+		if (scan->xs_recheck && !KdbUniqueMatches(side->target, unique, scratch))
+			continue;
+		found = written_version(scratch, &version) &&
+			KdbVersionCompare(version, search->version) > 0 &&
+			!same_key(side->target, scratch, side->key);
+	}
+	ExecClearTuple(scratch);
+	index_endscan(scan);
+	return found;
+}
+
+static bool
+claimed_by_another(void *arg, const KdbUniqueValues *unique)
+{
+	ClaimSearch *search = arg;
+	KdbConvergeSide *side = KdbSideOf(search->c, KDB_KEY_NEW);
+	KdbRecordedKey key;
+
+	if (claimed_in_heap(search, unique))
+		return true;
+	if (!unique->by_equality ||
+		!KdbVersionRecordsAny(side->target->relid, &side->target->records))
+		return false;
+	KdbKeyOfRow(side->target, side->key, &key);
+	return KdbVersionRecordsClaimed(side->target->relid, RelationGetRelid(unique->index),
+									&unique->values, &key, search->version);
+}
+
+/* See merge.h. */
+bool
+KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
+{
+	KdbConverge *c = arg;
+	ClaimSearch search = {c, version};
+
+	return KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c),
+							claimed_by_another, &search);
+}
+
+/*
+ * Where versions stand in streams is not known here: a row of another node was not
+ * surely seen, so a write to it is reported as a conflict.
+ */
+uint64_t
+KdbFactPosition(void *arg, const KdbLocalRow *local)
+{
+	return UINT64_MAX;
+}
+
+uint64_t
+KdbFactProgress(void *arg, uint64_t node)
+{
+	return UINT64_MAX;
+}

@@ -1,0 +1,94 @@
+/*
+ * converge_private.h
+ *		A row change on its way through the convergence rules.
+ *
+ *	converge.c			the change, which table and key it is for, the report
+ *	converge_facts.c	what is known here: heap, dead rows, records, claims
+ *	converge_actions.c	what the rules order: rows written, killed, remembered
+ */
+#ifndef CONVERGE_PRIVATE_H
+#define CONVERGE_PRIVATE_H
+
+#include "relation_private.h"
+
+#include "krahodb/merge.h"
+#include "krahodb/version_record.h"
+
+/* One side of the change: the key of the old row, the key of the new one. */
+typedef struct KdbConvergeSide
+{
+	KdbApplyTarget *target;
+	TupleTableSlot *key;		/* values of the key's columns, target's format */
+	bool		live;			/* find has found a live row ... */
+	ItemPointerData tid;		/* ... here */
+} KdbConvergeSide;
+
+typedef struct KdbConverge
+{
+	KdbApplyRelation *rel;
+	KdbOperation operation;
+	KdbConvergeSide sides[2];	/* by KdbMergeKey; the same unless key_changed */
+	bool		key_changed;
+	KdbRemoteRow *row;			/* new row, format of the new side; NULL for a delete */
+	KdbMergeContext *context;
+
+	TupleTableSlot *old_row;	/* key_changed: copy of the old key's row, or NULL */
+	TupleTableSlot *written;	/* the row as it was written last, for the record */
+	KdbHolder  *holders;		/* as listed last: KDB_MERGE_MAX_HOLDERS */
+	uint64		events;			/* KdbShared->merge_events when the key was looked at */
+	int			clashes;		/* unique keys that were found taken while writing */
+} KdbConverge;
+
+/*
+ * How often a taken unique key is a result before it is the engine's error:
+ * triggers may change a key to one that is taken, or keep a row that is to go.
+ */
+#define KDB_CONVERGE_CLASHES	16
+
+static inline KdbConvergeSide *
+KdbSideOf(KdbConverge *c, KdbMergeKey key)
+{
+	return &c->sides[key];
+}
+
+/* converge_facts.c */
+extern void KdbFactFind(void *arg, KdbMergeKey key, KdbLocalRow *local);
+extern bool KdbFactUniqueChanges(void *arg, KdbRowPart part);
+extern int	KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max);
+extern bool KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version);
+extern uint64_t KdbFactPosition(void *arg, const KdbLocalRow *local);
+extern uint64_t KdbFactProgress(void *arg, uint64_t node);
+
+/* The key of the target's identity in a row of it. */
+extern void KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key);
+
+/* The live row of a side is in its target's local slot (again). */
+extern bool KdbSideIsLocal(KdbConvergeSide *side);
+
+/* Version of the live row in slot, by its truth. */
+extern void KdbTrueVersion(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot *slot,
+						   KdbLocalRow *local);
+
+/* The newest true deletion of the key; false if none is known. */
+extern bool KdbTrueDeath(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot *key,
+						 KdbLocalRow *local);
+
+/* Is there a KILLED record of the key for what this transaction shows? */
+extern bool KdbKilledBefore(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key);
+
+/* The new row as far as it is known; in the message context's life. */
+extern TupleTableSlot *KdbNewRow(KdbConverge *c);
+
+/* converge_actions.c */
+extern KdbMergeResult KdbActInsert(void *arg, const KdbMergePut *put);
+extern KdbMergeResult KdbActOverwrite(void *arg, const KdbMergePut *put);
+extern KdbMergeResult KdbActRemove(void *arg, KdbMergeKey key, KdbVersion version, bool remember);
+extern KdbMergeResult KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVersion version,
+								 bool remember);
+extern void KdbActBury(void *arg, KdbMergeKey key, KdbVersion version);
+extern void KdbActClaim(void *arg, KdbRowPart part, KdbVersion version);
+
+/* Something died or was claimed: those who are inserting now look again. */
+extern void KdbMergeEvent(void);
+
+#endif							/* CONVERGE_PRIVATE_H */

@@ -1,0 +1,437 @@
+/*
+ * version_record.c
+ *		Version records; see version_record.h for what they say.
+ *
+ * KEYS.  A record has the values of its key as they were stored, and a hash of
+ * them by the types' own hash functions, so that equal keys have equal hashes
+ * whatever their images are (1.0 and 1.00).  Found by the hash, compared by the
+ * types' equality.  The hash covers types and collations: a column that
+ * changes its type has no records any more, as its values are others.
+ *
+ * WHO SEES THEM.  They are looked for with a dirty snapshot, and a transaction in
+ * progress that has added one is waited for: it is another worker that deletes
+ * what this one is about to insert.
+ *
+ * NONE.  Most of the time there are no records, and nobody should pay for asking.
+ * A counter in shared memory goes up with each record that anybody adds; who
+ * has found that a table has none does not look again until it changes.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "common/hashfn.h"
+#include "fmgr.h"
+#include "replication/origin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+#include "utils/typcache.h"
+
+#include "krahodb/record.h"
+#include "krahodb/shared.h"
+#include "krahodb/version_record.h"
+
+/* The columns of type krahodb.version_record, in its order. */
+#define RECORD_COLUMNS(X) \
+	X(STAMP, TIMESTAMPTZOID) \
+	X(RELID, OIDOID) \
+	X(HASH, INT8OID) \
+	X(KIND, CHAROID) \
+	X(INDEX, OIDOID) \
+	X(KEY, BYTEAOID) \
+	X(CLAIMED, BYTEAOID) \
+	X(TS, TIMESTAMPTZOID) \
+	X(NODE, INT8OID) \
+	X(SHOWN_TS, TIMESTAMPTZOID) \
+	X(SHOWN_NODE, INT8OID)
+
+#define AS_INDEX(name, type)	REC_##name,
+#define AS_TYPE(name, type)		type,
+
+typedef enum RecordColumn
+{
+	RECORD_COLUMNS(AS_INDEX)
+	NCOLUMNS
+} RecordColumn;
+
+static const Oid column_types[NCOLUMNS] = {RECORD_COLUMNS(AS_TYPE)};
+
+static KdbRecordStore records = {
+	.name = "version_records",
+	.ncolumns = NCOLUMNS,
+	.types = column_types
+};
+
+/* Until the retention horizon is known: for how long records are kept. */
+#define KEEP_US		(24 * USECS_PER_HOUR)
+
+static bool rotation_due = false;
+
+/* How often the catalogs have changed under the store; see KdbVersionRecordsAny. */
+static uint64 store_changes = 1;
+
+/* See version_record.h. */
+bool
+KdbVersionRecordsPresent(void)
+{
+	if (!records.looked_up)
+		store_changes++;
+	return KdbRecordPresent(&records);
+}
+
+static uint64
+appended(void)
+{
+	return pg_atomic_read_u64(&KdbShared->version_records);
+}
+
+/*
+ * ---- keys ----
+ */
+
+static uint64
+hash_of(const KdbRecordedKey *key, Oid place)
+{
+	uint64		hash = hash_uint32_extended(place, 0);
+
+	for (int i = 0; i < key->n; i++)
+	{
+		TypeCacheEntry *type = lookup_type_cache(key->types[i],
+												 TYPECACHE_HASH_EXTENDED_PROC_FINFO);
+		uint64		h = 0;
+
+		if (key->isnull[i])
+			h = 1;
+		else if (OidIsValid(type->hash_extended_proc_finfo.fn_oid))
+			h = DatumGetUInt64(FunctionCall2Coll(&type->hash_extended_proc_finfo,
+												 key->collations[i], key->values[i],
+												 UInt64GetDatum(0)));
+		hash = hash_combine64(hash, hash_uint32_extended(key->types[i], key->collations[i]));
+		hash = hash_combine64(hash, h);
+	}
+	return hash;
+}
+
+static bytea *
+image_of(const KdbRecordedKey *key)
+{
+	KdbRecordedKey flat = *key;
+	Size		size = VARHDRSZ;
+	bytea	   *result;
+	char	   *p;
+
+	for (int i = 0; i < key->n; i++)
+	{
+		int16		len;
+		bool		byval;
+
+		get_typlenbyval(key->types[i], &len, &byval);
+		if (len == -1 && !flat.isnull[i])
+			flat.values[i] = PointerGetDatum(PG_DETOAST_DATUM(flat.values[i]));
+		size += datumEstimateSpace(flat.values[i], flat.isnull[i], byval, len);
+	}
+	result = palloc0(size);
+	p = VARDATA(result);
+	for (int i = 0; i < key->n; i++)
+	{
+		int16		len;
+		bool		byval;
+
+		get_typlenbyval(key->types[i], &len, &byval);
+		datumSerialize(flat.values[i], flat.isnull[i], byval, len, &p);
+	}
+	SET_VARSIZE(result, size);
+	return result;
+}
+
+/* Does the stored image hold an equal key?  Both have the same types, by the hash. */
+static bool
+same_key(const KdbRecordedKey *key, Datum image)
+{
+	bytea	   *stored = DatumGetByteaPP(image);
+	Size		size = VARSIZE_ANY_EXHDR(stored);
+	char	   *copy = palloc(size);
+	char	   *p = copy;
+
+	memcpy(copy, VARDATA_ANY(stored), size);
+	for (int i = 0; i < key->n; i++)
+	{
+		TypeCacheEntry *type = lookup_type_cache(key->types[i], TYPECACHE_EQ_OPR_FINFO);
+		bool		isnull;
+		Datum		value;
+
+		if (p >= copy + size)
+			return false;
+		value = datumRestore(&p, &isnull);
+		if (isnull != key->isnull[i])
+			return false;
+		if (isnull)
+			continue;
+		if (OidIsValid(type->eq_opr_finfo.fn_oid) ?
+			!DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, key->collations[i],
+											value, key->values[i])) :
+			!datum_image_eq(value, key->values[i], type->typbyval, type->typlen))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * ---- adding ----
+ */
+
+/* See version_record.h. */
+void
+KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecordedKey *key,
+					Oid index, const KdbRecordedKey *claimed)
+{
+	Datum		values[NCOLUMNS];
+	bool		isnull[NCOLUMNS] = {false};
+	TimestampTz stamp = Max(GetCurrentTimestamp(), record->version.ts);
+	MemoryContext context;
+	MemoryContext old;
+
+	if (!KdbVersionRecordsPresent())
+		return;
+	context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB version record",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	values[REC_STAMP] = TimestampTzGetDatum(stamp);
+	values[REC_RELID] = ObjectIdGetDatum(relid);
+	values[REC_HASH] = Int64GetDatum((int64) hash_of(claimed ? claimed : key, index));
+	values[REC_KIND] = CharGetDatum((char) record->kind);
+	values[REC_INDEX] = ObjectIdGetDatum(index);
+	values[REC_KEY] = PointerGetDatum(image_of(key));
+	isnull[REC_CLAIMED] = claimed == NULL;
+	values[REC_CLAIMED] = claimed ? PointerGetDatum(image_of(claimed)) : (Datum) 0;
+	values[REC_TS] = TimestampTzGetDatum(record->version.ts);
+	values[REC_NODE] = Int64GetDatum((int64) record->version.node);
+	values[REC_SHOWN_TS] = TimestampTzGetDatum(record->shown.ts);
+	values[REC_SHOWN_NODE] = Int64GetDatum((int64) record->shown.node);
+	if (KdbRecordAppend(&records, values, isnull) &&
+		KdbRecordRotationDue(&records, KEEP_US))
+		rotation_due = true;
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+
+	/* Behind the record, so that who sees the number also finds the record. */
+	pg_atomic_fetch_add_u64(&KdbShared->version_records, 1);
+}
+
+/*
+ * ---- looking ----
+ */
+
+/*
+ * A scan over the records of a table, by hash if there is one.  Restarts, with
+ * *restarted set, when it had to wait for somebody.
+ */
+typedef struct Look
+{
+	KdbRecordScan scan;
+	SnapshotData dirty;
+} Look;
+
+static void
+begin_look(Look *look, Oid relid, const uint64 *hash)
+{
+	InitDirtySnapshot(look->dirty);
+	memset(&look->scan, 0, sizeof(look->scan));
+	look->scan.store = &records;
+	look->scan.snapshot = &look->dirty;
+	look->scan.nkeys = hash ? 2 : 1;
+	look->scan.columns[0] = REC_RELID + 1;
+	look->scan.values[0] = ObjectIdGetDatum(relid);
+	if (hash)
+	{
+		look->scan.columns[1] = REC_HASH + 1;
+		look->scan.values[1] = Int64GetDatum((int64) *hash);
+	}
+	KdbRecordScanBegin(&look->scan);
+}
+
+/* Next record; NULL at the end.  *wait: whose transaction it is, if not over. */
+static TupleTableSlot *
+next_record(Look *look, TransactionId *wait)
+{
+	TupleTableSlot *slot = KdbRecordScanNext(&look->scan);
+
+	*wait = InvalidTransactionId;
+	if (slot && TransactionIdIsValid(look->dirty.xmin))
+		*wait = look->dirty.xmin;
+	return slot;
+}
+
+static Datum
+column(TupleTableSlot *slot, RecordColumn c)
+{
+	bool		isnull;
+
+	return slot_getattr(slot, c + 1, &isnull);
+}
+
+static void
+read_record(TupleTableSlot *slot, KdbVersionRecord *record)
+{
+	bool		isnull;
+	Datum		xmin = slot_getsysattr(slot, MinTransactionIdAttributeNumber, &isnull);
+
+	record->kind = (KdbVersionRecordKind) DatumGetChar(column(slot, REC_KIND));
+	record->version.ts = DatumGetTimestampTz(column(slot, REC_TS));
+	record->version.node = (uint64) DatumGetInt64(column(slot, REC_NODE));
+	record->shown.ts = DatumGetTimestampTz(column(slot, REC_SHOWN_TS));
+	record->shown.node = (uint64) DatumGetInt64(column(slot, REC_SHOWN_NODE));
+	record->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
+}
+
+/* See version_record.h. */
+bool
+KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
+{
+	uint64		now = appended();
+	TransactionId wait;
+	Look		look;
+
+	if (!KdbVersionRecordsPresent())
+		return false;
+	if (known->known && known->emptied == store_changes &&
+		(known->any || known->appended == now))
+		return known->any;
+	begin_look(&look, relid, NULL);
+	known->any = next_record(&look, &wait) != NULL;
+	KdbRecordScanEnd(&look.scan);
+	known->known = true;
+	known->appended = now;
+	known->emptied = store_changes;
+	return known->any;
+}
+
+/*
+ * Look at the records with that hash; returns false if somebody had to be waited
+ * for, so that all is to be looked at again.
+ */
+typedef bool (*RecordFilter) (void *arg, TupleTableSlot *slot);
+
+static bool
+look_once(Oid relid, uint64 hash, RecordFilter filter, void *arg)
+{
+	TransactionId wait = InvalidTransactionId;
+	TupleTableSlot *slot;
+	Look		look;
+
+	begin_look(&look, relid, &hash);
+	while ((slot = next_record(&look, &wait)) != NULL)
+	{
+		if (TransactionIdIsValid(wait))
+			break;
+		if (!filter(arg, slot))
+			break;
+	}
+	KdbRecordScanEnd(&look.scan);
+	if (!TransactionIdIsValid(wait))
+		return true;
+	XactLockTableWait(wait, NULL, NULL, XLTW_None);
+	return false;
+}
+
+typedef struct KeyLook
+{
+	const KdbRecordedKey *key;
+	List	   *found;			/* of KdbVersionRecord */
+} KeyLook;
+
+static bool
+of_key(void *arg, TupleTableSlot *slot)
+{
+	KeyLook    *look = arg;
+	KdbVersionRecord record;
+
+	read_record(slot, &record);
+	if (record.kind != KDB_RECORD_CLAIM && same_key(look->key, column(slot, REC_KEY)))
+	{
+		KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
+
+		*copy = record;
+		look->found = lappend(look->found, copy);
+	}
+	return true;
+}
+
+/* See version_record.h. */
+void
+KdbVersionRecordsOfKey(Oid relid, const KdbRecordedKey *key,
+					   KdbVersionRecordCallback callback, void *arg)
+{
+	KeyLook		look = {key, NIL};
+	uint64		hash = hash_of(key, InvalidOid);
+	ListCell   *lc;
+
+	while (!look_once(relid, hash, of_key, &look))
+		look.found = NIL;
+	foreach(lc, look.found)
+		callback(arg, lfirst(lc));
+}
+
+typedef struct ClaimLook
+{
+	const KdbRecordedKey *claimed;
+	const KdbRecordedKey *key;
+	Oid			index;
+	KdbVersion	version;
+	bool		found;
+} ClaimLook;
+
+static bool
+is_newer_claim(void *arg, TupleTableSlot *slot)
+{
+	ClaimLook  *look = arg;
+	KdbVersionRecord record;
+
+	read_record(slot, &record);
+	look->found = record.kind == KDB_RECORD_CLAIM &&
+		DatumGetObjectId(column(slot, REC_INDEX)) == look->index &&
+		KdbVersionCompare(record.version, look->version) > 0 &&
+		same_key(look->claimed, column(slot, REC_CLAIMED)) &&
+		!same_key(look->key, column(slot, REC_KEY));
+	return !look->found;
+}
+
+/* See version_record.h. */
+bool
+KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
+						 const KdbRecordedKey *key, KdbVersion version)
+{
+	ClaimLook	look = {claimed, key, index, version, false};
+	uint64		hash = hash_of(claimed, index);
+
+	while (!look_once(relid, hash, is_newer_claim, &look))
+		continue;
+	return look.found;
+}
+
+/* See version_record.h. */
+void
+KdbVersionRecordsMaintain(void)
+{
+	RepOriginId origin = replorigin_session_origin;
+	MemoryContext old = CurrentMemoryContext;
+
+	if (!rotation_due)
+		return;
+	rotation_due = false;
+	replorigin_session_origin = InvalidRepOriginId;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	KdbRecordRotate(&records, KEEP_US);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	replorigin_session_origin = origin;
+	replorigin_session_origin_timestamp = 0;
+	MemoryContextSwitchTo(old);
+}

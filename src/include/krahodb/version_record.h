@@ -1,0 +1,98 @@
+/*
+ * version_record.h
+ *		Version records: versions and claims that the heap does not show.
+ *
+ * The heap knows of a row the transaction that wrote or ended it.  What it does
+ * not know stands in a store of records (krahodb.version_records), written in the
+ * transaction of the change that it speaks of:
+ *
+ *	TRUTH	the live row that a transaction of version "shown" wrote has version
+ *			"version"
+ *	KILLED	the deletion of the key that a transaction of version "shown" did
+ *			counts as one of version "version"
+ *	DEAD	the key was dead at "version"
+ *	CLAIM	a row of the key has claimed values of a unique index at "version"
+ *
+ * Records are only added.  Of several that apply the greatest version counts, as
+ * versions of a key only grow.  TRUTH and KILLED apply only while the heap shows
+ * what it showed then: a local user's write makes them void without knowing of
+ * them.  All of them stay until the retention horizon has passed them.
+ */
+#ifndef KRAHODB_VERSION_RECORD_H
+#define KRAHODB_VERSION_RECORD_H
+
+#include "postgres.h"
+#include "storage/itemptr.h"
+#include "utils/rel.h"
+
+#include "krahodb/version.h"
+
+typedef enum KdbVersionRecordKind
+{
+	KDB_RECORD_TRUTH = 't',
+	KDB_RECORD_KILLED = 'k',
+	KDB_RECORD_DEAD = 'd',
+	KDB_RECORD_CLAIM = 'c'
+} KdbVersionRecordKind;
+
+/* Values of a key, with what compares them.  None is toasted out of line. */
+typedef struct KdbRecordedKey
+{
+	int			n;
+	Datum		values[INDEX_MAX_KEYS];
+	bool		isnull[INDEX_MAX_KEYS];
+	Oid			types[INDEX_MAX_KEYS];
+	Oid			collations[INDEX_MAX_KEYS];
+} KdbRecordedKey;
+
+typedef struct KdbVersionRecord
+{
+	KdbVersionRecordKind kind;
+	KdbVersion	version;
+	KdbVersion	shown;			/* TRUTH, KILLED */
+	bool		own;			/* written by the current transaction */
+} KdbVersionRecord;
+
+/* Can versions be recorded in this database?  Cheap. */
+extern bool KdbVersionRecordsPresent(void);
+
+/* What a user of records knows of those of one table; start with zeros. */
+typedef struct KdbVersionRecordsKnown
+{
+	bool		known;
+	bool		any;
+	uint64		appended;		/* counter at that time */
+	uint64		emptied;
+} KdbVersionRecordsKnown;
+
+/* May there be records of the table?  Cheap unless somebody has added some. */
+extern bool KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known);
+
+/*
+ * Add a record in the current transaction.  claimed and index: CLAIM only.
+ * Does nothing in a database without the extension.
+ */
+extern void KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record,
+								const KdbRecordedKey *key, Oid index,
+								const KdbRecordedKey *claimed);
+
+/*
+ * Call back for each record of the key, CLAIM excepted.  Waits for transactions
+ * in progress that have added some, and sees those of the current one.
+ */
+typedef void (*KdbVersionRecordCallback) (void *arg, const KdbVersionRecord *record);
+
+extern void KdbVersionRecordsOfKey(Oid relid, const KdbRecordedKey *key,
+								   KdbVersionRecordCallback callback, void *arg);
+
+/* Has another key claimed these values of the index at a greater version? */
+extern bool KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
+									 const KdbRecordedKey *key, KdbVersion version);
+
+/*
+ * Discard generations of records that the horizon has passed, if that is due.
+ * Outside of any transaction; to be called after each remote transaction.
+ */
+extern void KdbVersionRecordsMaintain(void);
+
+#endif							/* KRAHODB_VERSION_RECORD_H */
