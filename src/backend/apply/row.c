@@ -314,7 +314,9 @@ insert_resolving(Change *change)
 		KdbDecision decision = KdbResolveRow(KDB_INSERT, change->version, &local,
 											 &target->resolvers);
 
-		if (decision.action == KDB_ACTION_SKIP || decision.action == KDB_ACTION_ERROR)
+		/* What was found may have been superseded only: then the row is there. */
+		if ((decision.action == KDB_ACTION_SKIP || decision.action == KDB_ACTION_ERROR) &&
+			!KdbFindRow(target, change->row->slot))
 		{
 			report(change, &decision, &local, NULL, 0);
 			return;

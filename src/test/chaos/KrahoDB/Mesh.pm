@@ -19,6 +19,7 @@ max_connections = 60
 shared_buffers = 16MB
 max_wal_size = 1GB
 logical_decoding_work_mem = 64kB
+wal_retrieve_retry_interval = 200ms
 wal_sender_timeout = 10s
 wal_receiver_timeout = 10s
 deadlock_timeout = 200ms

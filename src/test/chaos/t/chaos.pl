@@ -5,7 +5,7 @@
 # acknowledged commit be there exactly once.
 #
 #	CHAOS_NODES		3			servers
-#	CHAOS_SECONDS	30			of faults
+#	CHAOS_SECONDS	25			of faults
 #	CHAOS_SEED		the time	of the schedule and the clients
 #	CHAOS_FEATURES				kinds of tables and writes: a,b; +a is the default
 #								and a; all (KrahoDB::Workload)
@@ -25,7 +25,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $nodes = $ENV{CHAOS_NODES} || 3;
-my $seconds = $ENV{CHAOS_SECONDS} || 30;
+my $seconds = $ENV{CHAOS_SECONDS} || 25;
 my $seed = defined $ENV{CHAOS_SEED} && $ENV{CHAOS_SEED} ne '' ? $ENV{CHAOS_SEED} : time % 1_000_000;
 my $sessions = $ENV{CHAOS_SESSIONS} || 2;
 my $pause = $ENV{CHAOS_PAUSE} // 20000;
@@ -42,7 +42,7 @@ ok($mesh->quiesce(0), 'the mesh runs') or die 'the mesh does not run';
 # ---- clients and faults ------------------------------------------------------------
 
 my $nemesis = KrahoDB::Nemesis->new($mesh, $seed, $seconds);
-note($_) foreach $nemesis->lines;
+note($_) foreach $nemesis->lines;	# in the test's log
 
 my $statements = $first->basedir . '/statements';
 append_to_file($statements, workload_statements(@features));
