@@ -133,6 +133,11 @@ typedef enum KdbMergeResult
 	KDB_MERGE_CHANGED			/* nothing done: the state has changed, or a unique value is taken */
 } KdbMergeResult;
 
+/*
+ * A conflict on the write's own key (local), or with rows of other keys (holders):
+ * those are removed for the write (INSERT, UPDATE), removed by the claim of a write
+ * that is itself dropped (DELETE), or the write is dropped for them (SKIP).
+ */
 typedef struct KdbMergeReport
 {
 	KdbDecision decision;
