@@ -315,7 +315,31 @@ fire_before_insert(Change *change)
 	return true;
 }
 
-/* Insert it, and deal with the rows in the way whenever a key turns out to be taken. */
+/* Has a greater version deleted the key of the row to be inserted? */
+static bool
+stays_deleted(Change *change)
+{
+	KdbApplyTarget *target = change->target;
+	KdbLocalRow local = {0};
+	KdbDecision decision;
+
+	if (!KdbFindDead(target, change->row->slot, &local))
+		return false;
+	decision = KdbResolveRow(KDB_INSERT, change->version, &local, &target->resolvers);
+	if (decision.action != KDB_ACTION_SKIP && decision.action != KDB_ACTION_ERROR)
+		return false;
+
+	/* What was found may have been superseded only: then the row is there. */
+	if (KdbFindRow(target, change->row->slot))
+		return false;
+	report(change, &decision, &local, NULL, 0);
+	return true;
+}
+
+/*
+ * Insert it, and deal with the rows in the way whenever a key turns out to be taken.
+ * A row that is gone again when it is looked at may have been deleted just now.
+ */
 static void
 insert_until_done(Change *change)
 {
@@ -331,6 +355,8 @@ insert_until_done(Change *change)
 		switch (clear_for_insert(change))
 		{
 			case UNIQUE_FREE:	/* gone again, or tolerated as it is deferrable */
+				if (change->operation == KDB_INSERT && stays_deleted(change))
+					return;
 				notice = KDB_NOTICE_IMMEDIATE;
 				break;
 			case UNIQUE_ENGINE:
@@ -380,22 +406,8 @@ insert_row(Change *change)
 static void
 apply_insert(Change *change)
 {
-	KdbApplyTarget *target = change->target;
-	KdbLocalRow local = {0};
-
-	if (target->resolving && KdbFindDead(target, change->row->slot, &local))
-	{
-		KdbDecision decision = KdbResolveRow(KDB_INSERT, change->version, &local,
-											 &target->resolvers);
-
-		/* What was found may have been superseded only: then the row is there. */
-		if ((decision.action == KDB_ACTION_SKIP || decision.action == KDB_ACTION_ERROR) &&
-			!KdbFindRow(target, change->row->slot))
-		{
-			report(change, &decision, &local, NULL, 0);
-			return;
-		}
-	}
+	if (change->target->resolving && stays_deleted(change))
+		return;
 	insert_row(change);
 }
 
