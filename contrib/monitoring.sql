@@ -1,6 +1,6 @@
 -- What to look at on a KrahoDB node, in each database that replicates.  psql runs
--- the whole file; monitoring takes single queries.  Only the last one needs the
--- extension krahodb.
+-- the whole file; monitoring takes single queries.  The last two need the extension
+-- krahodb.
 
 \echo Subscriptions: does each one run, and when did the publisher say something?
 -- Alert: enabled and not running for longer than a minute; silent for longer than
@@ -47,5 +47,8 @@ ORDER BY 1;
 \echo The clock: waits that increase are the first sign of clocks that are apart
 SELECT * FROM krahodb.clock;
 
--- Conflicts are in the server log:
+\echo Conflicts since the server started
+SELECT * FROM krahodb.conflict_stats ORDER BY 1, 2, 3, 4;
+
+-- Without the extension they are in the server log:
 --	grep -oE 'conflict=[a-z_]+, resolution=[a-z_]+, [a-z ]+' logfile | sort | uniq -c

@@ -67,7 +67,7 @@ resolve_otherwise(KdbMergeRun *run, const KdbMergeHolder *holders, int n, bool c
 		return KDB_UNIQUE_BEATEN;
 	for (int i = 0; i < n; i++)
 		rows[i] = holders[i].row;
-	decision = KdbResolveUnique(run->operation == KDB_INSERT ? KDB_INSERT : KDB_UPDATE,
+	decision = KdbResolveUnique(run->operation,
 								run->context->version, rows, n, run->context->resolvers);
 	if (decision.action == KDB_ACTION_SKIP || decision.action == KDB_ACTION_ERROR)
 	{
@@ -83,29 +83,43 @@ resolve_otherwise(KdbMergeRun *run, const KdbMergeHolder *holders, int n, bool c
 	return KDB_UNIQUE_FREE;
 }
 
+static KdbAction
+write_action(KdbMergeRun *run)
+{
+	return run->operation == KDB_INSERT ? KDB_ACTION_INSERT : KDB_ACTION_UPDATE;
+}
+
+/*
+ * Older holders go, and are moved to the front of the list; for a newer one a
+ * contender is dropped.  Two records if it is both.
+ */
 static KdbUniqueVerdict
 against_holders(KdbMergeRun *run, KdbVersion version, bool contender,
-				const KdbMergeHolder *holders, int n)
+				KdbMergeHolder *holders, int n)
 {
-	KdbUniqueVerdict verdict = KDB_UNIQUE_FREE;
-	KdbAction	action;
+	bool		dropped;
+	int			killed = 0;
 
 	for (int i = 0; i < n; i++)
 	{
-		if (KdbMergeOrder(version, &holders[i].row) < 0)
-			verdict = KDB_UNIQUE_BEATEN;
-		else if (kill(run, &holders[i], version) == KDB_MERGE_CHANGED)
+		KdbMergeHolder holder = holders[i];
+
+		if (KdbMergeOrder(version, &holder.row) < 0)
+			continue;
+		if (kill(run, &holder, version) == KDB_MERGE_CHANGED)
 			return KDB_UNIQUE_AGAIN;
+		holders[i] = holders[killed];
+		holders[killed++] = holder;
 	}
-	if (!contender)
-		action = KDB_ACTION_DELETE;
-	else if (verdict == KDB_UNIQUE_BEATEN)
-		action = KDB_ACTION_SKIP;
-	else
-		action = run->operation == KDB_INSERT ? KDB_ACTION_INSERT : KDB_ACTION_UPDATE;
-	if (contender || verdict == KDB_UNIQUE_FREE)
-		report(run, conflict_with(run, n), action, holders, n, false);
-	return verdict;
+	dropped = killed < n;
+	if (killed > 0)
+		report(run, conflict_with(run, killed),
+			   contender && !dropped ? write_action(run) : KDB_ACTION_DELETE,
+			   holders, killed, false);
+	if (dropped && contender)
+		report(run, conflict_with(run, n - killed), KDB_ACTION_SKIP,
+			   holders + killed, n - killed, false);
+	return dropped ? KDB_UNIQUE_BEATEN : KDB_UNIQUE_FREE;
 }
 
 static bool

@@ -24,6 +24,8 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 
+#include "utils/syscache.h"
+
 #include "relation_private.h"
 
 static HTAB *relations = NULL;
@@ -44,6 +46,13 @@ relation_invalidated(Datum arg, Oid relid)
 	}
 }
 
+/* A function has changed: it may be an input function or part of a default. */
+static void
+function_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	relation_invalidated((Datum) 0, InvalidOid);
+}
+
 static void
 relations_init(void)
 {
@@ -55,6 +64,7 @@ relations_init(void)
 	relations = hash_create("KrahoDB apply relations", 128, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(relation_invalidated, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 }
 
 /* Forget what was derived from the local table. */

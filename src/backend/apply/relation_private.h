@@ -86,6 +86,8 @@ typedef struct KdbApplyTarget
 
 	bool		row_triggers;	/* BEFORE ROW triggers exist: rows are locked first */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
+	bool		has_deferrable; /* some of them are deferrable */
+	bool		has_generated;	/* stored generated columns */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
 	bool		has_table_options;
 	KdbTableOptions table_options;
@@ -155,6 +157,12 @@ extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
 extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
 extern void KdbTargetsForgetOptions(void);
+
+/*
+ * Slots that the trigger code has made: they pin the relcache's descriptor and
+ * buffers, for the resource owner of the time.
+ */
+extern void KdbTargetDropTriggerSlots(KdbApplyTarget *target);
 extern void KdbTargetCheck(KdbApplyTarget *target, AclMode mode);
 
 /* Raise the engine's error if updates and deletes cannot find their row there. */
@@ -208,6 +216,9 @@ typedef struct KdbHolder
  * "slot" in a unique index or exclude it by a constraint.  Looks only at
  * indexes on changed columns if "changed" is not NULL.  Fills at most "max"
  * distinct rows into holders, returns how many there are (at most max).
+ *
+ * A deferrable key may be taken for a while inside a transaction: rows of the
+ * node that the change comes from are not in the way there.
  */
 extern int	KdbFindHolders(KdbApplyTarget *target, TupleTableSlot *slot,
 						   ItemPointer self, const Bitmapset *changed,
@@ -264,8 +275,19 @@ typedef enum KdbWriteResult
 	KDB_WRITE_CHANGED			/* the local row has changed: look again */
 } KdbWriteResult;
 
+/* Which taken unique keys an insert notices; the others are the engine's business. */
+typedef enum KdbNotice
+{
+	KDB_NOTICE_NONE,			/* the engine's error */
+	KDB_NOTICE_IMMEDIATE,		/* not the deferrable ones, nor does the engine */
+	KDB_NOTICE_ALL
+} KdbNotice;
+
+extern bool KdbHasBeforeInsertTriggers(KdbApplyTarget *target);
+extern bool KdbBeforeInsert(KdbApplyTarget *target, TupleTableSlot *slot);
+extern void KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot);
 extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot,
-									 bool notice_conflicts);
+									 KdbNotice notice);
 extern KdbWriteResult KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot,
 									 Bitmapset *sent_columns, bool notice_conflicts);
 extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);

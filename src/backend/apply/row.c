@@ -31,9 +31,17 @@ typedef struct Change
 	bool		old_is_full;
 	KdbRemoteRow *row;			/* new row; NULL for a delete */
 	KdbVersion	version;
+	TupleTableSlot *written;	/* the row as it is written, for the record */
+	int			clashes;		/* unique keys of an update that were found taken */
 } Change;
 
-static void apply_insert(Change *change);
+/*
+ * How often rows in the way are dealt with before the engine is left to raise its
+ * error: triggers may have changed a key to one that is taken, or keep a row that is
+ * to be removed.  Each try has waited for those who were at the rows, so races
+ * end much earlier.
+ */
+#define KDB_MAX_CLASHES	16
 
 static KdbVersion
 incoming_version(void)
@@ -52,9 +60,8 @@ applied_row(const Change *change, const KdbDecision *decision)
 	switch (decision->action)
 	{
 		case KDB_ACTION_INSERT:
-			return change->row->slot;
 		case KDB_ACTION_UPDATE:
-			return change->target->merged;
+			return change->written;
 		default:
 			return NULL;
 	}
@@ -97,8 +104,9 @@ report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 	remote.xid = KdbApply.remote_xid;
 	remote.lsn = KdbApply.remote_final_lsn;
 	remote.sent = change->row ? change->row->sent : NULL;
-	KdbReportConflict(change->target->estate, change->target->relinfo, decision,
-					  change->search, sides, n, &remote, applied_row(change, decision));
+	KdbReportConflict(change->target->estate, change->target->relinfo,
+					  change->operation, decision, change->search, sides, n, &remote,
+					  applied_row(change, decision));
 }
 
 /* Delete a row that is in the way; false if it has changed meanwhile. */
@@ -115,7 +123,8 @@ remove_holder(KdbApplyTarget *target, const KdbHolder *holder)
 typedef enum UniqueVerdict
 {
 	UNIQUE_FREE,				/* nobody in the way: write */
-	UNIQUE_LOST,				/* the write is dropped, and that is recorded */
+	UNIQUE_ENGINE,				/* not resolved: write, the engine raises its error */
+	UNIQUE_DONE,				/* the write is dropped, and that is recorded */
 	UNIQUE_AGAIN				/* rows were removed or have changed: look again */
 } UniqueVerdict;
 
@@ -140,17 +149,21 @@ clear_the_way(Change *change, TupleTableSlot *slot, ItemPointer self,
 	decision = KdbResolveUnique(change->operation, change->version, rows, n,
 								&change->target->resolvers);
 	if (decision.conflict == KDB_CONFLICT_NONE)
-		return UNIQUE_FREE;		/* the engine's index raises the error */
+		return UNIQUE_ENGINE;
 	if (decision.action == KDB_ACTION_SKIP || decision.action == KDB_ACTION_ERROR)
 	{
 		report(change, &decision, NULL, holders, n);
-		return UNIQUE_LOST;
+		return UNIQUE_DONE;
 	}
+	/* It may point into the buffer of target->local, which is about to be reused. */
+	ExecMaterializeSlot(slot);
 	for (int i = 0; i < n; i++)
 	{
 		if (!remove_holder(change->target, &holders[i]))
 			return UNIQUE_AGAIN;
 	}
+	change->clashes++;
+	change->written = slot;
 	report(change, &decision, NULL, holders, n);
 	return UNIQUE_AGAIN;
 }
@@ -183,6 +196,27 @@ sent_columns(const KdbRemoteRow *row, int natts)
 }
 
 /*
+ * Deal with the rows that have a key which the row in target->merged is about to
+ * take.  *depends: does the update change any key?
+ */
+static UniqueVerdict
+clear_for_update(Change *change, bool *depends)
+{
+	KdbApplyTarget *target = change->target;
+	ItemPointerData self = target->local->tts_tid;
+	Bitmapset  *changed;
+
+	KdbComputeGenerated(target, target->merged);
+	changed = KdbChangedColumns(target->tupdesc, target->local, target->merged);
+	*depends = KdbUniqueDependsOn(target, changed);
+	if (!*depends)
+		return UNIQUE_FREE;
+	if (change->clashes >= KDB_MAX_CLASHES)
+		return UNIQUE_ENGINE;
+	return clear_the_way(change, target->merged, &self, changed);
+}
+
+/*
  * Put the new row over the local one in target->local, inside its table.
  * Returns false if all is to be looked at again.
  */
@@ -191,87 +225,34 @@ overwrite(Change *change, const KdbDecision *decision, const KdbLocalRow *local)
 {
 	KdbApplyTarget *target = change->target;
 	Bitmapset  *columns = sent_columns(change->row, target->tupdesc->natts);
-	bool		unique = false;
+	bool		notice = false;
+	KdbWriteResult result;
 
 	KdbMergeRow(target->merged, target->local, change->row);
 	if (target->resolving)
 	{
-		Bitmapset  *changed = KdbChangedColumns(target->tupdesc, target->local,
-												target->merged);
-
-		unique = KdbUniqueDependsOn(target, changed);
-		if (unique)
+		switch (clear_for_update(change, &notice))
 		{
-			ItemPointerData self = target->local->tts_tid;
-
-			switch (clear_the_way(change, target->merged, &self, changed))
-			{
-				case UNIQUE_FREE:
-					break;
-				case UNIQUE_LOST:
-					return true;
-				case UNIQUE_AGAIN:
-					return false;
-			}
+			case UNIQUE_FREE:
+				break;
+			case UNIQUE_ENGINE:
+				notice = false;
+				break;
+			case UNIQUE_DONE:
+				return true;
+			case UNIQUE_AGAIN:
+				return false;
 		}
 	}
-	if (KdbWriteUpdate(target, target->merged, columns, unique) != KDB_WRITE_DONE)
+	result = KdbWriteUpdate(target, target->merged, columns,
+							notice && change->clashes < KDB_MAX_CLASHES);
+	if (result == KDB_WRITE_CONFLICT)
+		change->clashes++;
+	if (result != KDB_WRITE_DONE)
 		return false;
+	change->written = target->merged;
 	report(change, decision, local, NULL, 0);
 	return true;
-}
-
-/*
- * Move the row to another partition, if the new row does not belong to the one
- * of the old.  Returns true if that was the case; *done as overwrite() returns.
- */
-static bool
-moved_to_other_partition(Change *change, const KdbDecision *decision,
-						 const KdbLocalRow *local, bool *done)
-{
-	KdbApplyTarget *target = change->target;
-	Change		insert = *change;
-	TupleTableSlot *root;
-	TupleTableSlot *routed;
-	ItemPointerData tid = target->local->tts_tid;
-	KdbRemoteRow whole;
-
-	if (!change->rel->partitioned || !target->rel->rd_rel->relispartition)
-		return false;
-	KdbMergeRow(target->merged, target->local, change->row);
-	if (ExecPartitionCheck(target->relinfo, target->merged, target->estate, false))
-		return false;
-
-	/* The merged row outlives the old one, whose slot the deletion may reuse. */
-	ExecMaterializeSlot(target->merged);
-	root = KdbRouteBack(change->rel, target, target->merged);
-	ExecMaterializeSlot(root);
-	slot_getallattrs(root);
-	*done = KdbWriteDelete(target, &tid) == KDB_WRITE_DONE;
-	if (!*done)
-		return true;
-	report(change, decision, local, NULL, 0);
-
-	insert.target = KdbRoute(change->rel, root, &routed);
-	KdbTargetCheckUpdatable(insert.target, change->rel);
-	whole.slot = routed;
-	whole.sent = insert.target->remote.sent;
-	memset(whole.sent, true, insert.target->tupdesc->natts);
-	insert.operation = KDB_INSERT;
-	insert.row = &whole;
-	insert.search = routed;
-	apply_insert(&insert);
-	return true;
-}
-
-static bool
-overwrite_or_move(Change *change, const KdbDecision *decision, const KdbLocalRow *local)
-{
-	bool		done;
-
-	if (moved_to_other_partition(change, decision, local, &done))
-		return done;
-	return overwrite(change, decision, local);
 }
 
 /* The row of the key exists: an insert's conflict with it. */
@@ -290,7 +271,8 @@ insert_over_live_row(Change *change)
 			return overwrite(change, &decision, &local);
 		case KDB_ACTION_INSERT:
 			/* not resolved: the engine's error */
-			return KdbWriteInsert(change->target, change->row->slot, false) == KDB_WRITE_DONE;
+			return KdbWriteInsert(change->target, change->row->slot,
+								  KDB_NOTICE_NONE) == KDB_WRITE_DONE;
 		default:
 			report(change, &decision, &local, NULL, 0);
 			return true;
@@ -298,67 +280,198 @@ insert_over_live_row(Change *change)
 }
 
 /*
- * Insert with resolvers.  A key that was deleted by a greater version stays
- * deleted; then the insert is tried, and only if a unique key is taken are the
- * rows in the way looked at.
+ * Deal with the rows that have a key of the row to be inserted.  UNIQUE_FREE:
+ * insert it; UNIQUE_DONE: there is nothing left to do.
  */
-static void
-insert_resolving(Change *change)
+static UniqueVerdict
+clear_for_insert(Change *change)
+{
+	if (OidIsValid(change->target->identity_index) &&
+		KdbFindRow(change->target, change->row->slot))
+		return insert_over_live_row(change) ? UNIQUE_DONE : UNIQUE_AGAIN;
+	return clear_the_way(change, change->row->slot, NULL, NULL);
+}
+
+/*
+ * Fire the BEFORE ROW triggers of the insert.  Columns that they change are
+ * as if they had been sent.
+ */
+static bool
+fire_before_insert(Change *change)
 {
 	KdbApplyTarget *target = change->target;
-	KdbLocalRow local;
+	TupleTableSlot *slot = change->row->slot;
+	Bitmapset  *changed;
 
-	memset(&local, 0, sizeof(local));
-	if (KdbFindDead(target, change->row->slot, &local))
+	ExecCopySlot(target->merged, slot);
+	if (!KdbBeforeInsert(target, slot))
+		return false;
+	changed = KdbChangedColumns(target->tupdesc, target->merged, slot);
+	for (int i = 0; i < target->tupdesc->natts; i++)
 	{
-		KdbDecision decision = KdbResolveRow(KDB_INSERT, change->version, &local,
-											 &target->resolvers);
-
-		if (decision.action == KDB_ACTION_SKIP || decision.action == KDB_ACTION_ERROR)
-		{
-			report(change, &decision, &local, NULL, 0);
-			return;
-		}
+		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
+			change->row->sent[i] = true;
 	}
-	for (;;)
+	return true;
+}
+
+/* Has a greater version deleted the key of the row to be inserted? */
+static bool
+stays_deleted(Change *change)
+{
+	KdbApplyTarget *target = change->target;
+	KdbLocalRow local = {0};
+	KdbDecision decision;
+
+	if (!KdbFindDead(target, change->row->slot, &local))
+		return false;
+	decision = KdbResolveRow(KDB_INSERT, change->version, &local, &target->resolvers);
+	if (decision.action != KDB_ACTION_SKIP && decision.action != KDB_ACTION_ERROR)
+		return false;
+
+	/* What was found may have been superseded only: then the row is there. */
+	if (KdbFindRow(target, change->row->slot))
+		return false;
+	report(change, &decision, &local, NULL, 0);
+	return true;
+}
+
+/*
+ * Insert it, and deal with the rows in the way whenever a key turns out to be taken.
+ * A row that is gone again when it is looked at may have been deleted just now.
+ */
+static void
+insert_until_done(Change *change)
+{
+	KdbNotice	notice = KDB_NOTICE_ALL;
+
+	for (int tries = 0;; tries++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (KdbWriteInsert(target, change->row->slot, true) == KDB_WRITE_DONE)
+		if (tries == KDB_MAX_CLASHES)
+			notice = KDB_NOTICE_NONE;
+		if (KdbWriteInsert(change->target, change->row->slot, notice) == KDB_WRITE_DONE)
 			return;
-		if (OidIsValid(target->identity_index) &&
-			KdbFindRow(target, change->row->slot))
+		switch (clear_for_insert(change))
 		{
-			if (insert_over_live_row(change))
-				return;
-		}
-		else
-		{
-			switch (clear_the_way(change, change->row->slot, NULL, NULL))
-			{
-				case UNIQUE_FREE:	/* gone again, or the engine is to raise */
-					if (target->resolvers.by_type[KDB_CONFLICT_INSERT_EXISTS] == KDB_RESOLVER_ENGINE ||
-						target->resolvers.by_type[KDB_CONFLICT_MULTIPLE_UNIQUE_CONFLICTS] == KDB_RESOLVER_ENGINE)
-					{
-						KdbWriteInsert(target, change->row->slot, false);
-						return;
-					}
-					break;
-				case UNIQUE_LOST:
+			case UNIQUE_FREE:	/* gone again, or tolerated as it is deferrable */
+				if (change->operation == KDB_INSERT && stays_deleted(change))
 					return;
-				case UNIQUE_AGAIN:
-					break;
-			}
+				notice = KDB_NOTICE_IMMEDIATE;
+				break;
+			case UNIQUE_ENGINE:
+				notice = KDB_NOTICE_NONE;
+				break;
+			case UNIQUE_DONE:
+				return;
+			case UNIQUE_AGAIN:
+				break;
 		}
 	}
 }
 
+/*
+ * Insert with resolvers: it is tried, and only if a unique key is taken are the
+ * rows in the way looked at.  With BEFORE ROW triggers they are looked at first,
+ * so that the triggers fire only for a row that is inserted, and once.
+ */
+static void
+insert_resolving(Change *change)
+{
+	if (KdbHasBeforeInsertTriggers(change->target))
+	{
+		UniqueVerdict verdict = UNIQUE_AGAIN;
+
+		for (int tries = 0; verdict == UNIQUE_AGAIN && tries < KDB_MAX_CLASHES; tries++)
+			verdict = clear_for_insert(change);
+		if (verdict == UNIQUE_DONE || !fire_before_insert(change))
+			return;
+	}
+	insert_until_done(change);
+}
+
+static void
+insert_row(Change *change)
+{
+	KdbApplyTarget *target = change->target;
+
+	if (target->resolving)
+		insert_resolving(change);
+	else if (!KdbHasBeforeInsertTriggers(target) ||
+			 KdbBeforeInsert(target, change->row->slot))
+		KdbWriteInsert(target, change->row->slot, KDB_NOTICE_NONE);
+}
+
+/* The insert of a key; one that was deleted by a greater version stays deleted. */
 static void
 apply_insert(Change *change)
 {
-	if (change->target->resolving)
-		insert_resolving(change);
-	else
-		KdbWriteInsert(change->target, change->row->slot, false);
+	if (change->target->resolving && stays_deleted(change))
+		return;
+	insert_row(change);
+}
+
+/*
+ * The row of a partitioned table, in that table's format, to where it belongs:
+ * all of it is known.
+ */
+static Change
+aim_whole_row(const Change *change, TupleTableSlot *root)
+{
+	Change		insert = *change;
+
+	insert.target = KdbRoute(change->rel, root, &insert.search);
+	KdbTargetCheckUpdatable(insert.target, change->rel);
+	insert.row = &insert.target->remote;
+	ExecCopySlot(insert.row->slot, insert.search);
+	memset(insert.row->sent, true, insert.target->tupdesc->natts);
+	return insert;
+}
+
+/*
+ * Move the row to another partition, if the new row does not belong to the one
+ * of the old.  Returns true if that was the case; *done as overwrite() returns.
+ */
+static bool
+moved_to_other_partition(Change *change, const KdbDecision *decision,
+						 const KdbLocalRow *local, bool *done)
+{
+	KdbApplyTarget *target = change->target;
+	Change		insert;
+	TupleTableSlot *root;
+	ItemPointerData tid = target->local->tts_tid;
+
+	if (!change->rel->partitioned || !target->rel->rd_rel->relispartition)
+		return false;
+	KdbMergeRow(target->merged, target->local, change->row);
+	if (ExecPartitionCheck(target->relinfo, target->merged, target->estate, false))
+		return false;
+
+	/* The merged row outlives the old one, whose slot the deletion may reuse. */
+	ExecMaterializeSlot(target->merged);
+	root = KdbRouteBack(change->rel, target, target->merged);
+	ExecMaterializeSlot(root);
+	slot_getallattrs(root);
+	*done = KdbWriteDelete(target, &tid) == KDB_WRITE_DONE;
+	if (!*done)
+		return true;
+	change->written = target->merged;
+	report(change, decision, local, NULL, 0);
+
+	insert = aim_whole_row(change, root);
+	insert.operation = KDB_INSERT;
+	apply_insert(&insert);
+	return true;
+}
+
+static bool
+overwrite_or_move(Change *change, const KdbDecision *decision, const KdbLocalRow *local)
+{
+	bool		done;
+
+	if (moved_to_other_partition(change, decision, local, &done))
+		return done;
+	return overwrite(change, decision, local);
 }
 
 /*
@@ -406,13 +519,26 @@ update_absent_row(Change *change)
 	}
 	local_row(change, false, &local);
 	decision = KdbResolveRow(KDB_UPDATE, change->version, &local, &target->resolvers);
+	if (decision.action == KDB_ACTION_INSERT)
+		complete_row(change);
+	change->written = change->row->slot;
 	report(change, &decision, &local, NULL, 0);
 	if (decision.action != KDB_ACTION_INSERT)
 		return;
-	complete_row(change);
-	if (change->rel->ndefaults > 0 && !change->rel->partitioned)
-		KdbFillDefaults(change->rel, change->row->slot);
-	apply_insert(change);
+
+	if (change->rel->partitioned)
+	{
+		/* The new row may belong to another partition than the old one. */
+		TupleTableSlot *root = KdbRouteBack(change->rel, target, change->row->slot);
+		Change		insert;
+
+		KdbFillDefaults(change->rel, root);
+		insert = aim_whole_row(change, root);
+		insert_row(&insert);
+		return;
+	}
+	KdbFillDefaults(change->rel, change->row->slot);
+	insert_row(change);
 }
 
 static void

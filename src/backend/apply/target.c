@@ -10,12 +10,14 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/pg_index.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
+#include "executor/nodeModifyTable.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "utils/acl.h"
@@ -50,6 +52,13 @@ target_invalidated(Datum arg, Oid relid)
 		target->valid = false;
 }
 
+/* A function has changed: any of what we look up once may be about it. */
+static void
+function_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	target_invalidated((Datum) 0, InvalidOid);
+}
+
 static void
 targets_init(void)
 {
@@ -61,6 +70,7 @@ targets_init(void)
 	targets = hash_create("KrahoDB apply targets", 128, &ctl,
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(target_invalidated, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 }
 
 /*
@@ -72,6 +82,51 @@ KdbTargetsForgetOptions(void)
 {
 	if (targets)
 		target_invalidated((Datum) 0, InvalidOid);
+}
+
+/*
+ * Functions of the triggers that fire in replica role, and whether rows are locked
+ * first.  The engine would look a function up when it first calls it, in the memory
+ * context of the time, which here lasts for one message.
+ */
+static void
+prepare_triggers(KdbApplyTarget *target)
+{
+	TriggerDesc *desc = target->relinfo->ri_TrigDesc;
+
+	if (desc == NULL)
+		return;
+	for (int i = 0; i < desc->numtriggers; i++)
+	{
+		Trigger    *trigger = &desc->triggers[i];
+
+		if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS ||
+			trigger->tgenabled == TRIGGER_FIRES_ON_REPLICA)
+			fmgr_info_cxt(trigger->tgfoid, &target->relinfo->ri_TrigFunctions[i],
+						  target->context);
+	}
+	target->row_triggers = desc->trig_insert_before_row ||
+		desc->trig_update_before_row || desc->trig_delete_before_row;
+}
+
+/*
+ * Expressions of generated columns.  The engine would leave out those that the
+ * first UPDATE does not affect, but this state serves every change to the table:
+ * so it is told that all columns change.
+ */
+static void
+prepare_generated(KdbApplyTarget *target)
+{
+	TupleConstr *constr = RelationGetDescr(target->rel)->constr;
+	int			natts = RelationGetNumberOfAttributes(target->rel);
+
+	target->has_generated = constr && constr->has_generated_stored;
+	if (!target->has_generated)
+		return;
+	target->rte->updatedCols = bms_add_range(NULL, 1 - FirstLowInvalidHeapAttributeNumber,
+											 natts - FirstLowInvalidHeapAttributeNumber);
+	ExecInitStoredGenerated(target->relinfo, target->estate, CMD_UPDATE);
+	target->rte->updatedCols = NULL;
 }
 
 /* An executor state with the table as its only range table entry. */
@@ -95,14 +150,8 @@ build_executor_state(KdbApplyTarget *target)
 	/* This is where ExecGetTriggerResultRel finds it. */
 	estate->es_opened_result_relations =
 		lappend(estate->es_opened_result_relations, target->relinfo);
-
-	if (target->relinfo->ri_TrigDesc)
-	{
-		TriggerDesc *trig = target->relinfo->ri_TrigDesc;
-
-		target->row_triggers = trig->trig_insert_before_row ||
-			trig->trig_update_before_row || trig->trig_delete_before_row;
-	}
+	prepare_triggers(target);
+	prepare_generated(target);
 }
 
 /* Columns that an index depends on; NULL if it has expressions over others. */
@@ -137,6 +186,7 @@ build_indexes(KdbApplyTarget *target)
 	target->index_oids = palloc_array(Oid, target->nindexes + 1);
 	target->index_columns = palloc0_array(Bitmapset *, target->nindexes + 1);
 	target->has_unique = false;
+	target->has_deferrable = false;
 	for (int i = 0; i < target->nindexes; i++)
 	{
 		IndexInfo  *info = relinfo->ri_IndexRelationInfo[i];
@@ -147,6 +197,8 @@ build_indexes(KdbApplyTarget *target)
 		if ((info->ii_Unique || info->ii_ExclusionOps) &&
 			target->index_oids[i] != target->identity_index)
 			target->has_unique = true;
+		if ((info->ii_Unique || info->ii_ExclusionOps) && !index->rd_index->indimmediate)
+			target->has_deferrable = true;
 	}
 }
 
@@ -367,6 +419,17 @@ KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
 	return target;
 }
 
+/* See relation_private.h. */
+void
+KdbTargetDropTriggerSlots(KdbApplyTarget *target)
+{
+	ExecResetTupleTable(target->estate->es_tupleTable, true);
+	target->estate->es_tupleTable = NIL;
+	target->relinfo->ri_TrigOldSlot = NULL;
+	target->relinfo->ri_TrigNewSlot = NULL;
+	target->relinfo->ri_ReturningSlot = NULL;
+}
+
 static void
 close_target(KdbApplyTarget *target)
 {
@@ -382,12 +445,7 @@ close_target(KdbApplyTarget *target)
 	ExecClearTuple(target->merged);
 	ExecClearTuple(target->remote.slot);
 
-	/* slots that the trigger code made pin the relcache's descriptor */
-	ExecResetTupleTable(target->estate->es_tupleTable, true);
-	target->estate->es_tupleTable = NIL;
-	target->relinfo->ri_TrigOldSlot = NULL;
-	target->relinfo->ri_TrigNewSlot = NULL;
-	target->relinfo->ri_ReturningSlot = NULL;
+	KdbTargetDropTriggerSlots(target);
 	ResetPerTupleExprContext(target->estate);
 	if (target->indexes_open)
 	{

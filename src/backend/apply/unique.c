@@ -111,6 +111,18 @@ wait_for_row(UniqueProbe *probe, SnapshotData *dirty, TupleTableSlot *existing)
 	return true;
 }
 
+/* May the row at "existing" have the key for a while, as it is deferrable? */
+static bool
+is_tolerated(UniqueProbe *probe, TupleTableSlot *existing)
+{
+	KdbLocalRow row;
+
+	if (probe->index->rd_index->indimmediate)
+		return false;
+	KdbLocalRowVersion(existing, KdbApply.origin, KdbApply.remote_node, &row);
+	return row.same_origin || row.same_transaction;
+}
+
 static bool
 already_known(const KdbHolder *holders, int n, ItemPointer tid)
 {
@@ -156,7 +168,7 @@ probe_index(UniqueProbe *probe, ItemPointer self, KdbHolder *holders, int n, int
 			continue;
 		if (wait_for_row(probe, &dirty, existing))
 			n = -1;
-		else
+		else if (!is_tolerated(probe, existing))
 			remember_holder(probe, existing, &holders[n++]);
 	}
 	ExecClearTuple(existing);

@@ -7,10 +7,12 @@
  *
  * - Rows are not locked before they are written.  The heap itself says if the
  *   row has changed since it was found; the caller then looks again.
- * - With notice_conflicts an insert is speculative, as that of ON CONFLICT is:
- *   a taken unique key is a result, not an error, whatever others do at the
+ * - An insert that is to notice conflicts is speculative, as that of ON CONFLICT
+ *   is: a taken unique key is a result, not an error, whatever others do at the
  *   same moment.  An update cannot be taken back so; it runs in a
  *   subtransaction, and only if the caller says that unique keys change.
+ * - BEFORE ROW triggers of an insert are fired by a call of their own, once,
+ *   before the first of several tries to insert the row.
  * - Tables with BEFORE ROW triggers go through the engine's own functions
  *   (ExecSimpleRelation...), on rows that are locked.
  */
@@ -41,28 +43,38 @@ end_write(KdbApplyTarget *target)
 {
 	if (target->relinfo->ri_TrigDesc)
 		AfterTriggerEndQuery(target->estate);
+	target->rte->updatedCols = NULL;	/* lives no longer than the message */
 	ResetPerTupleExprContext(target->estate);
+}
+
+/* The row's generated columns as they will be written. */
+void
+KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot)
+{
+	if (target->has_generated)
+		ExecComputeStoredGenerated(target->relinfo, target->estate, slot, CMD_UPDATE);
 }
 
 /* Generated columns, constraints, partition bounds. */
 static void
-compute_and_check(KdbApplyTarget *target, TupleTableSlot *slot, CmdType command)
+compute_and_check(KdbApplyTarget *target, TupleTableSlot *slot)
 {
 	Relation	rel = target->rel;
 
+	KdbComputeGenerated(target, slot);
 	if (rel->rd_att->constr)
-	{
-		if (rel->rd_att->constr->has_generated_stored)
-			ExecComputeStoredGenerated(target->relinfo, target->estate, slot, command);
 		ExecConstraints(target->relinfo, slot, target->estate);
-	}
 	if (rel->rd_rel->relispartition)
 		ExecPartitionCheck(target->relinfo, slot, target->estate, true);
 }
 
-/* Insert so that a taken unique key is noticed; false if it was. */
+/*
+ * Insert so that a taken unique key is noticed; false if it was.  *recheck are
+ * the indexes where the key may be taken, deferrable ones among them.
+ */
 static bool
-insert_speculatively(KdbApplyTarget *target, TupleTableSlot *slot, List **recheck)
+insert_speculatively(KdbApplyTarget *target, TupleTableSlot *slot, KdbNotice notice,
+					 List **recheck)
 {
 	uint32		token = SpeculativeInsertionLockAcquire(GetCurrentTransactionId());
 	bool		conflict = false;
@@ -71,6 +83,8 @@ insert_speculatively(KdbApplyTarget *target, TupleTableSlot *slot, List **rechec
 								   0, NULL, token);
 	*recheck = ExecInsertIndexTuples(target->relinfo, slot, target->estate,
 									 false, true, &conflict, NIL);
+	if (notice == KDB_NOTICE_ALL && *recheck != NIL)
+		conflict = true;
 	table_tuple_complete_speculative(target->rel, slot, token, !conflict);
 	SpeculativeInsertionLockRelease(GetCurrentTransactionId());
 	return !conflict;
@@ -82,12 +96,39 @@ has_constraint_index(KdbApplyTarget *target)
 	return target->has_unique || OidIsValid(target->identity_index);
 }
 
+bool
+KdbHasBeforeInsertTriggers(KdbApplyTarget *target)
+{
+	return target->relinfo->ri_TrigDesc &&
+		target->relinfo->ri_TrigDesc->trig_insert_before_row;
+}
+
 /*
- * Insert the row in the (virtual) slot.  DONE or, if notice_conflicts,
- * CONFLICT with nothing inserted; otherwise a taken key is the engine's error.
+ * Fire the BEFORE ROW triggers of an insert, which may change the row in the
+ * (virtual) slot; false if they say that it is not to be inserted.
+ */
+bool
+KdbBeforeInsert(KdbApplyTarget *target, TupleTableSlot *slot)
+{
+	bool		insert;
+
+	KdbTargetCheck(target, ACL_INSERT);
+	begin_write(target);
+	slot->tts_tableOid = target->relid;
+	insert = ExecBRInsertTriggers(target->estate, target->relinfo, slot);
+	if (insert)
+		ExecMaterializeSlot(slot);	/* end_write frees what the triggers made */
+	end_write(target);
+	return insert;
+}
+
+/*
+ * Insert the row in the (virtual) slot, whose BEFORE ROW triggers have been
+ * fired.  DONE or, if a key is taken that is to be noticed, CONFLICT with nothing
+ * inserted.
  */
 KdbWriteResult
-KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot, bool notice_conflicts)
+KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot, KdbNotice notice)
 {
 	ResultRelInfo *relinfo = target->relinfo;
 	EState	   *estate = target->estate;
@@ -97,16 +138,9 @@ KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot, bool notice_conflic
 	KdbTargetCheck(target, ACL_INSERT);
 	begin_write(target);
 	slot->tts_tableOid = target->relid;
-	if (relinfo->ri_TrigDesc && relinfo->ri_TrigDesc->trig_insert_before_row &&
-		!ExecBRInsertTriggers(estate, relinfo, slot))
-	{
-		end_write(target);
-		return KDB_WRITE_DONE;
-	}
-
-	compute_and_check(target, slot, CMD_INSERT);
-	if (notice_conflicts && has_constraint_index(target))
-		inserted = insert_speculatively(target, slot, &recheck);
+	compute_and_check(target, slot);
+	if (notice != KDB_NOTICE_NONE && has_constraint_index(target))
+		inserted = insert_speculatively(target, slot, notice, &recheck);
 	else
 	{
 		table_tuple_insert(target->rel, slot, estate->es_output_cid, 0, NULL);
@@ -132,6 +166,7 @@ update_locked(KdbApplyTarget *target, TupleTableSlot *slot)
 	EvalPlanQualSetSlot(&epq, slot);
 	ExecSimpleRelationUpdate(target->relinfo, target->estate, &epq, target->local, slot);
 	EvalPlanQualEnd(&epq);
+	ExecMaterializeSlot(slot);	/* end_write frees what the triggers made */
 	end_write(target);
 	return KDB_WRITE_DONE;
 }
@@ -166,7 +201,7 @@ update_directly(KdbApplyTarget *target, TupleTableSlot *slot)
 	CheckCmdReplicaIdentity(target->rel, CMD_UPDATE);
 	begin_write(target);
 	slot->tts_tableOid = target->relid;
-	compute_and_check(target, slot, CMD_UPDATE);
+	compute_and_check(target, slot);
 	result = result_of(table_tuple_update(target->rel, tid, slot, estate->es_output_cid,
 										  InvalidSnapshot, InvalidSnapshot, true,
 										  &failure, &lockmode, &update_indexes));
@@ -190,22 +225,43 @@ update_row(KdbApplyTarget *target, TupleTableSlot *slot)
 	return update_directly(target, slot);
 }
 
+/* Let go of what the current resource owner holds for the target's slots. */
+static void
+release_slots(KdbApplyTarget *target)
+{
+	if (!TTS_EMPTY(target->local))
+		ExecMaterializeSlot(target->local);
+	KdbTargetDropTriggerSlots(target);
+}
+
 /*
  * In a subtransaction, so that a unique key which another transaction took a
  * moment ago is a result and not an error.
+ *
+ * Buffer pins belong to a resource owner, and that of the subtransaction goes with
+ * it.  So the local row, and the new one which points into it, are copied out of
+ * their buffers before it begins, and whatever the update leaves in slots (the lock
+ * of a table with triggers puts the local row there again, and triggers have slots
+ * of their own) before it ends.  Everything else is left as on any error: the
+ * engine takes back queued trigger events, snapshots and locks.
  */
 static KdbWriteResult
 update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	ResourceOwner inner;
 	volatile KdbWriteResult result = KDB_WRITE_CONFLICT;
 
+	ExecMaterializeSlot(slot);
+	release_slots(target);
 	BeginInternalSubTransaction(NULL);
+	inner = CurrentResourceOwner;
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
 		result = update_row(target, slot);
+		release_slots(target);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -213,6 +269,9 @@ update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot)
 		ErrorData  *error;
 
 		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = inner;
+		ExecClearTuple(target->local);
+		KdbTargetDropTriggerSlots(target);
 		error = CopyErrorData();
 		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION &&
 			error->sqlerrcode != ERRCODE_EXCLUSION_VIOLATION)

@@ -13,10 +13,12 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "miscadmin.h"
 
 #include "krahodb/clock.h"
 #include "krahodb/init.h"
+#include "krahodb/record.h"
 
 #include "commands_private.h"
 
@@ -68,6 +70,19 @@ run_transaction_command(const KdbUtilityCall *call)
 	KdbClockCommitted();
 }
 
+/* It would empty a store of records; see record/store.c. */
+static void
+refuse_to_refresh_records(RefreshMatViewStmt *stmt)
+{
+	Oid			relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+
+	if (OidIsValid(relid) && KdbRecordIsGeneration(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("cannot refresh materialized view \"%s\"", stmt->relation->relname),
+				 errdetail("It holds records of KrahoDB.")));
+}
+
 static void
 utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			 ProcessUtilityContext context, ParamListInfo params,
@@ -92,6 +107,10 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			break;
 		case T_AlterTableStmt:
 			KdbAlterTable(&call);
+			break;
+		case T_RefreshMatViewStmt:
+			refuse_to_refresh_records(castNode(RefreshMatViewStmt, pstmt->utilityStmt));
+			KdbRunUtility(&call);
 			break;
 		case T_TransactionStmt:
 			run_transaction_command(&call);

@@ -348,6 +348,7 @@ KdbConflictLogMaintain(void)
 	if (!rotation_due)
 		return;
 	rotation_due = false;
+	Assert(!IsTransactionState());
 
 	/* A local transaction; the engine leaves its time behind in the session. */
 	replorigin_session_origin = InvalidRepOriginId;

@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/commit_ts.h"
+#include "access/detoast.h"
 #include "access/genam.h"
 #include "access/tableam.h"
 #include "catalog/index.h"
@@ -25,8 +26,11 @@
 
 #include "conflict_private.h"
 
-/* Longest value that goes into the log. */
-#define VALUE_LIMIT		64
+/* What goes into the log at most, so that a line stays one that can be read. */
+#define VALUE_LIMIT		64		/* bytes of a value */
+#define ROW_LIMIT		1024	/* bytes of a row, after which values are left out */
+#define ROWS_LIMIT		4		/* rows that stood in the way */
+#define DETOAST_LIMIT	65536	/* bytes; longer values are not even looked at */
 
 static bool raised_error = false;	/* never unset: the error ends the process */
 
@@ -75,14 +79,15 @@ append_writer(StringInfo buf, const KdbConflictSide *side, const char *verb)
 
 /* First sentence of the detail, by type, as PostgreSQL 18 and 19 say it. */
 static void
-append_cause(StringInfo buf, KdbConflictType type, const KdbConflictSide *local, int nlocal)
+append_cause(StringInfo buf, KdbOperation operation, KdbConflictType type,
+			 const KdbConflictSide *local, int nlocal)
 {
 	switch (type)
 	{
 		case KDB_CONFLICT_INSERT_EXISTS:
 		case KDB_CONFLICT_UPDATE_EXISTS:
 		case KDB_CONFLICT_MULTIPLE_UNIQUE_CONFLICTS:
-			for (int i = 0; i < nlocal; i++)
+			for (int i = 0; i < Min(nlocal, ROWS_LIMIT); i++)
 			{
 				if (i > 0)
 					appendStringInfoChar(buf, ' ');
@@ -101,7 +106,9 @@ append_cause(StringInfo buf, KdbConflictType type, const KdbConflictSide *local,
 			appendStringInfoChar(buf, '.');
 			break;
 		case KDB_CONFLICT_UPDATE_DELETED:
-			append_writer(buf, local, "The row to be updated was deleted");
+			append_writer(buf, local, operation == KDB_INSERT ?
+						  "The row to be inserted was deleted" :
+						  "The row to be updated was deleted");
 			appendStringInfoChar(buf, '.');
 			break;
 		case KDB_CONFLICT_UPDATE_MISSING:
@@ -115,6 +122,32 @@ append_cause(StringInfo buf, KdbConflictType type, const KdbConflictSide *local,
 	}
 }
 
+static void
+append_value(StringInfo buf, Oid type, bool varlena, Datum datum)
+{
+	Oid			function;
+	bool		is_varlena;
+	char	   *value;
+	int			len;
+
+	if (varlena && toast_raw_datum_size(datum) > DETOAST_LIMIT)
+	{
+		appendStringInfo(buf, "<%zu bytes>", (size_t) toast_raw_datum_size(datum) - VARHDRSZ);
+		return;
+	}
+	getTypeOutputInfo(type, &function, &is_varlena);
+	value = OidOutputFunctionCall(function, datum);
+	len = strlen(value);
+	if (len <= VALUE_LIMIT)
+		appendBinaryStringInfo(buf, value, len);
+	else
+	{
+		appendBinaryStringInfo(buf, value, pg_mbcliplen(value, len, VALUE_LIMIT));
+		appendStringInfoString(buf, "...");
+	}
+	pfree(value);
+}
+
 /*
  * A row as "(1, abc, null)"; unlike ExecBuildSlotValueDescription all columns,
  * since the log belongs to the administrator.
@@ -123,6 +156,7 @@ static void
 append_row(StringInfo buf, TupleTableSlot *slot)
 {
 	TupleDesc	desc = slot->tts_tupleDescriptor;
+	int			start = buf->len;
 	bool		first = true;
 
 	slot_getallattrs(slot);
@@ -130,31 +164,21 @@ append_row(StringInfo buf, TupleTableSlot *slot)
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);
-		Oid			function;
-		bool		is_varlena;
-		char	   *value;
-		int			len;
 
 		if (att->attisdropped)
 			continue;
 		if (!first)
 			appendStringInfoString(buf, ", ");
 		first = false;
-		if (slot->tts_isnull[i])
+		if (buf->len - start > ROW_LIMIT)
 		{
-			appendStringInfoString(buf, "null");
-			continue;
-		}
-		getTypeOutputInfo(att->atttypid, &function, &is_varlena);
-		value = OidOutputFunctionCall(function, slot->tts_values[i]);
-		len = strlen(value);
-		if (len <= VALUE_LIMIT)
-			appendBinaryStringInfo(buf, value, len);
-		else
-		{
-			appendBinaryStringInfo(buf, value, pg_mbcliplen(value, len, VALUE_LIMIT));
 			appendStringInfoString(buf, "...");
+			break;
 		}
+		if (slot->tts_isnull[i])
+			appendStringInfoString(buf, "null");
+		else
+			append_value(buf, att->atttypid, att->attlen == -1, slot->tts_values[i]);
 	}
 	appendStringInfoChar(buf, ')');
 }
@@ -192,7 +216,7 @@ append_rows(StringInfo buf, const KdbConflictSide *local, int nlocal,
 {
 	const char *separator = "";
 
-	for (int i = 0; i < nlocal; i++)
+	for (int i = 0; i < Min(nlocal, ROWS_LIMIT); i++)
 	{
 		if (local[i].slot == NULL)
 			continue;
@@ -200,6 +224,8 @@ append_rows(StringInfo buf, const KdbConflictSide *local, int nlocal,
 		append_row(buf, local[i].slot);
 		separator = "; ";
 	}
+	if (nlocal > ROWS_LIMIT)
+		appendStringInfo(buf, "%s%d more", separator, nlocal - ROWS_LIMIT);
 	if (remote->slot)
 	{
 		appendStringInfo(buf, "%sremote row ", separator);
@@ -208,7 +234,7 @@ append_rows(StringInfo buf, const KdbConflictSide *local, int nlocal,
 	}
 	appendStringInfo(buf, "%sremote version %s, node " UINT64_FORMAT, separator,
 					 timestamptz_to_str(remote->version.ts), remote->version.node);
-	for (int i = 0; i < nlocal; i++)
+	for (int i = 0; i < Min(nlocal, ROWS_LIMIT); i++)
 	{
 		if (local[i].has_version)
 			appendStringInfo(buf, "; local version %s, node " UINT64_FORMAT,
@@ -235,8 +261,9 @@ outcome(KdbAction action)
 
 /* See conflict.h. */
 void
-KdbReportConflict(EState *estate, ResultRelInfo *relinfo, const KdbDecision *decision,
-				  TupleTableSlot *searchslot, const KdbConflictSide *local, int nlocal,
+KdbReportConflict(EState *estate, ResultRelInfo *relinfo, KdbOperation operation,
+				  const KdbDecision *decision, TupleTableSlot *searchslot,
+				  const KdbConflictSide *local, int nlocal,
 				  const KdbConflictSide *remote, TupleTableSlot *applied)
 {
 	Relation	rel = relinfo->ri_RelationDesc;
@@ -244,7 +271,7 @@ KdbReportConflict(EState *estate, ResultRelInfo *relinfo, const KdbDecision *dec
 	bool		fails = decision->action == KDB_ACTION_ERROR;
 
 	initStringInfo(&detail);
-	append_cause(&detail, decision->conflict, local, nlocal);
+	append_cause(&detail, operation, decision->conflict, local, nlocal);
 	appendStringInfoChar(&detail, ' ');
 	append_key(&detail, estate, relinfo, searchslot);
 	append_rows(&detail, local, nlocal, remote);

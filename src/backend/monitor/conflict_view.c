@@ -4,7 +4,6 @@
  */
 #include "postgres.h"
 
-#include "commands/extension.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -17,7 +16,6 @@
 PG_FUNCTION_INFO_V1(krahodb_conflict_counters);
 PG_FUNCTION_INFO_V1(krahodb_reset_conflict_stats);
 PG_FUNCTION_INFO_V1(krahodb_prune_conflict_log);
-PG_FUNCTION_INFO_V1(krahodb_no_records);
 
 #define COUNTER_COLUMNS	7
 
@@ -69,18 +67,4 @@ krahodb_prune_conflict_log(PG_FUNCTION_ARGS)
 							   "%d parts of the conflict log were in use and have been left as they are",
 							   busy, busy)));
 	PG_RETURN_INT32(emptied);
-}
-
-/*
- * The condition of the materialized views that hold records: they start empty,
- * and REFRESH is not to empty them.
- */
-Datum
-krahodb_no_records(PG_FUNCTION_ARGS)
-{
-	if (!creating_extension)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("a materialized view that holds records of KrahoDB cannot be refreshed")));
-	PG_RETURN_BOOL(false);
 }

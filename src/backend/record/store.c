@@ -10,8 +10,8 @@
  * KIND.  The relations are materialized views, made by the extension.  The engine
  * publishes tables only, refuses INSERT, UPDATE, DELETE and TRUNCATE of users on
  * materialized views, and otherwise stores, vacuums, copies and recovers them as
- * tables.  Their query raises an error when it is run later, so that a script that
- * refreshes all materialized views does not empty them.
+ * tables.  REFRESH is refused (commands/utility.c), so that a script that refreshes
+ * all materialized views does not empty them.
  *
  * APPEND ONLY.  Rows are inserted through the table access method with
  * TABLE_INSERT_NO_LOGICAL: the WAL record, and those of out-of-line values, then
@@ -104,19 +104,28 @@ remember_store(KdbRecordStore *store)
 	stores[nstores++] = store;
 }
 
+/* See record.h. */
+bool
+KdbRecordIsGeneration(Oid relid)
+{
+	Oid			extension;
+
+	if (get_rel_relkind(relid) != RELKIND_MATVIEW)
+		return false;
+	extension = get_extension_oid(EXTENSION_NAME, true);
+	return OidIsValid(extension) &&
+		getExtensionOfObject(RelationRelationId, relid) == extension;
+}
+
 /* The relation of a generation, or InvalidOid. */
 static Oid
-generation_relid(const KdbRecordStore *store, Oid extension, Oid namespace, int generation)
+generation_relid(const KdbRecordStore *store, Oid namespace, int generation)
 {
 	char	   *name = psprintf("%s_%d", store->name, generation + 1);
 	Oid			relid = get_relname_relid(name, namespace);
 
 	pfree(name);
-	if (!OidIsValid(relid) ||
-		get_rel_relkind(relid) != RELKIND_MATVIEW ||
-		getExtensionOfObject(RelationRelationId, relid) != extension)
-		return InvalidOid;
-	return relid;
+	return OidIsValid(relid) && KdbRecordIsGeneration(relid) ? relid : InvalidOid;
 }
 
 /* See record_private.h. */
@@ -131,7 +140,6 @@ KdbRecordForgetCurrent(KdbRecordStore *store)
 bool
 KdbRecordLookUp(KdbRecordStore *store)
 {
-	Oid			extension;
 	Oid			namespace;
 
 	if (store->looked_up)
@@ -141,13 +149,12 @@ KdbRecordLookUp(KdbRecordStore *store)
 	/* What comes in while this looks is looked at the next time. */
 	store->looked_up = true;
 	store->present = false;
-	extension = get_extension_oid(EXTENSION_NAME, true);
 	namespace = get_namespace_oid("krahodb", true);
-	if (!OidIsValid(extension) || !OidIsValid(namespace))
+	if (!OidIsValid(namespace))
 		return false;
 	for (int i = 0; i < KDB_RECORD_GENERATIONS; i++)
 	{
-		store->relids[i] = generation_relid(store, extension, namespace, i);
+		store->relids[i] = generation_relid(store, namespace, i);
 		if (!OidIsValid(store->relids[i]))
 			return false;
 	}

@@ -65,7 +65,7 @@ typedef struct KdbConflictSide
  * T_R_SERIALIZATION_FAILURE otherwise).  In the worker of MySubscription.
  */
 extern void KdbReportConflict(EState *estate, ResultRelInfo *relinfo,
-							  const KdbDecision *decision,
+							  KdbOperation operation, const KdbDecision *decision,
 							  TupleTableSlot *searchslot,
 							  const KdbConflictSide *local, int nlocal,
 							  const KdbConflictSide *remote,

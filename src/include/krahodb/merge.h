@@ -32,6 +32,15 @@
  * Contributions behind the horizon are one assignment of the version of the last of
  * them.
  *
+ * Races.  Facts are asked before an action and must hold when it is done.  A row of
+ * the key or a live holder that comes in between is met by the heap or the unique
+ * index, and the action answers KDB_MERGE_CHANGED.  What leaves no live row must be
+ * looked for again by insert and overwrite, when the new row is in the heap and before
+ * it counts (its speculative token is still held): if the greatest timestamp of the
+ * clock rule has passed the write's since newest was set, clear newest; if that
+ * timestamp has moved since find or newer_claim was asked, ask them again.  A different
+ * answer: take the row back, KDB_MERGE_CHANGED.
+ *
  * Unique columns and merged columns are always sent.
  *
  * Pure C: no server calls, no allocation.
@@ -124,6 +133,11 @@ typedef enum KdbMergeResult
 	KDB_MERGE_CHANGED			/* nothing done: the state has changed, or a unique value is taken */
 } KdbMergeResult;
 
+/*
+ * A conflict on the write's own key (local), or with rows of other keys (holders):
+ * those are removed for the write (INSERT, UPDATE), removed by the claim of a write
+ * that is itself dropped (DELETE), or the write is dropped for them (SKIP).
+ */
 typedef struct KdbMergeReport
 {
 	KdbDecision decision;

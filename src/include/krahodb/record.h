@@ -45,6 +45,9 @@ typedef struct KdbRecordStore
 /* Does the database have the extension?  Cheap. */
 extern bool KdbRecordPresent(KdbRecordStore *store);
 
+/* Is it a relation of a store, or could be: a materialized view of the extension? */
+extern bool KdbRecordIsGeneration(Oid relid);
+
 /*
  * Append a record in the current transaction; values[0] is its stamp.  Returns
  * false, and has done nothing, if the database does not have the extension (or

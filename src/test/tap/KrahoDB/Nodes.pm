@@ -28,6 +28,7 @@ our @EXPORT = qw(
   wait_until_down
   start_after_kill
   slots_of
+  pause_subscription
 );
 
 my $settings = <<'EOF';
@@ -160,6 +161,18 @@ sub start_after_kill
 		undef $node->{_pid};	# the pid file is the killed server's
 		usleep(100_000);
 	}
+	return;
+}
+
+# Disable a subscription and wait until its worker is gone; its slot is free then.
+sub pause_subscription
+{
+	my ($node, $subscription) = @_;
+
+	$node->safe_psql('postgres', "ALTER SUBSCRIPTION $subscription DISABLE");
+	$node->poll_query_until('postgres',
+		"SELECT NOT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = '$subscription' AND pid IS NOT NULL)")
+	  or die "timed out waiting for the worker of $subscription to stop";
 	return;
 }
 

@@ -1,0 +1,184 @@
+# KrahoDB::Mesh: servers that all subscribe to each other, over links that can be
+# cut, with clocks that can be shifted.
+
+package KrahoDB::Mesh;
+
+use strict;
+use warnings;
+
+use KrahoDB::Links;
+use KrahoDB::Nodes;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(usleep time);
+
+my $conf = <<'EOF';
+log_statement = none
+restart_after_crash = on
+max_connections = 60
+shared_buffers = 16MB
+max_wal_size = 1GB
+logical_decoding_work_mem = 64kB
+wal_retrieve_retry_interval = 200ms
+wal_sender_timeout = 10s
+wal_receiver_timeout = 10s
+deadlock_timeout = 200ms
+krahodb.max_clock_skew = '20s'
+EOF
+
+my ($clock_library) = grep { -e } glob('/usr/lib/*/faketime/libfaketime.so.1');
+
+# A running mesh; %params: nodes => number, schema => [SQL].
+sub new
+{
+	my ($class, %params) = @_;
+	my $self = bless { links => [] }, $class;
+
+	$self->{nodes} = [ map { krahodb_node("n$_", conf => $conf) } 1 .. $params{nodes} ];
+	foreach my $node (@{ $self->{nodes} })
+	{
+		$self->set_clock($node, 0);
+		$node->stop;
+		$self->start($node);
+		$node->safe_psql('postgres', join(";\n", 'CREATE EXTENSION krahodb', @{ $params{schema} }));
+		$node->safe_psql('postgres', 'CREATE PUBLICATION mesh FOR ALL TABLES');
+	}
+	foreach my $node (@{ $self->{nodes} })
+	{
+		$self->subscribe($node, $_) foreach grep { $_ != $node } @{ $self->{nodes} };
+	}
+	return $self;
+}
+
+sub nodes { return @{ $_[0]{nodes} }; }
+sub links { return @{ $_[0]{links} }; }
+sub has_clocks { return defined $clock_library; }
+
+sub subscribe
+{
+	my ($self, $node, $from) = @_;
+	my $name = $node->name . '_' . $from->name;
+	my $dir = PostgreSQL::Test::Utils::tempdir_short();
+	my $number = @{ $self->{links} };
+	my $link = KrahoDB::Links->new($dir, $from->host, $from->port);
+
+	# every other stream is a streaming one, every third a binary one
+	$node->safe_psql('postgres', sprintf(
+			"CREATE SUBSCRIPTION %s CONNECTION 'host=%s port=%d dbname=postgres' PUBLICATION mesh "
+			  . 'WITH (origin = none, copy_data = false, streaming = %s, binary = %s)',
+			$name, $dir, $from->port,
+			$number % 2 ? 'on' : 'off', $number % 3 == 2 ? 'on' : 'off'));
+	push @{ $self->{links} },
+	  { link => $link, name => $name, node => $node, from => $from };
+	return;
+}
+
+# Start a node that is down, with its clock.
+sub start
+{
+	my ($self, $node) = @_;
+
+	local %ENV = %ENV;
+	if ($clock_library)
+	{
+		$ENV{LD_PRELOAD} = $clock_library;
+		$ENV{FAKETIME_TIMESTAMP_FILE} = $node->basedir . '/clock';
+		$ENV{FAKETIME_NO_CACHE} = 1;
+		$ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;
+	}
+	$node->start;
+	return;
+}
+
+# The node's clock is ahead by so many seconds.  In one step: a reader never sees
+# half a file.
+sub set_clock
+{
+	my ($self, $node, $offset) = @_;
+	my $file = $node->basedir . '/clock';
+
+	open my $out, '>', "$file.new" or die "$file: $!";
+	printf $out "%+.3f\n", $offset;
+	close $out or die "$file: $!";
+	rename "$file.new", $file or die "$file: $!";
+	return 1;
+}
+
+# Run SQL on a node that may be going down: returns what it prints, or undef.
+sub ask
+{
+	my ($self, $node, $sql) = @_;
+	my ($out, $err) = ('', '');
+	my $status = eval {
+		$node->psql('postgres', $sql, stdout => \$out, stderr => \$err, timeout => 60);
+	};
+
+	return defined $status && $status == 0 ? $out : undef;
+}
+
+# The same, until it works.
+sub insist
+{
+	my ($self, $node, $sql) = @_;
+
+	foreach (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		my $out = $self->ask($node, $sql);
+		return $out if defined $out;
+		usleep(100_000);
+	}
+	die $node->name . " does not answer: $sql";
+}
+
+# All links, clocks and subscriptions as they should be.
+sub heal
+{
+	my ($self) = @_;
+
+	$_->{link}->heal foreach @{ $self->{links} };
+	foreach my $node (@{ $self->{nodes} })
+	{
+		$self->set_clock($node, 0);
+		$self->start($node) if !defined $node->{_pid};
+		$self->insist($node, 'SELECT 1');
+	}
+	$self->insist($_->{node}, "ALTER SUBSCRIPTION $_->{name} ENABLE") foreach @{ $self->{links} };
+	return;
+}
+
+# Everything that is committed anywhere arrives everywhere; false if it does not
+# in time.  A marker row of each node is the last of its stream.
+sub quiesce
+{
+	my ($self, $round) = @_;
+	my $count = @{ $self->{nodes} };
+	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+
+	$self->insist($_, 'INSERT INTO marker VALUES (' . q{'} . $_->name . "', $round) ON CONFLICT DO NOTHING")
+	  foreach @{ $self->{nodes} };
+	foreach my $node (@{ $self->{nodes} })
+	{
+		while (($self->ask($node, "SELECT count(*) FROM marker WHERE round = $round") // -1) != $count)
+		{
+			if (time > $until)
+			{
+				diag($node->name . ' has only: '
+					  . ($self->ask($node, "SELECT string_agg(node, ',') FROM marker WHERE round = $round") // '?'));
+				return 0;
+			}
+			usleep(50_000);
+		}
+	}
+	return 1;
+}
+
+sub stop
+{
+	my ($self) = @_;
+
+	$_->stop('immediate') foreach @{ $self->{nodes} };
+	$_->{link}->stop foreach @{ $self->{links} };
+	return;
+}
+
+1;

@@ -1,0 +1,174 @@
+# KrahoDB::Nemesis: what breaks a mesh, and when.
+#
+# The schedule is made in advance from the seed: when, which fault, on which node
+# or link, for how long.  Carrying it out takes as long as it takes (a restart, a
+# VACUUM), so two runs of a seed break the same things in the same order, not at
+# the same instruction.
+
+package KrahoDB::Nemesis;
+
+use strict;
+use warnings;
+
+use Time::HiRes qw(usleep time);
+
+my $clock_range = 1.5;	# seconds ahead or behind
+
+my $apply_workers = 'SELECT pid FROM pg_stat_subscription WHERE pid IS NOT NULL';
+my $walsenders = 'SELECT pid FROM pg_stat_replication';
+my $backends = q{SELECT pid FROM pg_stat_activity WHERE application_name = 'chaos'};
+
+# Weight of each fault, what it does, and, if it lasts, what ends it.  They get the
+# mesh and the entry of the schedule, and return undef if there was nothing to break.
+# (A process that is killed takes its server's others with it: the postmaster
+# restarts them all.)
+my %fault = (
+	kill_apply_worker => { weight => 3, do => sub { signal_one(@_, 'KILL', $apply_workers) } },
+	kill_walsender => { weight => 3, do => sub { signal_one(@_, 'KILL', $walsenders) } },
+	kill_backend => { weight => 2, do => sub { signal_one(@_, 'KILL', $backends) } },
+	end_apply_worker => { weight => 4, do => sub { signal_one(@_, 'TERM', $apply_workers) } },
+	end_walsender => { weight => 4, do => sub { signal_one(@_, 'TERM', $walsenders) } },
+	end_backend => { weight => 2, do => sub { signal_one(@_, 'TERM', $backends) } },
+	stop_server => { weight => 3, do => \&stop_server, until => \&start_server },
+	cut_link => { weight => 6, do => sub { $_[1]{link}{link}->cut }, until => \&heal_link },
+	pause_link => { weight => 6, do => sub { $_[1]{link}{link}->pause }, until => \&heal_link },
+	shift_clock => { weight => 4, do => sub { $_[0]->set_clock($_[1]{node}, $_[1]{offset}) } },
+	vacuum => { weight => 3, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM') } },
+	vacuum_freeze => { weight => 2, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM (FREEZE)') } },
+	checkpoint => { weight => 1, do => sub { $_[0]->ask($_[1]{node}, 'CHECKPOINT') } },
+	disable_subscription => { weight => 3, do => sub { alter_subscription(@_, 'DISABLE') }, until => sub { alter_subscription(@_, 'ENABLE') } },
+);
+
+# Random numbers of its own, the same everywhere.
+sub random
+{
+	my ($self, $n) = @_;
+
+	$self->{state} = ($self->{state} * 1103515245 + 12345) & 0x7fffffff;
+	return ($self->{state} >> 8) / (1 << 23) * $n;
+}
+
+sub choose
+{
+	my ($self) = @_;
+	my @names = grep { $_ ne 'shift_clock' || $self->{mesh}->has_clocks } sort keys %fault;
+	my $total = 0;
+
+	$total += $fault{$_}{weight} foreach @names;
+	my $at = $self->random($total);
+	foreach my $name (@names)
+	{
+		$at -= $fault{$name}{weight};
+		return $name if $at < 0;
+	}
+	return $names[0];
+}
+
+# A schedule of so many seconds.
+sub new
+{
+	my ($class, $mesh, $seed, $seconds) = @_;
+	my $self = bless { mesh => $mesh, state => $seed & 0x7fffffff, schedule => [], done => {} }, $class;
+	my @nodes = $mesh->nodes;
+	my @links = $mesh->links;
+
+	$self->random(1) foreach 1 .. 10;
+	for (my $at = 1; $at < $seconds; $at += 0.3 + $self->random(1.5))
+	{
+		my $name = $self->choose;
+		my $link = $links[ int $self->random(scalar @links) ];
+		my $entry = {
+			at => $at,
+			name => $name,
+			node => $nodes[ int $self->random(scalar @nodes) ],
+			link => $link,
+			offset => sprintf('%.2f', $self->random(2 * $clock_range) - $clock_range),
+			pick => $self->random(1)
+		};
+		my $length = 0.3 + $self->random(4);
+
+		$entry->{node} = $link->{node} if $name eq 'disable_subscription';
+		push @{ $self->{schedule} }, $entry;
+		push @{ $self->{schedule} }, { %$entry, at => $at + $length, ends => 1 }
+		  if $fault{$name}{until};
+	}
+	$self->{schedule} = [ sort { $a->{at} <=> $b->{at} } @{ $self->{schedule} } ];
+	return $self;
+}
+
+# The schedule, a line per fault.
+sub lines
+{
+	my ($self) = @_;
+
+	return map {
+		my $where = $_->{name} =~ /link|subscription/ ? $_->{link}{name} : $_->{node}->name;
+		sprintf '%6.1f s  %s%s %s%s', $_->{at}, $_->{ends} ? 'end of ' : '', $_->{name}, $where,
+		  $_->{name} eq 'shift_clock' ? " to $_->{offset} s" : ''
+	} @{ $self->{schedule} };
+}
+
+# Number of faults by kind that took place.
+sub done { return %{ $_[0]{done} }; }
+
+sub run
+{
+	my ($self, $seconds) = @_;
+	my $start = time;
+
+	foreach my $entry (grep { $_->{at} < $seconds } @{ $self->{schedule} })
+	{
+		my $wait = $start + $entry->{at} - time;
+
+		usleep($wait * 1e6) if $wait > 0;
+		if ($entry->{ends})
+		{
+			$fault{ $entry->{name} }{until}->($self->{mesh}, $entry);
+		}
+		elsif (defined $fault{ $entry->{name} }{do}->($self->{mesh}, $entry))
+		{
+			$self->{done}{ $entry->{name} }++;
+		}
+	}
+	my $rest = $start + $seconds - time;
+	usleep($rest * 1e6) if $rest > 0;
+	return;
+}
+
+# ---- faults ---------------------------------------------------------------------
+
+sub signal_one
+{
+	my ($mesh, $entry, $signal, $query) = @_;
+	my @pids = sort { $a <=> $b } split /\n/, $mesh->ask($entry->{node}, $query) // '';
+
+	return if !@pids;
+	return kill $signal, $pids[ int($entry->{pick} * @pids) ];
+}
+
+sub stop_server
+{
+	my ($mesh, $entry) = @_;
+
+	return if !defined $entry->{node}{_pid};
+	return $entry->{node}->stop('immediate');
+}
+
+sub start_server
+{
+	my ($mesh, $entry) = @_;
+
+	return $mesh->start($entry->{node}) if !defined $entry->{node}{_pid};
+	return;
+}
+
+sub heal_link { return $_[1]{link}{link}->heal; }
+
+sub alter_subscription
+{
+	my ($mesh, $entry, $how) = @_;
+
+	return $mesh->ask($entry->{node}, "ALTER SUBSCRIPTION $entry->{link}{name} $how");
+}
+
+1;

@@ -1,0 +1,174 @@
+# KrahoDB::Verdict: are all nodes equal, was each acknowledged commit applied once,
+# and what happened on the way.
+
+package KrahoDB::Verdict;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use List::Util qw(min uniq);
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+our @EXPORT = qw(check_tables check_events log_counts);
+
+my $shown = 10;	# differing rows, wrong events
+
+# Each table has the same rows on all nodes; differences are shown with their versions.
+sub check_tables
+{
+	my ($mesh, @tables) = @_;
+
+	foreach my $table (@tables)
+	{
+		my $query = "SELECT count(*) || ' rows, ' || coalesce(sum(hashtextextended(t::text, 0)), 0) FROM $table t";
+		my ($first, @others) = map { $mesh->insist($_, $query) } $mesh->nodes;
+		my $equal = !grep { $_ ne $first } @others;
+
+		ok($equal, "table $table is equal on all nodes ($first)");
+		show_differences($mesh, $table) if !$equal;
+	}
+	return;
+}
+
+# SQL that gives the key of a row "t" of the table, as the log shows it.
+sub key_of
+{
+	my ($mesh, $table) = @_;
+	my ($node) = $mesh->nodes;
+
+	return $mesh->insist($node,
+		qq{SELECT string_agg('t.' || quote_ident(a.attname), ' || '', '' || ' ORDER BY array_position(i.indkey::int2[], a.attnum))
+		   FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+		   WHERE i.indrelid = '$table'::regclass AND i.indisprimary});
+}
+
+# By key and node: a hash of the row, and the row with who wrote it when.
+sub rows_of
+{
+	my ($mesh, $table) = @_;
+	my $key = key_of($mesh, $table);
+	my %rows;
+
+	foreach my $node ($mesh->nodes)
+	{
+		my $rows = $mesh->insist($node,
+			qq{SELECT concat($key) || E'\\t' || md5(t::text) || E'\\t' || left(t::text, 100) || '  xmin ' || t.xmin || ', ' ||
+			   coalesce(c.timestamp::text, 'unknown time') || ', origin ' || coalesce(o.roname, c.roident::text, '?')
+			   FROM $table t CROSS JOIN LATERAL pg_xact_commit_timestamp_origin(t.xmin) c
+			   LEFT JOIN pg_replication_origin o ON o.roident = c.roident});
+		foreach my $line (split /\n/, $rows)
+		{
+			my ($id, $hash, $detail) = split /\t/, $line, 3;
+			$rows{$id}{ $node->name } = { hash => $hash, detail => $detail };
+		}
+	}
+	return %rows;
+}
+
+sub show_differences
+{
+	my ($mesh, $table) = @_;
+	my %rows = rows_of($mesh, $table);
+	my @different = grep {
+		my $row = $rows{$_};
+		uniq(map { $row->{ $_->name } ? $row->{ $_->name }{hash} : 'none' } $mesh->nodes) > 1
+	} sort keys %rows;
+
+	diag(scalar(@different) . " keys of $table differ");
+	foreach my $id (@different[ 0 .. min($#different, $shown - 1) ])
+	{
+		diag("$table ($id):");
+		foreach my $node ($mesh->nodes)
+		{
+			my $row = $rows{$id}{ $node->name };
+
+			diag('  ' . $node->name . ': ' . ($row ? $row->{detail} : 'no row'));
+			diag("      $_") foreach conflicts_of($node, $table, $id);
+		}
+	}
+	return;
+}
+
+# Last conflict log lines of a key on a node.
+sub conflicts_of
+{
+	my ($node, $table, $id) = @_;
+	my @found;
+	my $line = '';
+
+	open my $log, '<', $node->logfile or return;
+	while (<$log>)
+	{
+		chomp;
+		if (/conflict detected on relation "public\.\Q$table\E[^"]*"/) { $line = $_; }
+		elsif ($line ne '' && /DETAIL:/)
+		{
+			push @found, substr($line, 0, 200) . ' ' . substr($_, index($_, 'DETAIL:'))
+			  if /Key \([^)]*\)=\(\Q$id\E\)/;
+			$line = '';
+		}
+	}
+	close $log;
+	return @found > 5 ? @found[ -5 .. -1 ] : @found;
+}
+
+# Events: %$outcome is "node.session.seq" => A, F or U.
+sub check_events
+{
+	my ($mesh, $outcome) = @_;
+
+	foreach my $node ($mesh->nodes)
+	{
+		my $rows = $mesh->insist($node, 'SELECT node, session, seq, count(*) FROM event GROUP BY 1, 2, 3');
+		my (%count, @wrong);
+
+		foreach my $line (split /\n/, $rows)
+		{
+			my ($writer, $session, $seq, $count) = split /\|/, $line;
+			$count{"$writer.$session.$seq"} = $count;
+		}
+		foreach my $id (sort keys %$outcome)
+		{
+			my $state = $outcome->{$id};
+			my $count = delete $count{$id} // 0;
+
+			push @wrong, "$id is there $count times, state $state"
+			  if $state eq 'A' ? $count != 1 : $state eq 'F' ? $count != 0 : $count > 1;
+		}
+		push @wrong, map { "$_ is there, but nobody wrote it" } sort keys %count;
+		ok(!@wrong, 'each acknowledged commit is there once on ' . $node->name . ', no other more than once');
+		diag("  $_") foreach @wrong[ 0 .. min($#wrong, $shown - 1) ];
+	}
+	return;
+}
+
+# From the logs of all nodes: conflicts by type and resolution, errors by text, and
+# crashes that nobody ordered.
+sub log_counts
+{
+	my ($mesh) = @_;
+	my (%conflicts, %errors, @crashes);
+
+	foreach my $node ($mesh->nodes)
+	{
+		open my $log, '<', $node->logfile or next;
+		while (<$log>)
+		{
+			if (/conflict=(\w+), resolution=\w+, ([a-z ]+)/) { $conflicts{"$1: $2"}++; }
+			elsif (/TRAP:|PANIC:|terminated by signal (?!9:|3:)\d+/) { push @crashes, $node->name . ": $_"; }
+			elsif (/\] (chaos )?.*ERROR:\s+(.*)/)
+			{
+				my $text = ($1 // '') . $2;
+				$text =~ s/\d+/N/g;
+				$text =~ s/"[^"]*"/"..."/g;
+				$errors{ substr $text, 0, 120 }++;
+			}
+		}
+		close $log;
+	}
+	return (\%conflicts, \%errors, \@crashes);
+}
+
+1;

@@ -1,0 +1,185 @@
+# KrahoDB::Workload: tables and statements of the chaos test, by feature.
+#
+# A feature is a kind of table or of write that can be switched on by itself
+# (CHAOS_FEATURES).  Each has tables, rows to start with, and statements with
+# weights in the language of client.c.  Keys are few, so that nodes meet on them.
+#
+# DEFAULT is what must end equal on all nodes with the rules as they are built
+# today.  The others are in DESIGN.md section 5, too, but wait for version records
+# (a deletion or a superseded claim must be remembered where it left no dead tuple,
+# and a fetched row needs its own version): once those are wired in, move "delete",
+# "keyupdate", "unique" and "toast" up to DEFAULT, one by one.
+
+package KrahoDB::Workload;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+
+our @EXPORT = qw(workload_features workload_tables workload_schema workload_rows workload_statements);
+
+our @DEFAULT = qw(plain composite partitioned full wide bulk long);
+
+my $KEYS = 60;
+
+# Inserts that may meet a row, and updates, of a table with key and columns.
+sub upsert
+{
+	my ($table, $key, $value, $set) = @_;
+	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT DO NOTHING" if !$set;
+	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT ("
+	  . ($table =~ /^(composite|partitioned)$/ ? 'a, b' : 'id') . ") DO UPDATE SET $set";
+}
+
+my %feature = (
+	plain => {
+		tables => { plain => '(id int PRIMARY KEY, v text, n int)' },
+		statements => [
+			10 => upsert('plain', "{rand $KEYS}", "'{tag}', 0", "v = EXCLUDED.v, n = plain.n + 1"),
+			5 => upsert('plain', "{rand 100000}", "'{tag}', 0"),
+			20 => "UPDATE plain SET v = '{tag}' WHERE id = {rand $KEYS}",
+			10 => "UPDATE plain SET n = n + 1 WHERE id = {rand $KEYS}",
+		]
+	},
+	composite => {
+		tables => { composite => '(a int, b text, v text, PRIMARY KEY (a, b))' },
+		statements => [
+			5 => upsert('composite', "{rand 6}, 'k{rand 10}'", "'{tag}'", 'v = EXCLUDED.v'),
+			10 => "UPDATE composite SET v = '{tag}' WHERE a = {rand 6} AND b = 'k{rand 10}'",
+		]
+	},
+	partitioned => {
+		tables => { partitioned => '(a int, b int, v text, PRIMARY KEY (a, b)) PARTITION BY RANGE (a)' },
+		more => 'CREATE TABLE partitioned_low PARTITION OF partitioned FOR VALUES FROM (MINVALUE) TO (5);'
+		  . 'CREATE TABLE partitioned_high PARTITION OF partitioned FOR VALUES FROM (5) TO (MAXVALUE)',
+		statements => [
+			5 => upsert('partitioned', '{rand 10}, {rand 6}', "'{tag}'", 'v = EXCLUDED.v'),
+			10 => "UPDATE partitioned SET v = '{tag}' WHERE a = {rand 10} AND b = {rand 6}",
+		]
+	},
+	full => {
+		tables => { identity_full => '(id int PRIMARY KEY, v text, w text)' },
+		more => 'ALTER TABLE identity_full REPLICA IDENTITY FULL',
+		statements => [
+			5 => upsert('identity_full', "{rand $KEYS}", "'{tag}', 'w'", 'v = EXCLUDED.v'),
+			10 => "UPDATE identity_full SET w = '{tag}' WHERE id = {rand $KEYS}",
+		]
+	},
+	# out of line, and always sent
+	wide => {
+		tables => { wide => '(id int PRIMARY KEY, v text, w text)' },
+		more => 'ALTER TABLE wide ALTER w SET STORAGE EXTERNAL',
+		statements => [
+			3 => upsert('wide', '{rand 20}', "'{tag}', chaos_wide('{word}')", 'v = EXCLUDED.v, w = EXCLUDED.w'),
+			5 => "UPDATE wide SET v = '{tag}', w = chaos_wide('{word}') WHERE id = {rand 20}",
+		]
+	},
+	bulk => {
+		tables => { bulk => '(id int PRIMARY KEY, v text)' },
+		rows => 'INSERT INTO bulk SELECT g, NULL FROM generate_series(0, 1999) g',
+		statements => [
+			1 => "UPDATE bulk SET v = '{tag}' WHERE id BETWEEN {rand 1000} AND 1000 + {rand 1000}",
+			2 => "UPDATE bulk SET v = '{tag}' WHERE id = {rand 2000}",
+		]
+	},
+	long => { tables => {}, statements => [ 2 => 'SELECT pg_sleep({rand 1000} / 1000.0)' ] },
+	delete => {
+		tables => { deleted => '(id int PRIMARY KEY, v text)' },
+		statements => [
+			10 => upsert('deleted', "{rand $KEYS}", "'{tag}'", 'v = EXCLUDED.v'),
+			10 => "UPDATE deleted SET v = '{tag}' WHERE id = {rand $KEYS}",
+			10 => "DELETE FROM deleted WHERE id = {rand $KEYS}",
+		]
+	},
+	keyupdate => {
+		tables => { moved => '(id int PRIMARY KEY, v text)' },
+		statements => [
+			5 => upsert('moved', "{rand $KEYS}", "'{tag}'", 'v = EXCLUDED.v'),
+			5 => "UPDATE moved SET id = {rand $KEYS}, v = '{tag}' WHERE id = {rand $KEYS}",
+			5 => "UPDATE moved SET v = '{tag}' WHERE id = {rand $KEYS}",
+		]
+	},
+	unique => {
+		tables => { claimed => '(id int PRIMARY KEY, u int UNIQUE, v text)' },
+		statements => [
+			5 => upsert('claimed', "{rand $KEYS}", "{rand $KEYS}, '{tag}'"),
+			5 => "UPDATE claimed SET u = {rand $KEYS}, v = '{tag}' WHERE id = {rand $KEYS}",
+			5 => "UPDATE claimed SET v = '{tag}' WHERE id = {rand $KEYS}",
+		]
+	},
+	toast => {
+		tables => { toasted => '(id int PRIMARY KEY, v text, w text)' },
+		more => 'ALTER TABLE toasted ALTER w SET STORAGE EXTERNAL',
+		statements => [
+			3 => upsert('toasted', '{rand 20}', "'{tag}', chaos_wide('{word}')", 'v = EXCLUDED.v'),
+			5 => "UPDATE toasted SET v = '{tag}' WHERE id = {rand 20}",
+			3 => "UPDATE toasted SET w = chaos_wide('{word}') WHERE id = {rand 20}",
+		]
+	});
+
+# The features asked for: names with commas; "all"; "+x" adds x to the default.
+sub workload_features
+{
+	my ($wanted) = @_;
+	my @features;
+
+	return @DEFAULT if !defined $wanted || $wanted eq '';
+	return sort keys %feature if $wanted eq 'all';
+	foreach my $name (split /\s*,\s*/, $wanted)
+	{
+		push @features, @DEFAULT if $name =~ s/^\+//;
+		die "there is no feature \"$name\"; there are: " . join(', ', sort keys %feature) . "\n"
+		  if !$feature{$name};
+		push @features, $name;
+	}
+	my %seen;
+	return grep { !$seen{$_}++ } @features;
+}
+
+sub workload_tables
+{
+	return map { sort keys %{ $feature{$_}{tables} } } @_;
+}
+
+# SQL that makes the tables of the features, and what the harness itself needs.
+# chaos_wide makes 9 kB that do not compress.
+sub workload_schema
+{
+	my @sql = (
+		'CREATE TABLE event (node text, session int, seq int)',
+		'CREATE TABLE marker (node text, round int, PRIMARY KEY (node, round))',
+		q{CREATE FUNCTION chaos_wide(text) RETURNS text IMMUTABLE LANGUAGE sql
+			AS $$ SELECT string_agg(md5($1 || g), '') FROM generate_series(1, 290) g $$});
+
+	foreach my $feature (map { $feature{$_} } @_)
+	{
+		push @sql, map { "CREATE TABLE $_ $feature->{tables}{$_}" } sort keys %{ $feature->{tables} };
+		push @sql, $feature->{more} if $feature->{more};
+	}
+	return @sql;
+}
+
+# Rows to start with; made on one node.
+sub workload_rows
+{
+	return map { $feature{$_}{rows} // () } @_;
+}
+
+# The file that client.c reads.
+sub workload_statements
+{
+	my $text = '';
+
+	foreach my $name (@_)
+	{
+		my @statements = @{ $feature{$name}{statements} };
+		while (my ($weight, $sql) = splice @statements, 0, 2)
+		{
+			$text .= "$weight\t$sql\n";
+		}
+	}
+	return $text;
+}
+
+1;

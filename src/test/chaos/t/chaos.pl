@@ -1,0 +1,95 @@
+# What goes wrong here: everything.  Servers of a mesh all take random conflicting
+# transactions while workers and servers are killed, links are cut and paused,
+# clocks are shifted, tables are vacuumed and subscriptions disabled.  When all is
+# healed and has arrived, every table must be equal on every node, and every
+# acknowledged commit be there exactly once.
+#
+#	CHAOS_NODES		3			servers
+#	CHAOS_SECONDS	25			of faults
+#	CHAOS_SEED		the time	of the schedule and the clients
+#	CHAOS_FEATURES				kinds of tables and writes: a,b; +a is the default
+#								and a; all (KrahoDB::Workload)
+#	CHAOS_SESSIONS	2			clients of each node
+#	CHAOS_PAUSE		20000		most microseconds between two transactions of a client
+
+use strict;
+use warnings;
+
+use IPC::Run;
+use KrahoDB::Mesh;
+use KrahoDB::Nemesis;
+use KrahoDB::Nodes;
+use KrahoDB::Verdict;
+use KrahoDB::Workload;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $nodes = $ENV{CHAOS_NODES} || 3;
+my $seconds = $ENV{CHAOS_SECONDS} || 25;
+my $seed = defined $ENV{CHAOS_SEED} && $ENV{CHAOS_SEED} ne '' ? $ENV{CHAOS_SEED} : time % 1_000_000;
+my $sessions = $ENV{CHAOS_SESSIONS} || 2;
+my $pause = $ENV{CHAOS_PAUSE} // 20000;
+my @features = workload_features($ENV{CHAOS_FEATURES});
+my $client = $ENV{KDB_CHAOS_CLIENT} or die 'call this by make check-chaos';
+
+diag("seed $seed, $nodes nodes, $seconds s, features: @features");
+
+my $mesh = KrahoDB::Mesh->new(nodes => $nodes, schema => [ workload_schema(@features) ]);
+my ($first) = $mesh->nodes;
+$first->safe_psql('postgres', $_) foreach workload_rows(@features);
+ok($mesh->quiesce(0), 'the mesh runs') or die 'the mesh does not run';
+
+# ---- clients and faults ------------------------------------------------------------
+
+my $nemesis = KrahoDB::Nemesis->new($mesh, $seed, $seconds);
+note($_) foreach $nemesis->lines;	# in the test's log
+
+my $statements = $first->basedir . '/statements';
+append_to_file($statements, workload_statements(@features));
+my $number = 0;
+my @clients = map {
+	IPC::Run::start([
+		$client, $_->connstr('postgres') . ' application_name=chaos connect_timeout=5',
+		$statements, $seed * 100 + $number++, $_->name, $sessions, $_->basedir . '/outcome', $pause
+	])
+} $mesh->nodes;
+
+$nemesis->run($seconds);
+$mesh->heal;
+$_->signal('TERM') foreach @clients;
+ok($_->finish, 'the clients end') foreach @clients;
+
+# ---- the verdict -------------------------------------------------------------------
+
+my (%outcome, %states);
+foreach my $node ($mesh->nodes)
+{
+	foreach my $session (0 .. $sessions - 1)
+	{
+		foreach my $line (split /\n/, slurp_file($node->basedir . "/outcome.$session"))
+		{
+			my ($state, $seq) = split / /, $line;
+			$outcome{ $node->name . ".$session.$seq" } = $state;
+			$states{$state}++;
+		}
+	}
+}
+my $arrived = ok($mesh->quiesce(1), 'everything arrives everywhere');
+check_tables($mesh, workload_tables(@features)) if $arrived;
+check_events($mesh, \%outcome) if $arrived;
+
+my ($conflicts, $errors, $crashes) = log_counts($mesh);
+ok(!@$crashes, 'no server crashed that was not killed') or diag(@$crashes);
+
+my %faults = $nemesis->done;
+my $total = 0;
+$total += $_ foreach values %faults;
+diag(sprintf 'transactions: %d acknowledged, %d failed, %d unknown',
+	map { $states{$_} // 0 } qw(A F U));
+diag("conflicts: $_ $conflicts->{$_}") foreach sort keys %$conflicts;
+diag("errors: $errors->{$_} times $_") foreach sort { $errors->{$b} <=> $errors->{$a} } keys %$errors;
+diag("faults: $total (" . join(', ', map { "$_ $faults{$_}" } sort keys %faults) . ')');
+diag('verdict: ' . (Test::More->builder->is_passing ? 'equal' : 'NOT EQUAL') . ", seed $seed");
+
+$mesh->stop;
+done_testing();
