@@ -223,19 +223,19 @@ CREATE TYPE version_record AS (
 	shown_node bigint);
 
 CREATE MATERIALIZED VIEW version_records_1 USING heap AS
-	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+	SELECT (NULL::krahodb.version_record).* WHERE false;
 CREATE INDEX ON version_records_1 (stamp);
 CREATE INDEX ON version_records_1 (relid, hash);
 CREATE MATERIALIZED VIEW version_records_2 USING heap AS
-	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+	SELECT (NULL::krahodb.version_record).* WHERE false;
 CREATE INDEX ON version_records_2 (stamp);
 CREATE INDEX ON version_records_2 (relid, hash);
 CREATE MATERIALIZED VIEW version_records_3 USING heap AS
-	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+	SELECT (NULL::krahodb.version_record).* WHERE false;
 CREATE INDEX ON version_records_3 (stamp);
 CREATE INDEX ON version_records_3 (relid, hash);
 CREATE MATERIALIZED VIEW version_records_4 USING heap AS
-	SELECT (NULL::krahodb.version_record).* WHERE krahodb.no_records();
+	SELECT (NULL::krahodb.version_record).* WHERE false;
 CREATE INDEX ON version_records_4 (stamp);
 CREATE INDEX ON version_records_4 (relid, hash);
 

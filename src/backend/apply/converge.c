@@ -43,6 +43,15 @@ applied_row(const KdbConverge *c, KdbAction action)
 	return action == KDB_ACTION_INSERT || action == KDB_ACTION_UPDATE ? c->written : NULL;
 }
 
+/* An update of the key is a deletion and an insertion. */
+static KdbOperation
+operation_of(const KdbConverge *c, bool of_old)
+{
+	if (!c->key_changed)
+		return c->operation;
+	return of_old ? KDB_DELETE : KDB_INSERT;
+}
+
 static void
 report(void *arg, const KdbMergeReport *r)
 {
@@ -75,8 +84,8 @@ report(void *arg, const KdbMergeReport *r)
 	remote.xid = KdbApply.remote_xid;
 	remote.lsn = KdbApply.remote_final_lsn;
 	remote.sent = c->row ? c->row->sent : NULL;
-	KdbReportConflict(side->target->estate, side->target->relinfo, &r->decision,
-					  side->key, sides, n, &remote, applied_row(c, r->decision.action));
+	KdbReportConflict(side->target->estate, side->target->relinfo,
+					  operation_of(c, of_old), &r->decision, side->key, sides, n, &remote, applied_row(c, r->decision.action));
 }
 
 /* ---- the transaction ------------------------------------------------------- */
@@ -198,7 +207,9 @@ merge(KdbConverge *c)
 	if (!context_ready)
 		begin_transaction();
 	context.resolvers = &target->resolvers;
-	context.newest = is_newest();
+
+	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
+	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
 	c->context = &context;
 	c->holders = holders;
 	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
@@ -285,10 +296,7 @@ KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot 
 	if (old)
 		take_from_old(rel, &rel->remote, old, old_is_full);
 	if (rel->partitioned)
-	{
-		KdbFillDefaults(rel, rel->remote.slot);
 		route_update(&c, rel, old ? old : rel->remote.slot);
-	}
 	else
 	{
 		c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;

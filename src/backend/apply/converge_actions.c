@@ -81,33 +81,76 @@ column_of(TupleDesc desc, const char *name)
 	return 0;
 }
 
+/* A column's value in the row that the old key had, if that has the column. */
+static bool
+take_from_old_row(KdbConverge *c, int column)
+{
+	TupleTableSlot *slot = c->row->slot;
+	AttrNumber	attnum = 0;
+
+	if (c->old_row)
+		attnum = column_of(c->old_row->tts_tupleDescriptor,
+						   NameStr(TupleDescAttr(slot->tts_tupleDescriptor, column)->attname));
+	if (attnum == 0)
+		return false;
+	slot->tts_values[column] = slot_getattr(c->old_row, attnum, &slot->tts_isnull[column]);
+	return true;
+}
+
 /*
- * Values that were not sent, for a row that is inserted: of the row that the old
- * key had.  There is nowhere else to take them from.
+ * Values that were not sent, for a row that is inserted or gets another key: of
+ * the row that the old key had.  There is nowhere else to take them from.
  */
 static void
 complete_row(KdbConverge *c)
 {
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
+
 	for (int i = 0; i < target->tupdesc->natts; i++)
 	{
-		AttrNumber	attnum;
-
 		if (!target->compared[i] || c->row->sent[i])
 			continue;
-		attnum = c->old_row ? column_of(c->old_row->tts_tupleDescriptor,
-										NameStr(TupleDescAttr(target->tupdesc, i)->attname)) : 0;
-		if (attnum == 0)
+		if (!take_from_old_row(c, i))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("cannot insert the row of an UPDATE because the publisher did not send column \"%s\"",
 							NameStr(TupleDescAttr(target->tupdesc, i)->attname)),
 					 errdetail("The row to be updated does not exist here, and an unchanged out-of-line value is not part of the change."),
 					 errhint("Copy the row from the publisher, set REPLICA IDENTITY FULL on the publisher's table, or set the resolver of update_missing and update_deleted to skip.")));
-		c->row->slot->tts_values[i] = slot_getattr(c->old_row, attnum,
-												   &c->row->slot->tts_isnull[i]);
 		c->row->sent[i] = true;
 	}
+}
+
+/* Columns that the publisher does not have: as they were, or defaults. */
+static void
+complete_local_columns(KdbConverge *c)
+{
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	TupleTableSlot *routed;
+	TupleTableSlot *root;
+	bool		old = false;
+
+	if (c->local_completed || c->rel->ndefaults == 0)
+		return;
+	c->local_completed = true;
+	for (int i = 0; i < side->target->tupdesc->natts; i++)
+	{
+		if (!side->target->compared[i] &&
+			!TupleDescAttr(side->target->tupdesc, i)->attisdropped &&
+			!TupleDescAttr(side->target->tupdesc, i)->attgenerated)
+			old |= take_from_old_row(c, i);
+	}
+	if (old)
+		return;
+	if (!c->rel->partitioned)
+	{
+		KdbFillDefaults(c->rel, c->row->slot);
+		return;
+	}
+	root = KdbRouteBack(c->rel, side->target, c->row->slot);
+	KdbFillDefaults(c->rel, root);
+	(void) KdbRoute(c->rel, root, &routed);
+	ExecCopySlot(c->row->slot, routed);
 }
 
 /* A row of this version was put: its truth, if that is another than is shown. */
@@ -149,6 +192,41 @@ take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 		elog(ERROR, "could not take back an inserted row");
 }
 
+/*
+ * Fire the BEFORE ROW triggers of the insert.  Columns that they change are as if
+ * they had been sent.
+ */
+static bool
+fire_before_insert(KdbConverge *c)
+{
+	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
+	TupleTableSlot *slot = c->row->slot;
+	Bitmapset  *changed;
+
+	ExecCopySlot(target->merged, slot);
+	if (!KdbBeforeInsert(target, slot))
+		return false;
+	changed = KdbChangedColumns(target->tupdesc, target->merged, slot);
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
+			c->row->sent[i] = true;
+	}
+	return true;
+}
+
+/*
+ * A deferrable key may be taken for a while: once it has turned out that nobody is
+ * in the way, the engine looks when the transaction ends.
+ */
+static KdbNotice
+notice_of(const KdbConverge *c)
+{
+	if (c->clashes == 0)
+		return KDB_NOTICE_ALL;
+	return c->clashes < KDB_CONVERGE_CLASHES ? KDB_NOTICE_IMMEDIATE : KDB_NOTICE_NONE;
+}
+
 /* See merge.h. */
 KdbMergeResult
 KdbActInsert(void *arg, const KdbMergePut *put)
@@ -161,10 +239,15 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	if (c->operation == KDB_UPDATE)
 	{
 		complete_row(c);
-		if (!c->rel->partitioned)
-			KdbFillDefaults(c->rel, slot);
+		complete_local_columns(c);
 	}
-	if (KdbWriteInsert(target, slot, c->clashes < KDB_CONVERGE_CLASHES) != KDB_WRITE_DONE)
+	if (KdbHasBeforeInsertTriggers(target) && !c->triggers_fired)
+	{
+		c->triggers_fired = true;
+		if (!fire_before_insert(c))
+			return KDB_MERGE_DONE;
+	}
+	if (KdbWriteInsert(target, slot, notice_of(c)) != KDB_WRITE_DONE)
 	{
 		c->clashes++;
 		return KDB_MERGE_CHANGED;
@@ -209,6 +292,7 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	if (c->key_changed)
 		complete_row(c);
 	KdbMergeRow(target->merged, target->local, c->row);
+	KdbComputeGenerated(target, target->merged);
 	if (target->has_unique)
 		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
 															  target->merged));

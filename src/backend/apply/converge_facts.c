@@ -251,11 +251,14 @@ TupleTableSlot *
 KdbNewRow(KdbConverge *c)
 {
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	TupleTableSlot *row = side->target->merged;
 
 	if (!side->live || !KdbSideIsLocal(side))
-		return c->row->slot;
-	KdbMergeRow(side->target->merged, side->target->local, c->row);
-	return side->target->merged;
+		row = c->row->slot;
+	else
+		KdbMergeRow(row, side->target->local, c->row);
+	KdbComputeGenerated(side->target, row);
+	return row;
 }
 
 /* See merge.h. */

@@ -36,6 +36,8 @@ typedef struct KdbConverge
 	TupleTableSlot *written;	/* the row as it was written last, for the record */
 	KdbHolder  *holders;		/* as listed last: KDB_MERGE_MAX_HOLDERS */
 	uint64		events;			/* KdbShared->merge_events when the key was looked at */
+	bool		local_completed;	/* columns that the publisher does not have */
+	bool		triggers_fired; /* BEFORE ROW, of the insert */
 	int			clashes;		/* unique keys that were found taken while writing */
 } KdbConverge;
 

@@ -23,6 +23,7 @@
 #include "catalog/pg_subscription.h"
 #include "catalog/pg_subscription_rel.h"
 #include "commands/defrem.h"
+#include "commands/extension.h"
 #include "commands/subscriptioncmds.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -31,6 +32,7 @@
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
 
+#include "krahodb/init.h"
 #include "commands_private.h"
 
 /* What the connect callback needs of the command that is running. */
@@ -162,6 +164,22 @@ warn_about_timestamps(const char *subname, const KdbSubscriptionOptions *options
 			 errhint("Set \"%s\" to on and restart the server.", "track_commit_timestamp")));
 }
 
+/* The rules of last_update_wins remember what the heap does not show. */
+static void
+notice_missing_extension(const char *subname, const KdbSubscriptionOptions *options)
+{
+	KdbResolvers last_update;
+
+	KdbResolversSetAll(&last_update, KDB_RESOLVER_LAST_UPDATE_WINS);
+	if (memcmp(&last_update, &options->resolvers, sizeof(KdbResolvers)) != 0 ||
+		OidIsValid(get_extension_oid(KRAHODB_LIBRARY, true)))
+		return;
+	ereport(NOTICE,
+			(errmsg("subscription \"%s\" cannot record row versions in this database", subname),
+			 errdetail("Deletions that arrive before the row, and claims of unique values by changes that are dropped, are not remembered: nodes may end with different rows."),
+			 errhint("Run CREATE EXTENSION krahodb.")));
+}
+
 void
 KdbCreateSubscription(const KdbUtilityCall *call)
 {
@@ -202,6 +220,7 @@ KdbCreateSubscription(const KdbUtilityCall *call)
 	if (options->replication_origin_id != InvalidRepOriginId)
 		KdbAssignOriginId(subid, options->replication_origin_id);
 	warn_about_timestamps(stmt->subname, options);
+	notice_missing_extension(stmt->subname, options);
 }
 
 /*

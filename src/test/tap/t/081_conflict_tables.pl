@@ -171,7 +171,7 @@ tables(q{
 	CREATE TABLE parts_high (note text DEFAULT 'of the partition', v text, region int NOT NULL, id int NOT NULL);
 	ALTER TABLE parts ATTACH PARTITION parts_high FOR VALUES FROM (10) TO (100);
 });
-my $parts = 'SELECT tableoid::regclass, id, region, v, note FROM parts ORDER BY id';
+my $parts = 'SELECT tableoid::regclass, id, region, v, note FROM parts ORDER BY id, region';
 on_publisher("INSERT INTO parts VALUES (1, 1, 'base'), (2, 2, 'base'), (3, 3, 'base')");
 caught_up();
 is(on_subscriber($parts), "parts_low|1|1|base|of here 1\nparts_low|2|2|base|of here 2\nparts_low|3|3|base|of here 3", 'rows are routed, with defaults');
@@ -182,9 +182,9 @@ on_subscriber("UPDATE parts SET v = 'local' WHERE id < 3; DELETE FROM parts WHER
 on_publisher("UPDATE parts SET v = 'remote', region = 12 WHERE id = 2; UPDATE parts SET v = 'remote', region = 13 WHERE id = 3");
 resume();
 is(on_subscriber($parts),
-	"parts_low|1|1|local|of here 1\nparts_high|2|12|remote|of here 2\nparts_high|3|13|remote|of here 4",
-	'a move to another partition: loses, wins, and brings a deleted row to its new partition with defaults');
-like(logged(), qr/"public.parts_low": conflict=update_deleted, resolution=last_update_wins, remote change applied/, '... recorded on the partition');
+	"parts_low|1|1|local|of here 1\nparts_high|1|11|remote|of here 1\nparts_high|2|12|remote|of here 2\nparts_high|3|13|remote|of here 4",
+	'a move to another partition is a new key: the old row loses, wins, and is not there; the new one gets defaults then');
+like(logged(), qr/"public.parts_low": conflict=delete_missing, resolution=skip, remote change skipped/, '... recorded on the partition');
 on_subscriber("INSERT INTO parts VALUES (4, 14, 'local', 'mine')");
 on_publisher("INSERT INTO parts VALUES (4, 14, 'remote')");
 caught_up();
