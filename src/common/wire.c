@@ -77,6 +77,12 @@ get_u32(const unsigned char *p)
 		((uint32_t) p[2] << 8) | (uint32_t) p[3];
 }
 
+static inline uint64_t
+get_u64(const unsigned char *p)
+{
+	return ((uint64_t) get_u32(p) << 32) | get_u32(p + 4);
+}
+
 static inline uint8_t
 take_u8(reader *r)
 {
@@ -104,9 +110,10 @@ take_u32(reader *r)
 static inline uint64_t
 take_u64(reader *r)
 {
-	uint64_t	high = take_u32(r);
+	uint64_t	value = get_u64(r->pos);
 
-	return (high << 32) | take_u32(r);
+	r->pos += 8;
+	return value;
 }
 
 /* A terminated string; *value points into the message. */
@@ -387,6 +394,44 @@ read_handshake(reader *r, KdbWireMessage *m)
 	return true;
 }
 
+static KdbSeenEntry
+get_seen_entry(const unsigned char *p)
+{
+	KdbSeenEntry entry = {get_u64(p), get_u64(p + 8), get_u64(p + 16)};
+
+	return entry;
+}
+
+static bool
+read_seen(reader *r, KdbWireMessage *m)
+{
+	uint16_t	nentries;
+	KdbSeenEntry previous = {0};
+
+	if (!has(r, 2))
+		return false;
+	nentries = take_u16(r);
+	if (nentries == 0 || nentries > KDB_WIRE_MAX_SEEN)
+		return refuse(r, "entry count out of range");
+	m->u.seen.nentries = nentries;
+	m->u.seen.entries = (const char *) r->pos;
+	if (!has(r, (size_t) nentries * KDB_WIRE_SEEN_ENTRY_SIZE))
+		return false;
+
+	for (uint16_t i = 0; i < nentries; i++)
+	{
+		KdbSeenEntry entry = get_seen_entry(r->pos);
+
+		if (i > 0 && entry.node <= previous.node)
+			return refuse(r, "nodes are not in order");
+		if (entry.surely > entry.maybe)
+			return refuse(r, "lower bound is above the upper one");
+		previous = entry;
+		r->pos += KDB_WIRE_SEEN_ENTRY_SIZE;
+	}
+	return true;
+}
+
 static bool
 read_origin(reader *r, KdbWireMessage *m)
 {
@@ -595,6 +640,8 @@ read_body(reader *r, bool in_stream, KdbWireBuffers *buffers, KdbWireMessage *m)
 			return read_origin(r, m);
 		case KDB_WIRE_HANDSHAKE:
 			return read_handshake(r, m);
+		case KDB_WIRE_SEEN:
+			return read_seen(r, m);
 		case KDB_WIRE_BEGIN_PREPARE:
 			return read_prepare(r, false, m);
 		case KDB_WIRE_PREPARE:
@@ -649,6 +696,13 @@ uint32_t
 KdbWireRelid(const KdbWireMessage *message, uint32_t i)
 {
 	return get_u32((const unsigned char *) message->u.truncate.relids + 4 * (size_t) i);
+}
+
+KdbSeenEntry
+KdbWireSeenEntry(const KdbWireMessage *message, uint16_t i)
+{
+	return get_seen_entry((const unsigned char *) message->u.seen.entries +
+						  (size_t) i * KDB_WIRE_SEEN_ENTRY_SIZE);
 }
 
 static bool
@@ -712,6 +766,22 @@ KdbWireHandshakeWrite(char *buf, uint16_t protocol, uint32_t krahodb_version,
 	p = put_uint(p, length, 2);
 	memcpy(p, encoding, length);
 	return (size_t) (p - buf) + length;
+}
+
+size_t
+KdbWireSeenWrite(char *buf, const KdbSeenEntry *entries, uint16_t nentries)
+{
+	char	   *p = buf;
+
+	*p++ = KDB_WIRE_SEEN;
+	p = put_uint(p, nentries, 2);
+	for (uint16_t i = 0; i < nentries; i++)
+	{
+		p = put_uint(p, entries[i].node, 8);
+		p = put_uint(p, entries[i].surely, 8);
+		p = put_uint(p, entries[i].maybe, 8);
+	}
+	return (size_t) (p - buf);
 }
 
 void

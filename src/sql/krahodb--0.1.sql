@@ -242,3 +242,47 @@ CREATE INDEX ON version_records_4 (relid, hash);
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
 GRANT SELECT ON subscriptions, tables, clock, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
+
+-- The retention horizon: until when all changes of all peers have come, and which
+-- peer it waits for.  One row for each subscription of the server that resolves
+-- conflicts.  xmin is the oldest transaction whose deleted rows vacuum keeps.
+CREATE FUNCTION horizon_state(OUT horizon timestamptz, OUT xmin xid)
+RETURNS record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_horizon_state';
+
+CREATE FUNCTION horizon_peers(
+	OUT subid oid,
+	OUT state text,
+	OUT since timestamptz,
+	OUT applied_until timestamptz,
+	OUT reason text)
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_horizon_peers';
+
+CREATE VIEW horizon AS
+	SELECT
+		h.horizon,
+		pg_catalog.clock_timestamp() - h.horizon AS lag,
+		h.xmin AS oldest_kept,
+		pg_catalog.age(h.xmin) AS oldest_kept_age,
+		d.datname AS database,
+		s.subname AS subscription,
+		p.state,
+		p.since,
+		p.applied_until,
+		p.reason
+	FROM krahodb.horizon_state() h
+	CROSS JOIN krahodb.horizon_peers() p
+	JOIN pg_catalog.pg_subscription s ON s.oid = p.subid
+	JOIN pg_catalog.pg_database d ON d.oid = s.subdbid;
+
+GRANT SELECT ON horizon TO PUBLIC;
+
+-- A stale subscription takes changes again, as they are: rows that were deleted
+-- here while its publisher was away may come back.  Its owner may call this.
+CREATE FUNCTION accept_stale_peer(subscription name)
+RETURNS void
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_accept_stale_peer';

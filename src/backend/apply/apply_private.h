@@ -128,6 +128,11 @@ extern void KdbFeedbackFlushIfDue(TimestampTz now);
 extern bool KdbFeedbackDue(TimestampTz now);
 extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
+extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received);
+
+/* progress.c: for the retention horizon; only apply workers report. */
+extern void KdbProgressStart(void);
+extern void KdbProgressReport(XLogRecPtr received);
 
 /* loop.c: returns when the publisher ends the stream. */
 extern void KdbApplyLoop(XLogRecPtr last_received);

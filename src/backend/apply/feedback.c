@@ -47,6 +47,7 @@ typedef struct FlushPair
 static FlushPair pairs[KDB_FEEDBACK_PAIRS];
 static int	npairs = 0;
 static TimestampTz pending_since = 0;	/* of pairs[0], at the latest */
+static XLogRecPtr last_flushed = InvalidXLogRecPtr; /* remote_end of the last pair taken out */
 
 /* What was reported last; none of them ever goes back. */
 static XLogRecPtr reported_received = InvalidXLogRecPtr;
@@ -91,31 +92,37 @@ KdbFeedbackCommitted(XLogRecPtr remote_end, XLogRecPtr local_end)
 	npairs++;
 }
 
-/*
- * Take out the pairs that are flushed; returns the last one's remote_end, or
- * InvalidXLogRecPtr.
- */
-static XLogRecPtr
+/* Take out the pairs that are flushed. */
+static void
 take_flushed(TimestampTz now)
 {
-	XLogRecPtr	result;
 	XLogRecPtr	flushed;
 	int			n = 0;
 
 	if (npairs == 0)
-		return InvalidXLogRecPtr;
+		return;
 
 	flushed = GetFlushRecPtr(NULL);
 	while (n < npairs && pairs[n].local_end <= flushed)
 		n++;
 	if (n == 0)
-		return InvalidXLogRecPtr;
+		return;
 
-	result = pairs[n - 1].remote_end;
+	last_flushed = pairs[n - 1].remote_end;
 	npairs -= n;
 	memmove(pairs, pairs + n, npairs * sizeof(FlushPair));
 	pending_since = now;
-	return result;
+}
+
+/*
+ * Up to where is all that was received applied and flushed?  Between remote
+ * transactions.
+ */
+XLogRecPtr
+KdbFeedbackDurable(XLogRecPtr received)
+{
+	take_flushed(GetCurrentTimestamp());
+	return npairs > 0 ? last_flushed : received;
 }
 
 /* Nothing more to apply just now: flush what has waited long enough. */
@@ -175,7 +182,8 @@ KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 		return;
 
 	received = Max(received, reported_received);
-	flushed = take_flushed(now);
+	take_flushed(now);
+	flushed = last_flushed;
 	if (npairs > 0)
 		applied = pairs[npairs - 1].remote_end;
 	else

@@ -141,7 +141,11 @@ receive_payload(ReceiveState *state, char *data, int len)
 	}
 
 	if (KdbFeedbackDue(state->last_recv_time))
+	{
 		KdbFeedbackSend(state->last_received, state->last_recv_time, false, false);
+		if (!in_remote_transaction && !KdbSpoolActive())
+			KdbProgressReport(state->last_received);
+	}
 }
 
 static void
@@ -195,6 +199,7 @@ between_transactions(XLogRecPtr last_received)
 	AcceptInvalidationMessages();
 	KdbSubscriptionReread();
 	KdbSync->process_syncing_tables(last_received);
+	KdbProgressReport(last_received);
 }
 
 /* Nothing came for a whole nap: is the publisher still there? */

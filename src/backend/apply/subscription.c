@@ -11,6 +11,7 @@
  * What a change does:
  *
  *	removed, disabled				the worker exits
+ *	marked as stale					the worker fails, and so does each new one
  *	connection, slot, publications,	the worker exits; the launcher starts one
  *	binary, streaming, owner,		with the new settings
  *	origin, filter_origins
@@ -29,6 +30,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+#include "utils/timestamp.h"
 
 #include "krahodb/clock.h"
 
@@ -43,6 +45,24 @@ static void
 note_subscription_change(Datum arg, int cacheid, uint32 hashvalue)
 {
 	subscription_valid = false;
+}
+
+/*
+ * Old changes of a stale publisher may meet rows that were deleted here later,
+ * and nothing here knows that any more.
+ */
+static void
+refuse_stale(const char *subname, const KdbSubscriptionOptions *options)
+{
+	if (options->stale_since == 0)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("subscription \"%s\" is stale and does not take changes", subname),
+			 errdetail("Its publisher was away for longer than \"%s\" or \"%s\" allows: since %s no deleted rows are kept here for comparing its changes with.",
+					   "krahodb.max_retention", "krahodb.max_retention_size",
+					   timestamptz_to_str(options->stale_since)),
+			 errhint("Drop the subscription, empty its tables or make them equal to the publisher's, and create it again; or call krahodb.accept_stale_peer() if rows that were deleted meanwhile may come back.")));
 }
 
 /*
@@ -110,6 +130,7 @@ KdbSubscriptionLoad(void)
 		proc_exit(0);
 	}
 
+	refuse_stale(MySubscription->name, KdbMyOptions);
 	use_synchronous_commit();
 	PopActiveSnapshot();
 }
@@ -177,6 +198,7 @@ replace_subscription(void)
 	bool		options_changed;
 
 	check_new_subscription(newsub, newopts);
+	refuse_stale(newsub->name, newopts);
 	options_changed = !KdbSubscriptionOptionsEqual(newopts, KdbMyOptions);
 
 	subscription_context = newcontext;

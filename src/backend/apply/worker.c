@@ -420,6 +420,8 @@ KdbApplyWorkerMain(Datum main_arg)
 		KdbRetryStarting();
 
 	slotname = set_up_stream(&startpoint);
+	if (!am_tablesync_worker())
+		KdbProgressStart();
 	CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, note_relation_states, (Datum) 0);
 	start_streaming(slotname, startpoint);
 	KdbRetryStarted();

@@ -190,6 +190,17 @@ KdbClockCommitted(void)
 
 /* See clock.h. */
 void
+KdbClockReached(void)
+{
+	if (!rule_holds())
+		return;
+	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
+		advance_max(find_max());
+	advance_max(GetCurrentTimestamp());
+}
+
+/* See clock.h. */
+void
 KdbClockBeforeApply(TimestampTz ts)
 {
 	TimestampTz ahead = ts - GetCurrentTimestamp();

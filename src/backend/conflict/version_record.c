@@ -33,6 +33,7 @@
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
+#include "krahodb/horizon_shared.h"
 #include "krahodb/record.h"
 #include "krahodb/shared.h"
 #include "krahodb/version_record.h"
@@ -68,10 +69,11 @@ static KdbRecordStore records = {
 	.types = column_types
 };
 
-/* Until the retention horizon is known: for how long records are kept. */
-#define KEEP_US		(24 * USECS_PER_HOUR)
+/* Records are kept for that long at least, and looked through that often at most. */
+#define KEEP_US		(60 * USECS_PER_SEC)
 
 static bool rotation_due = false;
+static TimestampTz prune_at = 0;
 
 /* How often the catalogs have changed under the store; see KdbVersionRecordsAny. */
 static uint64 store_changes = 1;
@@ -186,6 +188,20 @@ same_key(const KdbRecordedKey *key, Datum image)
  * ---- adding ----
  */
 
+/*
+ * For how long records are kept: until the retention horizon has passed them, as then
+ * all that arrives is newer.  For ever if the horizon is not known.
+ */
+static int64
+keep_us(void)
+{
+	TimestampTz horizon = KdbHorizonTimestamp();
+
+	if (horizon == 0)
+		return PG_INT64_MAX;
+	return Max(GetCurrentTimestamp() - horizon, KEEP_US);
+}
+
 /* See version_record.h. */
 void
 KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecordedKey *key,
@@ -215,7 +231,7 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	values[REC_SHOWN_TS] = TimestampTzGetDatum(record->shown.ts);
 	values[REC_SHOWN_NODE] = Int64GetDatum((int64) record->shown.node);
 	if (KdbRecordAppend(&records, values, isnull) &&
-		KdbRecordRotationDue(&records, KEEP_US))
+		KdbRecordRotationDue(&records, keep_us()))
 		rotation_due = true;
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
@@ -415,20 +431,37 @@ KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
 	return look.found;
 }
 
+/* Is it time to look for generations that are behind the horizon? */
+static bool
+prune_due(void)
+{
+	TimestampTz now = GetCurrentTransactionStopTimestamp();
+
+	if (now < prune_at || KdbHorizonTimestamp() == 0)
+		return false;
+	prune_at = now + KEEP_US;
+	return true;
+}
+
 /* See version_record.h. */
 void
 KdbVersionRecordsMaintain(void)
 {
 	RepOriginId origin = replorigin_session_origin;
 	MemoryContext old = CurrentMemoryContext;
+	bool		prune = prune_due();
+	int			busy = 0;
 
-	if (!rotation_due)
+	if (!rotation_due && !prune)
 		return;
-	rotation_due = false;
 	replorigin_session_origin = InvalidRepOriginId;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	KdbRecordRotate(&records, KEEP_US);
+	if (rotation_due && keep_us() < PG_INT64_MAX)
+		KdbRecordRotate(&records, keep_us());
+	else if (prune)
+		(void) KdbRecordPrune(&records, KdbHorizonTimestamp(), &busy);
+	rotation_due = false;
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	replorigin_session_origin = origin;

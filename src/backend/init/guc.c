@@ -4,11 +4,14 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "utils/guc.h"
 
 #include "krahodb/clock.h"
 #include "krahodb/conflict.h"
 #include "krahodb/fault.h"
+#include "krahodb/horizon.h"
 #include "krahodb/init.h"
 
 /*
@@ -17,6 +20,9 @@
  */
 static char *version;
 static int	version_num;
+
+/* Its show hook says what it is. */
+static char *frontiers;
 
 void
 KdbGucInit(void)
@@ -57,6 +63,33 @@ KdbGucInit(void)
 							PGC_SIGHUP,
 							GUC_UNIT_S,
 							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.max_retention",
+							"Sets how long deleted rows are kept for a peer that stays away.",
+							"The subscription is then stale: it must be synchronised again. -1 means no limit.",
+							&KdbMaxRetention,
+							12 * 3600, -1, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.max_retention_size",
+							"Sets how much WAL may be written while deleted rows are kept for a peer that stays away.",
+							"The subscription is then stale: it must be synchronised again. -1 means no limit.",
+							&KdbMaxRetentionSize,
+							-1, -1, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_MB,
+							NULL, NULL, NULL);
+
+	DefineCustomStringVariable("krahodb.frontiers",
+							   "Shows until when this server has the changes of its peers.",
+							   "For subscribers to this server.",
+							   &frontiers,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, KdbShowFrontiers);
 
 #ifdef KRAHODB_FAULT_POINTS
 	DefineCustomStringVariable("krahodb.fault_point",

@@ -14,6 +14,7 @@
 
 #include "krahodb/clock.h"
 #include "krahodb/compat.h"
+#include "krahodb/horizon.h"
 #include "krahodb/init.h"
 #include "krahodb/options.h"
 #include "krahodb/shared.h"
@@ -49,4 +50,5 @@ _PG_init(void)
 	KdbSyncInit();
 	KdbCommandsInit();
 	KdbLauncherInit();
+	KdbHorizonInit();
 }

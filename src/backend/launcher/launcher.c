@@ -52,6 +52,7 @@
 
 #include "krahodb/apply.h"
 #include "krahodb/clock.h"
+#include "krahodb/horizon_shared.h"
 #include "krahodb/init.h"
 
 #define KDB_LAUNCHER_NAME		"logical replication launcher"
@@ -171,6 +172,7 @@ start_missing_workers(bool interval_passed, long *timeout)
 	ListCell   *lc;
 
 	KdbClockEnforce(KDB_CLOCK_SUBSCRIPTIONS, resolving);
+	KdbHorizonWake();
 	foreach(lc, subscriptions)
 	{
 		Subscription *sub = lfirst(lc);

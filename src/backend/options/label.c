@@ -221,6 +221,11 @@ check_subscription_label(Oid subid, const char *label)
 	if (label != NULL)
 		options = KdbNormaliseSubscriptionOptions(NULL, KdbLabelToOptions(label));
 	parsed = KdbParseSubscriptionOptions(options);
+	if (parsed->stale_since == 0 && KdbGetSubscriptionOptions(subid)->stale_since != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot remove the mark of a stale subscription from its security label"),
+				 errhint("Call krahodb.accept_stale_peer(), or drop the subscription and create it again.")));
 	if (parsed->replication_origin_id != InvalidRepOriginId)
 		KdbAssignOriginId(subid, parsed->replication_origin_id);
 

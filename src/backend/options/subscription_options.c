@@ -8,6 +8,9 @@
  * normalises what it was given, merges it into what the label has, and parses
  * the result before anything is changed.
  *
+ * One element of a label is no option: the mark of a stale subscription.  A label
+ * may hold it, so that it survives as the options do, a dump included.
+ *
  * Options that the engine knows too (origin and run_as_owner from version 16)
  * are KrahoDB's as long as the engine's parser would refuse them.
  */
@@ -34,6 +37,9 @@ static const char *const single_options[] = {
 	"conflict_resolution",
 	"run_as_owner"
 };
+
+/* The mark of a stale subscription: a TimestampTz in decimal. */
+#define STALE_SINCE		"stale_since"
 
 bool
 KdbIsSubscriptionOption(const char *name)
@@ -63,6 +69,21 @@ normal_origin_ids(const char *name, const char *value)
 	return text.data;
 }
 
+static TimestampTz
+read_stale_since(const char *value)
+{
+	char	   *end;
+	long long	since;
+
+	errno = 0;
+	since = strtoll(value, &end, 10);
+	if (errno != 0 || end == value || *end != '\0' || since <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for parameter \"%s\"", STALE_SINCE)));
+	return since;
+}
+
 /* The value of an option in normal form; NULL if it asks for the default. */
 static char *
 normal_value(DefElem *def)
@@ -75,6 +96,8 @@ normal_value(DefElem *def)
 		return pstrdup(defGetBoolean(def) ? "true" : "false");
 
 	value = defGetString(def);
+	if (strcmp(name, STALE_SINCE) == 0)
+		return psprintf(INT64_FORMAT, read_stale_since(value));
 	if (strcmp(name, "origin") == 0)
 		return pstrdup(KdbReadOriginFilter(value) == KDB_ORIGIN_NONE ? "none" : "any");
 	if (strcmp(name, "filter_origins") == 0)
@@ -103,7 +126,7 @@ KdbNormaliseSubscriptionOptions(ParseState *pstate, List *defs)
 		ListCell   *other;
 
 		/* Only a label can hold one that is not ours. */
-		if (!KdbIsSubscriptionOption(def->defname))
+		if (!KdbIsSubscriptionOption(def->defname) && strcmp(def->defname, STALE_SINCE) != 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_SYNTAX_ERROR),
 					 errmsg("unrecognized subscription parameter: \"%s\"", def->defname)));
@@ -187,6 +210,8 @@ KdbParseSubscriptionOptions(List *options)
 		value ? KdbReadOriginId("replication_origin_id", value) : InvalidRepOriginId;
 	value = option_value(options, "run_as_owner");
 	result->run_as_owner = value == NULL || strcmp(value, "true") == 0;
+	value = option_value(options, STALE_SINCE);
+	result->stale_since = value ? read_stale_since(value) : 0;
 
 	check_contradictions(result);
 	set_resolvers(options, result);
@@ -213,7 +238,8 @@ KdbSubscriptionOptionsEqual(const KdbSubscriptionOptions *a,
 		a->replication_origin_id == b->replication_origin_id &&
 		a->run_as_owner == b->run_as_owner &&
 		a->conflict_resolution == b->conflict_resolution &&
-		memcmp(&a->resolvers, &b->resolvers, sizeof(KdbResolvers)) == 0;
+		memcmp(&a->resolvers, &b->resolvers, sizeof(KdbResolvers)) == 0 &&
+		a->stale_since == b->stale_since;
 }
 
 /* Telling whose row it is, or which of two is newer, takes the commit timestamp. */
@@ -256,4 +282,35 @@ KdbStoreSubscriptionOptions(Oid subid, List *options)
 	ObjectAddressSet(object, SubscriptionRelationId, subid);
 	SetSecurityLabel(&object, KDB_LABEL_PROVIDER, KdbOptionsToLabel(options));
 	KdbSubscriptionOptionsChanged(subid);
+}
+
+/* The label with the mark set to value, or without it. */
+static void
+store_stale_since(Oid subid, List *options, Node *value)
+{
+	List	   *change = list_make1(makeDefElem(STALE_SINCE, value, -1));
+
+	KdbStoreSubscriptionOptions(subid, KdbMergeOptions(options, change));
+}
+
+bool
+KdbMarkSubscriptionStale(Oid subid, TimestampTz since)
+{
+	List	   *options = KdbReadOptions(SubscriptionRelationId, subid);
+
+	if (option_value(options, STALE_SINCE) != NULL)
+		return false;
+	store_stale_since(subid, options, (Node *) makeString(psprintf(INT64_FORMAT, since)));
+	return true;
+}
+
+bool
+KdbClearSubscriptionStale(Oid subid)
+{
+	List	   *options = KdbReadOptions(SubscriptionRelationId, subid);
+
+	if (option_value(options, STALE_SINCE) == NULL)
+		return false;
+	store_stale_since(subid, options, NULL);
+	return true;
 }

@@ -11,6 +11,7 @@
 #include "storage/shmem.h"
 
 #include "krahodb/conflict_counters.h"
+#include "krahodb/horizon_shared.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/shared.h"
 
@@ -34,6 +35,7 @@ request_shared(void)
 	RequestAddinShmemSpace(shared_size());
 	RequestAddinShmemSpace(KdbOriginNodesSize());
 	RequestAddinShmemSpace(KdbConflictCountersSize());
+	KdbHorizonRequestShared();
 }
 
 static void
@@ -62,6 +64,7 @@ start_shared(void)
 	}
 	KdbOriginNodesStart();
 	KdbConflictCountersStart();
+	KdbHorizonStartShared();
 	LWLockRelease(AddinShmemInitLock);
 }
 

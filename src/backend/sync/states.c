@@ -94,6 +94,13 @@ KdbSyncAllReady(void)
 	return has_tables && not_ready == NIL;
 }
 
+/* The tables_ready callback of apply.h. */
+bool
+KdbSyncNoneLeft(void)
+{
+	return states_context != NULL && states_valid && not_ready == NIL;
+}
+
 /*
  * Is all applied up to lsn and only the slot at the publisher still to be
  * dropped?  See sync_private.h.  Needs a transaction.

@@ -24,6 +24,7 @@ KdbSyncInit(void)
 		.start_table_sync = KdbSyncStart,
 		.process_syncing_tables = advance_tables,
 		.before_commit = KdbSyncBeforeCommit,
+		.tables_ready = KdbSyncNoneLeft,
 		.relation_state = KdbSyncRelationState,
 	};
 

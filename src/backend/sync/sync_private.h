@@ -67,6 +67,7 @@
  */
 extern List *KdbSyncNotReadyTables(bool *started_tx);
 extern bool KdbSyncAllReady(void);
+extern bool KdbSyncNoneLeft(void);
 extern char KdbSyncRelationState(Oid relid, XLogRecPtr *lsn);
 extern bool KdbSyncSlotOnlyLeft(Oid relid, char state, XLogRecPtr lsn);
 extern void KdbSyncSetShared(char state, XLogRecPtr lsn);

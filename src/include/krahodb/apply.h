@@ -52,6 +52,12 @@ typedef struct KdbSyncCallbacks
 	void		(*before_commit) (XLogRecPtr end_lsn);
 
 	/*
+	 * Is no table being synchronised, as of the last process_syncing_tables?
+	 * False before the first one.
+	 */
+	bool		(*tables_ready) (void);
+
+	/*
 	 * State of a table of MySubscription and its LSN, as
 	 * GetSubscriptionRelState, for deciding whether changes to it may be
 	 * applied: a table whose synchronisation is finished but not yet tidied up
@@ -95,6 +101,24 @@ typedef enum KdbRetryState
 } KdbRetryState;
 
 extern KdbRetryState KdbRetryAsk(Oid subid, long *wait);
+
+/*
+ * How far the stream of a subscription has come, as its apply worker said last
+ * since the server started; false if none has.  The position is one of the
+ * stream whose KdbStreamHash is given: all that the publisher wrote before it is
+ * applied and flushed here, unless tables are still being synchronised.  The
+ * horizon worker is woken when it gets to wanted.
+ */
+typedef struct KdbStreamProgress
+{
+	uint32		stream;
+	RepOriginId origin;
+	bool		tables_ready;
+	XLogRecPtr	durable;
+} KdbStreamProgress;
+
+extern bool KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result);
+extern uint32 KdbStreamHash(const char *conninfo, const char *slotname);
 
 /*
  * With run_as_owner = false, become the owner of a table for

@@ -36,6 +36,9 @@ extern void KdbClockBeforeCommit(void);
 /* After such a commit: its timestamp is not known, but not later than now. */
 extern void KdbClockCommitted(void);
 
+/* Nothing is to be committed here at an earlier time than now any more. */
+extern void KdbClockReached(void);
+
 /*
  * Before a remote transaction with timestamp ts is applied: wait until the
  * local clock has passed ts.  Error if that would take longer than

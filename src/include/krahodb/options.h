@@ -14,6 +14,7 @@
 
 #include "postgres.h"
 #include "catalog/objectaddress.h"
+#include "datatype/timestamp.h"
 #include "nodes/parsenodes.h"
 #include "nodes/pg_list.h"
 #include "parser/parse_node.h"
@@ -38,6 +39,7 @@ typedef struct KdbSubscriptionOptions
 	bool		run_as_owner;	/* default true: what PostgreSQL 15 does */
 	KdbResolver conflict_resolution;	/* the general one after defaulting */
 	KdbResolvers resolvers;		/* of each type, general and specific combined */
+	TimestampTz stale_since;	/* not an option: KdbMarkSubscriptionStale; 0 if it is not */
 } KdbSubscriptionOptions;
 
 /* What a table asks for. */
@@ -99,6 +101,15 @@ extern List *KdbNormaliseTableOptions(List *defs, bool reset);
 
 /* Raises an error unless table options may be set on the relation. */
 extern void KdbCheckTableForOptions(Oid relid);
+
+/*
+ * Mark a subscription as stale: its publisher was away for so long that the
+ * retention horizon has moved on without it.  It stands in the label,
+ * beside the options, but no command on options sets or removes it.  Both return
+ * false if there is nothing to do.
+ */
+extern bool KdbMarkSubscriptionStale(Oid subid, TimestampTz since);
+extern bool KdbClearSubscriptionStale(Oid subid);
 
 /* Replace a table's label and have its users forget what they knew of it. */
 extern void KdbStoreTableOptions(Oid relid, List *options);

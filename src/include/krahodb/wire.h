@@ -16,6 +16,12 @@
  *	  A later protocol only appends to it.  The decoder accepts any protocol
  *	  version; whether we speak it is for the caller to check.
  *
+ *	'V' seen vector, what the next or the current transaction's writer had seen
+ *	of other nodes (seen.h), as far as that has changed since the last one:
+ *		uint16 number of entries, at least 1, at most KDB_WIRE_MAX_SEEN
+ *		per entry, in the order of nodes:
+ *			uint64 node, uint64 surely, uint64 maybe (not less than surely)
+ *
  * A KrahoDB stream is framed: one CopyData payload holds
  *		byte 'F', then one or more of { uint32 length, message bytes }.
  * Frames never split a message.  All integers are big-endian.
@@ -33,19 +39,25 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "krahodb/seen.h"
+
 #define KDB_WIRE_VERSION		1
 #define KDB_WIRE_FRAME			'F'
 #define KDB_WIRE_MAX_COLUMNS	1664	/* the engine's MaxTupleAttributeNumber */
 #define KDB_WIRE_MAX_RELATIONS	65536	/* of one TRUNCATE */
 #define KDB_WIRE_MAX_GID		199		/* bytes; the engine's GIDSIZE - 1 */
 #define KDB_WIRE_MAX_ENCODING	63		/* bytes of an encoding's name */
+#define KDB_WIRE_MAX_SEEN		1024	/* nodes of a seen vector */
 
 #define KDB_WIRE_FRAME_PREFIX	4		/* bytes of a message's length in a frame */
+#define KDB_WIRE_SEEN_ENTRY_SIZE (8 + 8 + 8)
+#define KDB_WIRE_SEEN_SIZE(nentries) (1 + 2 + (nentries) * KDB_WIRE_SEEN_ENTRY_SIZE)
 #define KDB_WIRE_HANDSHAKE_SIZE (1 + 2 + 4 + 4 + 8 + 2 + KDB_WIRE_MAX_ENCODING)
 
 typedef enum KdbWireType
 {
 	KDB_WIRE_HANDSHAKE = 'H',
+	KDB_WIRE_SEEN = 'V',
 	KDB_WIRE_BEGIN = 'B',
 	KDB_WIRE_COMMIT = 'C',
 	KDB_WIRE_ORIGIN = 'O',
@@ -109,6 +121,11 @@ typedef struct KdbWireMessage
 			const char *encoding;	/* encoding_length bytes, not terminated */
 			uint16_t	encoding_length;
 		}			handshake;
+		struct
+		{
+			uint16_t	nentries;
+			const char *entries;	/* see KdbWireSeenEntry */
+		}			seen;
 		struct
 		{
 			uint64_t	final_lsn;
@@ -235,6 +252,9 @@ extern bool KdbWireDecode(const char *data, size_t len, bool in_stream,
 /* relid number i of a decoded TRUNCATE. */
 extern uint32_t KdbWireRelid(const KdbWireMessage *message, uint32_t i);
 
+/* Entry number i of a decoded seen vector. */
+extern KdbSeenEntry KdbWireSeenEntry(const KdbWireMessage *message, uint16_t i);
+
 /*
  * Step through a frame.  data/len is the payload behind the 'F'; *position
  * starts at 0.  Returns true with the next message, false at the end, or false
@@ -253,6 +273,13 @@ extern size_t KdbWireHandshakeWrite(char *buf, uint16_t protocol,
 									uint32_t krahodb_version,
 									uint32_t server_version, uint64_t node,
 									const char *encoding);
+
+/*
+ * Write a seen vector to buf, which has room for KDB_WIRE_SEEN_SIZE(nentries)
+ * bytes: 1 to KDB_WIRE_MAX_SEEN entries, ordered by distinct nodes.  Returns the
+ * message's length.
+ */
+extern size_t KdbWireSeenWrite(char *buf, const KdbSeenEntry *entries, uint16_t nentries);
 
 /*
  * Write a message's length to the KDB_WIRE_FRAME_PREFIX bytes that a writer has

@@ -179,12 +179,16 @@ put_hex(wire_bytes *out, const char *hex)
 	}
 }
 
-/* One seed for each message of a real pgoutput, and a frame of all of them. */
+/* One seed for each message of a real pgoutput and for our own, and a frame of all of them. */
 static void
 write_seeds(const char *directory)
 {
 	char		buf[KDB_WIRE_HANDSHAKE_SIZE];
 	wire_bytes	handshake = {0};
+	static const KdbSeenEntry entries[] = {{1, 2, 3}, {UINT64_MAX, 0, UINT64_MAX}};
+	char		seen_buf[KDB_WIRE_SEEN_SIZE(2)];
+	size_t		seen_len = KdbWireSeenWrite(seen_buf, entries, 2);
+	wire_bytes	seen = {0};
 	wire_bytes	frame = {0};
 	size_t		len = KdbWireHandshakeWrite(buf, KDB_WIRE_VERSION, 100, 150020, 42, "UTF8");
 
@@ -192,9 +196,15 @@ write_seeds(const char *directory)
 	put_bytes(&handshake, buf, len);
 	write_seed(directory, "handshake", &handshake);
 
+	put_int(&seen, 0, 1);
+	put_bytes(&seen, seen_buf, seen_len);
+	write_seed(directory, "seen", &seen);
+
 	put_int(&frame, INPUT_FRAME, 1);
 	put_int(&frame, len, KDB_WIRE_FRAME_PREFIX);
 	put_bytes(&frame, buf, len);
+	put_int(&frame, seen_len, KDB_WIRE_FRAME_PREFIX);
+	put_bytes(&frame, seen_buf, seen_len);
 	for (size_t i = 0; i < WIRE_GOLDENS; i++)
 	{
 		wire_bytes	seed = {0};
@@ -211,6 +221,7 @@ write_seeds(const char *directory)
 	}
 	write_seed(directory, "frame", &frame);
 	free(handshake.data);
+	free(seen.data);
 	free(frame.data);
 }
 

@@ -160,7 +160,7 @@ test_goldens(void)
 	}
 }
 
-/* Every type of pgoutput came by; the handshake is tested below. */
+/* Every type of pgoutput came by; our own are tested below. */
 static void
 test_goldens_complete(void)
 {
@@ -436,9 +436,75 @@ static const struct
 	{"53" "00000000" "01", false, "invalid transaction ID"},
 	{"53" "00000001" "02", false, "unrecognized flags"},
 	{"63" "00000000" "00" "0000000000000001" "0000000000000001" "0000000000000001", false, "invalid transaction ID"},
+	{"56" "0000", false, "entry count out of range"},
+	{"56" "0002" "0000000000000001" "0000000000000000" "0000000000000000"
+	"0000000000000001" "0000000000000000" "0000000000000000", false, "nodes are not in order"},
+	{"56" "0001" "0000000000000001" "0000000000000002" "0000000000000001", false, "lower bound is above the upper one"},
 	{"41" "00000001" "00000000", false, "invalid transaction ID"},
 	{"41" "00000001" "00000001" "0000000000000001", false, "message length out of range"},
 };
+
+/* A seen vector of n entries. */
+static wire_bytes
+seen_message(int n)
+{
+	static KdbSeenEntry entries[KDB_WIRE_MAX_SEEN];
+	static char buf[KDB_WIRE_SEEN_SIZE(KDB_WIRE_MAX_SEEN)];
+	wire_bytes	out = {0};
+
+	for (int i = 0; i < n; i++)
+	{
+		entries[i].node = UINT64_MAX - (uint64_t) (n - 1 - i) * 0x0102030405060708;
+		entries[i].surely = (uint64_t) i << 33;
+		entries[i].maybe = UINT64_MAX - (uint64_t) i;
+	}
+	put_bytes(&out, buf, KdbWireSeenWrite(buf, entries, (uint16_t) n));
+	return out;
+}
+
+static void
+test_seen(void)
+{
+	wire_bytes	bytes = seen_message(3);
+	KdbSeenEntry entry;
+
+	test_message(&bytes, false, "seen vector");
+	free(bytes.data);
+
+	bytes = from_hex("560002" "0000000000000000" "0000000000000001" "0000000000000001"
+					 "00000000000000ff" "0000000000000000" "000000010000abcd");
+	ok(decode(bytes.data, bytes.len, false) && message.type == KDB_WIRE_SEEN &&
+	   message.u.seen.nentries == 2, "seen vector of two entries");
+	entry = KdbWireSeenEntry(&message, 0);
+	ok(entry.node == 0 && entry.surely == 1 && entry.maybe == 1, "... the first");
+	entry = KdbWireSeenEntry(&message, 1);
+	ok(entry.node == 255 && entry.surely == 0 && entry.maybe == 0x10000abcd, "... the second");
+	free(bytes.data);
+}
+
+static void
+test_seen_limit(void)
+{
+	wire_bytes	bytes = {0};
+
+	put_bytes(&bytes, "V", 1);
+	put_int(&bytes, KDB_WIRE_MAX_SEEN, 2);
+	for (int i = 0; i < KDB_WIRE_MAX_SEEN + 1; i++)
+	{
+		put_int(&bytes, (uint64_t) i, 8);
+		put_int(&bytes, 0, 8);
+		put_int(&bytes, (uint64_t) i, 8);
+	}
+	bytes.len -= KDB_WIRE_SEEN_ENTRY_SIZE;
+	ok(decode(bytes.data, bytes.len, false) && encodes_to(bytes.data, bytes.len),
+	   "seen vector with the most entries");
+	bytes.len += KDB_WIRE_SEEN_ENTRY_SIZE;
+	bytes.data[1] = (KDB_WIRE_MAX_SEEN + 1) >> 8;
+	bytes.data[2] = (KDB_WIRE_MAX_SEEN + 1) & 0xff;
+	ok(!decode(bytes.data, bytes.len, false) && refused_with("entry count out of range"),
+	   "seen vector with one more");
+	free(bytes.data);
+}
 
 static void
 test_refusals(void)
@@ -457,7 +523,7 @@ test_refusals(void)
 static void
 test_types(void)
 {
-	static const char known[] = "HBCORYIUDTMbPKrSEcAp";
+	static const char known[] = "HVBCORYIUDTMbPKrSEcAp";
 	bool		right = true;
 
 	for (int type = 0; type < 256; type++)
@@ -558,6 +624,8 @@ main(void)
 	test_column_limit();
 	test_relation_limit();
 	test_gid_limit();
+	test_seen();
+	test_seen_limit();
 	test_refusals();
 	test_types();
 	test_frames();

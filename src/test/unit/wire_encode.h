@@ -188,6 +188,17 @@ put_handshake(wire_bytes *out, const KdbWireMessage *m)
 	put_bytes(out, buf + 1, len - 1);
 }
 
+static void
+put_seen(wire_bytes *out, const KdbWireMessage *m)
+{
+	static KdbSeenEntry entries[KDB_WIRE_MAX_SEEN];
+	static char buf[KDB_WIRE_SEEN_SIZE(KDB_WIRE_MAX_SEEN)];
+
+	for (uint16_t i = 0; i < m->u.seen.nentries; i++)
+		entries[i] = KdbWireSeenEntry(m, i);
+	put_bytes(out, buf + 1, KdbWireSeenWrite(buf, entries, m->u.seen.nentries) - 1);
+}
+
 /* Append the message to *out, which starts zeroed. */
 static void
 wire_encode(wire_bytes *out, const KdbWireMessage *m)
@@ -200,6 +211,9 @@ wire_encode(wire_bytes *out, const KdbWireMessage *m)
 	{
 		case KDB_WIRE_HANDSHAKE:
 			put_handshake(out, m);
+			break;
+		case KDB_WIRE_SEEN:
+			put_seen(out, m);
 			break;
 		case KDB_WIRE_BEGIN:
 			put_int(out, m->u.begin.final_lsn, 8);

@@ -182,7 +182,7 @@ sub slots_of
 	my ($node) = @_;
 
 	return $node->safe_psql('postgres',
-		"SELECT string_agg(slot_name, ',' ORDER BY slot_name) FROM pg_replication_slots"
+		"SELECT string_agg(slot_name, ',' ORDER BY slot_name) FROM pg_replication_slots WHERE slot_type = 'logical'"
 	);
 }
 

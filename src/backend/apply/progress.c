@@ -1,0 +1,129 @@
+/*
+ * progress.c
+ *		How far an apply worker has come, for the retention horizon.
+ *
+ * The horizon worker must know whether everything that a publisher had written
+ * before some LSN is applied and flushed here.  The origin's progress does not
+ * say: it moves with applied transactions only, and nothing may come for hours
+ * because the publisher is idle or leaves out what it wrote.  The stream itself
+ * does say, by the position that keepalives carry, once all that was received
+ * before is applied and flushed.  Only the worker knows that position, and
+ * whether tables are being synchronised beside the stream.
+ *
+ * The entry is at the place of the worker's slot in the engine's array and stays
+ * after the worker: what it says remains true.  The position belongs to one
+ * stream, so it carries a hash of what makes the stream.
+ *
+ * An apply that hands transactions to others must report what all of them have
+ * finished.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "storage/spin.h"
+
+#include "krahodb/horizon_shared.h"
+#include "apply_private.h"
+
+static KdbSharedProgress *my_progress = NULL;
+
+/* See apply.h. */
+uint32
+KdbStreamHash(const char *conninfo, const char *slotname)
+{
+	uint32		hash = hash_bytes((const unsigned char *) conninfo, strlen(conninfo));
+
+	if (slotname != NULL)
+		hash = hash_combine(hash, hash_bytes((const unsigned char *) slotname, strlen(slotname)));
+	return hash;
+}
+
+static void
+forget_others(Oid subid)
+{
+	for (int i = 0; i < KdbHorizon->nprogress; i++)
+	{
+		KdbSharedProgress *progress = &KdbHorizon->progress[i];
+
+		SpinLockAcquire(&progress->mutex);
+		if (progress->subid == subid)
+			progress->subid = InvalidOid;
+		SpinLockRelease(&progress->mutex);
+	}
+}
+
+/* The origin is set up; nothing has been received. */
+void
+KdbProgressStart(void)
+{
+	KdbSharedProgress *progress =
+		&KdbHorizon->progress[MyLogicalRepWorker - KdbLauncherAttach()->workers];
+	uint32		stream = KdbStreamHash(MySubscription->conninfo, MySubscription->slotname);
+
+	/* Commits of the worker before us may not have been flushed yet. */
+	(void) replorigin_session_get_progress(true);
+
+	forget_others(MySubscription->oid);
+	SpinLockAcquire(&progress->mutex);
+	progress->subid = MySubscription->oid;
+	progress->stream = stream;
+	progress->origin = KdbApply.origin;
+	progress->tables_ready = false;
+	progress->durable = InvalidXLogRecPtr;
+	progress->wanted = InvalidXLogRecPtr;
+	SpinLockRelease(&progress->mutex);
+	my_progress = progress;
+	KdbHorizonWake();
+}
+
+/* Everything before received has been received; between remote transactions. */
+void
+KdbProgressReport(XLogRecPtr received)
+{
+	XLogRecPtr	durable;
+	bool		ready;
+	bool		wanted;
+
+	if (my_progress == NULL)
+		return;					/* synchronises a table */
+	durable = KdbFeedbackDurable(received);
+	ready = KdbSync->tables_ready();
+
+	SpinLockAcquire(&my_progress->mutex);
+	wanted = my_progress->wanted != InvalidXLogRecPtr && my_progress->wanted <= durable &&
+		ready;
+	if (wanted)
+		my_progress->wanted = InvalidXLogRecPtr;
+	my_progress->durable = Max(my_progress->durable, durable);
+	my_progress->tables_ready = ready;
+	SpinLockRelease(&my_progress->mutex);
+
+	if (wanted)
+		KdbHorizonWake();
+}
+
+/* See apply.h. */
+bool
+KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result)
+{
+	for (int i = 0; i < KdbHorizon->nprogress; i++)
+	{
+		KdbSharedProgress *progress = &KdbHorizon->progress[i];
+		bool		found;
+
+		SpinLockAcquire(&progress->mutex);
+		found = progress->subid == subid;
+		if (found)
+		{
+			result->stream = progress->stream;
+			result->origin = progress->origin;
+			result->tables_ready = progress->tables_ready;
+			result->durable = progress->durable;
+			progress->wanted = wanted;
+		}
+		SpinLockRelease(&progress->mutex);
+		if (found)
+			return true;
+	}
+	return false;
+}

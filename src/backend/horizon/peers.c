@@ -1,0 +1,480 @@
+/*
+ * peers.c
+ *		How far each peer is: what it committed until when is applied here.
+ *
+ * A peer is a subscription that resolves conflicts, enabled or not.  Its FRONTIER
+ * is a time by its own clock: every change that it committed at or before it, and
+ * that it sends here, has been applied and flushed here.  It is found by one
+ * measurement after another:
+ *
+ *	1. ask the peer.  s is its clock before, xmax the next transaction id of a
+ *	   snapshot after that.  Who committed at or before s has an id below xmax.
+ *	2. ask again until no transaction below xmax runs there any more (mostly that
+ *	   is so in the first answer).  The insert position of WAL that came with that
+ *	   answer, read after the snapshot, is L: all those commits lie before it.
+ *	3. wait until the subscription's stream has passed L, all that came before is
+ *	   flushed here, and no table is being synchronised.  Then the frontier is s.
+ *
+ * Prepared transactions count as running, so this holds for them too.  A
+ * transaction that runs there for long makes the frontier wait, no more: whatever
+ * it will commit is not older.
+ *
+ * CLOCKS.  s and the timestamps of the peer's changes come from the same clock.
+ * A KrahoDB peer that reads krahodb.frontiers for us makes its clock rule take
+ * notice of the time, so that it commits nothing at an earlier time later, even
+ * if the clock is set back.
+ *
+ * PASSED ON.  A peer may send what it got from others, with their timestamps.
+ * Then s is not more than its own frontier for each of those (KrahoDB peers tell,
+ * status.c), those left out that the subscription does not get (filter_origins,
+ * origin = none).  Read before the snapshot as well: what was applied there then
+ * lies before L.
+ *
+ * A measurement belongs to a connection and to a stream; with another of either
+ * it starts over, as positions may mean something else.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "catalog/pg_subscription.h"
+#include "replication/logicallauncher.h"
+#include "replication/worker_internal.h"
+#include "storage/lwlock.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/apply.h"
+#include "horizon_private.h"
+
+/* Pause between two questions; and while nothing is to be learnt from one, ms. */
+#define ASK_PAUSE		500
+#define PING_PAUSE		5000
+
+/* What a healthy peer may take to have all before a candidate here, ms. */
+#define OK_DELAY		3000
+
+List	   *KdbPeers = NIL;
+
+static KdbPeer *
+find_peer(Oid subid)
+{
+	ListCell   *lc;
+
+	foreach(lc, KdbPeers)
+	{
+		if (((KdbPeer *) lfirst(lc))->subid == subid)
+			return lfirst(lc);
+	}
+	return NULL;
+}
+
+static void
+forget_measurement(KdbPeer *peer)
+{
+	peer->measured = 0;
+	peer->target = InvalidXLogRecPtr;
+}
+
+static KdbPeer *
+add_peer(Oid subid)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	KdbPeer    *peer = palloc0(sizeof(KdbPeer));
+
+	peer->subid = subid;
+	peer->state = KDB_PEER_STARTING;
+	peer->since = peer->alive_time = GetCurrentTimestamp();
+	peer->alive_at = KdbTicksNow();
+	peer->alive_lsn = GetXLogInsertRecPtr();
+	KdbPeers = lappend(KdbPeers, peer);
+	MemoryContextSwitchTo(old);
+	return peer;
+}
+
+/* Text of a row of pg_subscription; NULL if it is out of line (no database here, so no TOAST). */
+static char *
+text_attribute(Relation rel, HeapTuple tuple, int attribute)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(tuple, attribute, RelationGetDescr(rel), &isnull);
+
+	if (isnull || VARATT_IS_EXTERNAL(DatumGetPointer(value)))
+		return NULL;
+	return TextDatumGetCString(value);
+}
+
+static char *
+slot_name(Relation rel, HeapTuple tuple)
+{
+	bool		isnull;
+	Datum		value = heap_getattr(tuple, Anum_pg_subscription_subslotname,
+									 RelationGetDescr(rel), &isnull);
+
+	return isnull ? NULL : pstrdup(NameStr(*DatumGetName(value)));
+}
+
+/*
+ * A worker that applies the peer's changes may have started before the mark was
+ * there, and will notice it soon.  Workers that start now see it.
+ */
+static void
+note_old_workers(KdbPeer *peer)
+{
+	KdbLauncherShared *shared = KdbLauncherAttach();
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
+	for (int i = 0; i < max_logical_replication_workers; i++)
+	{
+		LogicalRepWorker *worker = &shared->workers[i];
+
+		if (worker->in_use && worker->subid == peer->subid)
+			peer->old_workers = lappend_int(peer->old_workers,
+											i * (PG_UINT16_MAX + 1) + worker->generation);
+	}
+	LWLockRelease(LogicalRepWorkerLock);
+	MemoryContextSwitchTo(old);
+}
+
+static bool
+old_workers_are_gone(const KdbPeer *peer)
+{
+	KdbLauncherShared *shared = KdbLauncherAttach();
+	bool		gone = true;
+	ListCell   *lc;
+
+	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
+	foreach(lc, peer->old_workers)
+	{
+		LogicalRepWorker *worker = &shared->workers[lfirst_int(lc) / (PG_UINT16_MAX + 1)];
+
+		if (worker->in_use && worker->generation == lfirst_int(lc) % (PG_UINT16_MAX + 1))
+			gone = false;
+	}
+	LWLockRelease(LogicalRepWorkerLock);
+	return gone;
+}
+
+/* Take over what the catalogs say; in a transaction. */
+static void
+update_peer(KdbPeer *peer, Relation rel, HeapTuple tuple)
+{
+	Form_pg_subscription form = (Form_pg_subscription) GETSTRUCT(tuple);
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "KrahoDB peer",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	uint32		stream;
+	bool		was_stale = peer->stale_since != 0;
+
+	peer->dbid = form->subdbid;
+	peer->enabled = form->subenabled;
+	peer->name = pstrdup(NameStr(form->subname));
+	peer->conninfo = text_attribute(rel, tuple, Anum_pg_subscription_subconninfo);
+	stream = peer->conninfo ? KdbStreamHash(peer->conninfo, slot_name(rel, tuple)) : 0;
+	peer->options = KdbGetSubscriptionOptions(peer->subid);
+	peer->stale_since = peer->options->stale_since;
+	MemoryContextSwitchTo(old);
+
+	if (stream != peer->stream || peer->conninfo == NULL)
+	{
+		KdbPeerConnectionClose(&peer->connection);
+		peer->connection.connect_at = 0;
+		peer->durable = InvalidXLogRecPtr;
+		forget_measurement(peer);
+	}
+	peer->stream = stream;
+	if (!was_stale && peer->stale_since != 0)
+	{
+		list_free(peer->old_workers);
+		peer->old_workers = NIL;
+		note_old_workers(peer);
+	}
+	if (was_stale && peer->stale_since == 0)
+	{
+		/* somebody has accepted it: it counts again, from now on */
+		peer->excluded = false;
+		peer->frontier = 0;
+		peer->alive_at = KdbTicksNow();
+		peer->alive_time = GetCurrentTimestamp();
+		peer->alive_lsn = GetXLogInsertRecPtr();
+	}
+	if (peer->context != NULL)
+		MemoryContextDelete(peer->context);
+	peer->context = context;
+	peer->found = true;
+}
+
+static void
+remove_missing(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, KdbPeers)
+	{
+		KdbPeer    *peer = lfirst(lc);
+
+		if (peer->found)
+			continue;
+		KdbPeerConnectionClose(&peer->connection);
+		if (peer->context != NULL)
+			MemoryContextDelete(peer->context);
+		pfree(peer);
+		KdbPeers = foreach_delete_current(KdbPeers, lc);
+	}
+}
+
+/* See horizon_private.h. */
+void
+KdbReadPeers(void)
+{
+	Relation	rel;
+	TableScanDesc scan;
+	HeapTuple	tuple;
+	MemoryContext old = CurrentMemoryContext;
+	ListCell   *lc;
+
+	foreach(lc, KdbPeers)
+		((KdbPeer *) lfirst(lc))->found = false;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	rel = table_open(SubscriptionRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(rel, 0, NULL);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
+	{
+		Oid			subid = ((Form_pg_subscription) GETSTRUCT(tuple))->oid;
+		KdbPeer    *peer = find_peer(subid);
+
+		if (!KdbResolversActive(&KdbGetSubscriptionOptions(subid)->resolvers))
+			continue;
+		update_peer(peer ? peer : add_peer(subid), rel, tuple);
+	}
+	table_endscan(scan);
+	table_close(rel, AccessShareLock);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+
+	remove_missing();
+}
+
+/* ---- measuring ------------------------------------------------------------- */
+
+static bool
+is_filtered(const KdbSubscriptionOptions *options, RepOriginId origin)
+{
+	for (int i = 0; i < options->nfilter_origins; i++)
+	{
+		if (options->filter_origins[i] == origin)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The least of the times in "origin:time origin:time ...", of those that the
+ * subscription gets; 0 if one is not known.  DT_NOEND if there is none.
+ */
+static TimestampTz
+forwarded_until(const KdbPeer *peer, const PeerAnswer *answer)
+{
+	TimestampTz least = DT_NOEND;
+	const char *p = answer->frontiers;
+
+	if (peer->options->origin == KDB_ORIGIN_NONE)
+		return DT_NOEND;
+	if (answer->frontiers_cut)
+		return 0;
+	while (*p != '\0')
+	{
+		char	   *end;
+		unsigned long origin = strtoul(p, &end, 10);
+		long long until;
+
+		if (end == p || *end != ':')
+			return 0;
+		p = end + 1;
+		until = strtoll(p, &end, 10);
+		if (end == p || (*end != ' ' && *end != '\0'))
+			return 0;
+		p = end + strspn(end, " ");
+		if (origin != 0 && is_filtered(peer->options, (RepOriginId) origin))
+			continue;
+		least = Min(least, until);
+	}
+	return least;
+}
+
+static void
+note_answer(KdbPeer *peer, const PeerAnswer *answer)
+{
+	if (peer->measured == 0)
+	{
+		TimestampTz forwarded = forwarded_until(peer, answer);
+
+		peer->held_by_forwarded = forwarded < answer->now;
+		peer->measured = Min(answer->now, forwarded);
+		peer->wait_xid = answer->snapshot_xmax;
+	}
+	if (XLogRecPtrIsInvalid(peer->target) && answer->snapshot_xmin >= peer->wait_xid)
+		peer->target = answer->insert_lsn;
+}
+
+/*
+ * A record that ends at the end of a page has its end there; the insert position
+ * is behind the next page's header then, where a stream that waits for more never
+ * gets to.
+ */
+static XLogRecPtr
+without_page_header(XLogRecPtr lsn)
+{
+	uint64		offset = lsn % XLOG_BLCKSZ;
+
+	return offset == SizeOfXLogShortPHD || offset == SizeOfXLogLongPHD ? lsn - offset : lsn;
+}
+
+static void
+note_alive(KdbPeer *peer, KdbTicks now)
+{
+	peer->alive_at = now;
+	peer->alive_time = GetCurrentTimestamp();
+	peer->alive_lsn = GetXLogInsertRecPtr();
+}
+
+/* Look how far its stream is; finish the measurement if that is far enough. */
+static void
+look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
+{
+	XLogRecPtr	target = without_page_header(peer->target);
+
+	memset(progress, 0, sizeof(*progress));
+	if (!KdbGetStreamProgress(peer->subid, target, progress))
+		return;
+	peer->origin = progress->origin;
+	if (progress->stream != peer->stream)
+	{
+		progress->durable = InvalidXLogRecPtr;
+		return;
+	}
+	if (progress->durable > peer->durable)
+	{
+		peer->durable = progress->durable;
+		note_alive(peer, now);
+	}
+	if (XLogRecPtrIsInvalid(target) || progress->durable < target || !progress->tables_ready)
+		return;
+	if (peer->measured > peer->frontier)
+	{
+		peer->frontier = peer->measured;
+		note_alive(peer, now);
+	}
+	forget_measurement(peer);
+}
+
+/* ---- judging --------------------------------------------------------------- */
+
+static bool
+has_worker(Oid subid)
+{
+	bool		found;
+
+	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
+	found = logicalrep_workers_find(subid, false) != NIL;
+	LWLockRelease(LogicalRepWorkerLock);
+	return found;
+}
+
+static KdbPeerState
+judge(const KdbPeer *peer, TimestampTz wanted, const KdbStreamProgress *progress)
+{
+	if (peer->stale_since != 0)
+		return KDB_PEER_STALE;
+	if (!peer->enabled)
+		return KDB_PEER_DISABLED;
+	if (peer->conninfo == NULL || peer->connection.error[0] != '\0')
+		return KDB_PEER_UNREACHABLE;
+	if (peer->frontier != 0 &&
+		(peer->frontier >= wanted ||
+		 !TimestampDifferenceExceeds(wanted, GetCurrentTimestamp(), OK_DELAY)))
+		return KDB_PEER_OK;
+	if (!has_worker(peer->subid))
+		return KDB_PEER_NOT_APPLYING;
+	if (peer->measured != 0 && XLogRecPtrIsInvalid(peer->target))
+		return KDB_PEER_TRANSACTION;
+	if (!XLogRecPtrIsInvalid(progress->durable) && !progress->tables_ready)
+		return KDB_PEER_COPYING;
+	if (peer->held_by_forwarded)
+		return KDB_PEER_FORWARDING;
+	if (peer->measured != 0)
+		return KDB_PEER_APPLYING;
+	return peer->frontier == 0 ? KDB_PEER_STARTING : KDB_PEER_OK;
+}
+
+static void
+set_state(KdbPeer *peer, KdbPeerState state)
+{
+	if (state == peer->state)
+		return;
+	if (state == KDB_PEER_UNREACHABLE && peer->conninfo != NULL)
+		ereport(LOG,
+				(errmsg("publisher of subscription \"%s\" does not answer: %s",
+						peer->name, peer->connection.error),
+				 errdetail("Deleted rows are kept until it does, for %d seconds at most (\"%s\").",
+						   KdbMaxRetention, "krahodb.max_retention")));
+	peer->state = state;
+	peer->since = state == KDB_PEER_STALE ? peer->stale_since : GetCurrentTimestamp();
+}
+
+static void
+step_connection(KdbPeer *peer, TimestampTz wanted, KdbTicks now)
+{
+	PeerPhase	before = peer->connection.phase;
+	bool		ask = now >= peer->ask_at &&
+		(peer->frontier < wanted || peer->connection.error[0] != '\0');
+	PeerAnswer	answer;
+
+	if (!peer->enabled || peer->stale_since != 0 || peer->conninfo == NULL)
+	{
+		KdbPeerConnectionClose(&peer->connection);
+		peer->connection.error[0] = '\0';
+		return;
+	}
+	if (KdbPeerConnectionStep(&peer->connection, peer->conninfo, ask, now, &answer))
+	{
+		note_answer(peer, &answer);
+		peer->ask_at = now + (XLogRecPtrIsInvalid(peer->target) ? ASK_PAUSE : PING_PAUSE);
+	}
+	if (before >= PHASE_IDLE && peer->connection.phase == PHASE_CLOSED &&
+		peer->connection.error[0] != '\0')
+		forget_measurement(peer);
+}
+
+/* See horizon_private.h. */
+void
+KdbPeerStep(KdbPeer *peer, TimestampTz wanted, KdbTicks now)
+{
+	KdbStreamProgress progress;
+	TimestampTz frontier = peer->frontier;
+
+	step_connection(peer, wanted, now);
+	look_at_progress(peer, now, &progress);
+	if (peer->frontier != frontier)
+		peer->ask_at = Min(peer->ask_at, now + ASK_PAUSE);
+
+	if (peer->stale_since != 0 && !peer->excluded)
+		peer->excluded = old_workers_are_gone(peer);
+	if (peer->frontier >= wanted && peer->frontier != 0)
+		note_alive(peer, now);
+	set_state(peer, judge(peer, wanted, &progress));
+
+	if (peer->stale_since == 0 && now >= peer->mark_at && KdbPeerIsAwayTooLong(peer, now))
+		KdbPeerStartMarking(peer);
+}

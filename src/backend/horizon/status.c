@@ -1,0 +1,147 @@
+/*
+ * status.c
+ *		What the horizon worker shows to others.
+ *
+ *	shared memory			for view krahodb.horizon (monitor/horizon_view.c)
+ *	krahodb.frontiers		a setting that cannot be set, for subscribers to this
+ *							server: it can be read in any database and without
+ *							an extension
+ *
+ * krahodb.frontiers is "origin:time origin:time ...", for each peer the local
+ * origin id of its changes (0 if that is not known yet) and its frontier in
+ * microseconds (0 likewise): who gets changes of that origin from this server gets
+ * none that are older any more.  Empty if there are no peers; "0:0" as long as
+ * nobody knows whether there are.
+ *
+ * Whoever reads it takes it that nothing will be committed here at an earlier time
+ * than now.  The clock rule sees to that once it has been told of the time.
+ */
+#include "postgres.h"
+
+#include "lib/stringinfo.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/clock.h"
+#include "horizon_private.h"
+
+const char *
+KdbPeerStateName(KdbPeerState state)
+{
+	static const char *const names[KDB_PEER_STATES] = {
+		[KDB_PEER_STARTING] = "starting",
+		[KDB_PEER_OK] = "ok",
+		[KDB_PEER_APPLYING] = "applying",
+		[KDB_PEER_COPYING] = "copying tables",
+		[KDB_PEER_TRANSACTION] = "transaction on peer",
+		[KDB_PEER_FORWARDING] = "peer waits for others",
+		[KDB_PEER_NOT_APPLYING] = "not applying",
+		[KDB_PEER_UNREACHABLE] = "unreachable",
+		[KDB_PEER_DISABLED] = "disabled",
+		[KDB_PEER_STALE] = "stale",
+	};
+
+	return names[state];
+}
+
+static void
+append_reason(StringInfo reason, const KdbPeer *peer)
+{
+	switch (peer->state)
+	{
+		case KDB_PEER_OK:
+			break;
+		case KDB_PEER_STARTING:
+			appendStringInfoString(reason, "the publisher has not been asked yet");
+			break;
+		case KDB_PEER_APPLYING:
+			appendStringInfo(reason, "waiting until the subscription has applied everything before %X/%X; it has come to %X/%X",
+							 LSN_FORMAT_ARGS(peer->target), LSN_FORMAT_ARGS(peer->durable));
+			break;
+		case KDB_PEER_COPYING:
+			appendStringInfoString(reason, "tables are being synchronised, see pg_subscription_rel");
+			break;
+		case KDB_PEER_TRANSACTION:
+			appendStringInfo(reason, "a transaction older than %llu is running or prepared on the publisher, see pg_stat_activity and pg_prepared_xacts there",
+							 (unsigned long long) peer->wait_xid);
+			break;
+		case KDB_PEER_FORWARDING:
+			appendStringInfoString(reason, "the publisher passes on changes of others and waits for them, see krahodb.horizon there");
+			break;
+		case KDB_PEER_NOT_APPLYING:
+			appendStringInfoString(reason, "the subscription's apply worker is not running, see the server log");
+			break;
+		case KDB_PEER_UNREACHABLE:
+			appendStringInfoString(reason, peer->conninfo ? peer->connection.error : "the connection string is too long to be read by the horizon worker");
+			break;
+		case KDB_PEER_DISABLED:
+			appendStringInfoString(reason, "the subscription is disabled");
+			break;
+		case KDB_PEER_STALE:
+			appendStringInfo(reason, "it was away for too long and must be synchronised again%s",
+							 peer->excluded ? "" : "; its worker is still stopping");
+			break;
+	}
+}
+
+static void
+publish_peer(KdbSharedPeer *shared, const KdbPeer *peer)
+{
+	StringInfoData reason;
+
+	initStringInfo(&reason);
+	append_reason(&reason, peer);
+	shared->subid = peer->subid;
+	shared->origin = peer->origin != InvalidRepOriginId ? peer->origin : peer->options->replication_origin_id;
+	shared->state = peer->state;
+	shared->since = peer->since;
+	shared->frontier = peer->frontier;
+	strlcpy(shared->reason, reason.data, sizeof(shared->reason));
+	pfree(reason.data);
+}
+
+/* See horizon_private.h. */
+void
+KdbPublishPeers(void)
+{
+	int			n = 0;
+	ListCell   *lc;
+
+	LWLockAcquire(KdbHorizon->lock, LW_EXCLUSIVE);
+	foreach(lc, KdbPeers)
+	{
+		if (n < KdbHorizon->max_peers)
+			publish_peer(&KdbHorizon->peers[n++], lfirst(lc));
+	}
+	KdbHorizon->npeers = n;
+	KdbHorizon->published = true;
+	LWLockRelease(KdbHorizon->lock);
+}
+
+/* See horizon.h. */
+const char *
+KdbShowFrontiers(void)
+{
+	static char buffer[KDB_FRONTIERS_LENGTH];
+	size_t		len = 0;
+
+	buffer[0] = '\0';
+	if (KdbHorizon == NULL)
+		return buffer;
+	KdbClockReached();
+
+	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
+	if (!KdbHorizon->published && KdbHorizon->nprogress > 0)
+		len = strlcpy(buffer, "0:0", sizeof(buffer));
+	for (int i = 0; i < KdbHorizon->npeers && len < sizeof(buffer) - 1; i++)
+	{
+		const KdbSharedPeer *peer = &KdbHorizon->peers[i];
+
+		/* a stale peer's changes do not come here any more */
+		if (peer->state == KDB_PEER_STALE)
+			continue;
+		len += snprintf(buffer + len, sizeof(buffer) - len, "%s%u:" INT64_FORMAT,
+						len == 0 ? "" : " ", peer->origin, peer->frontier);
+	}
+	LWLockRelease(KdbHorizon->lock);
+	return buffer;
+}

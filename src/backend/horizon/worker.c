@@ -1,0 +1,304 @@
+/*
+ * worker.c
+ *		The retention horizon, and the process that moves it.
+ *
+ * To decide a conflict, a change is compared with what happened to its row here,
+ * deletions included.  A deleted row stays in the heap until vacuum removes it.
+ * If vacuum removes it, and then an older update of the row arrives from a peer
+ * that was slow, that update brings the row back, and the nodes differ for good.
+ * So vacuum is held back until nothing older can arrive any more: until the
+ * horizon has passed.
+ *
+ * THE HORIZON is a point in time T: all that any peer committed at or before T
+ * has been applied here.  It is the least of the peers' frontiers (peers.c).
+ * Whatever arrives later has a later timestamp, so it is newer than every row
+ * that was deleted at or before T, and to forget such a row changes no decision.
+ * (Each frontier is by its peer's clock.  That is right: timestamps are compared
+ * as they are, whatever the clocks are.)
+ *
+ * CANDIDATES.  Vacuum knows transaction ids, not times.  So from time to time the
+ * worker notes a pair
+ *
+ *		x	the oldest transaction that is running here
+ *		c	the time after that, not before any timestamp committed here
+ *
+ * What was deleted by a transaction before x was deleted at or before c, since
+ * the clock rule keeps timestamps of applied transactions behind the local clock.
+ * When T has reached c, the slot's xmin moves to x (slot.c), and the next
+ * candidate is noted.
+ *
+ *	time  here                          a peer
+ *	----  ----------------------------  ------------------------------------
+ *	1     DELETE k, commit (xid 700)
+ *	2     candidate x = 701, c = 2
+ *	3                                   asked: its clock 3, WAL up to L
+ *	4     its stream has passed L       any older UPDATE of k is before L
+ *	      frontier 3, T = 3 >= c
+ *	      xmin = 701: k may go
+ *
+ * ROUNDS.  Each round: note a candidate if there is none; read which peers there
+ * are; let each of them do what it can; move the horizon; show it; wait for an
+ * answer, for a worker that has come far enough, or for ROUND_PAUSE.  The list of
+ * peers is read after the candidate is noted, and a CREATE SUBSCRIPTION that is
+ * running holds x back by its own transaction; so a new peer counts before
+ * anything that was deleted in its time is given up.  While nothing is written
+ * here a new candidate is noted only every IDLE_PAUSE, and peers are asked as
+ * often.
+ *
+ * A SERVER WITHOUT SUBSCRIPTIONS THAT RESOLVE CONFLICTS has no slot, and this
+ * process sleeps.  There nothing needs to be remembered, so the horizon is now.
+ *
+ * AFTER A RESTART the horizon is unknown until all peers have been asked, and the
+ * slot's xmin is the one of the last checkpoint or older.  A standby that is
+ * promoted has no slot and begins anew; what was deleted shortly before is not
+ * protected.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "libpq/pqsignal.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "portability/instr_time.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "replication/logicallauncher.h"
+#include "storage/ipc.h"
+#include "storage/proc.h"
+#include "storage/procarray.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/init.h"
+#include "krahodb/shared.h"
+#include "horizon_private.h"
+
+#define ROUND_PAUSE		1000	/* ms; the longest while there are peers */
+#define IDLE_PAUSE		10000	/* ms; between candidates while nothing is written */
+#define NO_PEERS_PAUSE	60000	/* ms; the launcher wakes us for new subscriptions */
+
+typedef struct Candidate
+{
+	bool		valid;
+	TransactionId xid;
+	TimestampTz time;
+	TransactionId next_xid;		/* when it was noted */
+	KdbTicks	noted_at;
+} Candidate;
+
+static Candidate candidate;
+
+/* See horizon_private.h. */
+KdbTicks
+KdbTicksNow(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (KdbTicks) INSTR_TIME_GET_MILLISEC(now);
+}
+
+/* See horizon.h. */
+void
+KdbHorizonInit(void)
+{
+	BackgroundWorker worker = {0};
+
+	/* Without workers nothing is applied; pg_upgrade's servers must not be touched. */
+	if (!IsPostmasterEnvironment || IsBinaryUpgrade || max_logical_replication_workers == 0)
+		return;
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = 5;
+	snprintf(worker.bgw_library_name, sizeof(worker.bgw_library_name), KRAHODB_LIBRARY);
+	snprintf(worker.bgw_function_name, sizeof(worker.bgw_function_name), "KdbHorizonMain");
+	snprintf(worker.bgw_name, BGW_MAXLEN, "krahodb horizon");
+	snprintf(worker.bgw_type, BGW_MAXLEN, "krahodb horizon");
+	RegisterBackgroundWorker(&worker);
+}
+
+static void
+publish_horizon(TimestampTz horizon)
+{
+	if (horizon > KdbHorizonTimestamp())
+		pg_atomic_write_u64(&KdbHorizon->time, (uint64) horizon);
+}
+
+/* The time, not before any timestamp that was committed here. */
+static TimestampTz
+time_now(void)
+{
+	TimestampTz committed = (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max);
+
+	return Max(GetCurrentTimestamp(), committed);
+}
+
+static void
+note_candidate(KdbTicks now)
+{
+	TransactionId next = XidFromFullTransactionId(ReadNextFullTransactionId());
+
+	if (candidate.valid)
+		return;
+	if (candidate.noted_at != 0 &&
+		now < candidate.noted_at + (next == candidate.next_xid ? IDLE_PAUSE : ROUND_PAUSE))
+		return;
+	candidate.xid = GetOldestActiveTransactionId();
+	candidate.time = time_now();
+	candidate.next_xid = next;
+	candidate.noted_at = now;
+	candidate.valid = true;
+}
+
+/* The least frontier; 0 if one is not known.  The candidate's time if nobody counts. */
+static TimestampTz
+least_frontier(void)
+{
+	TimestampTz least = DT_NOEND;
+	ListCell   *lc;
+
+	foreach(lc, KdbPeers)
+	{
+		KdbPeer    *peer = lfirst(lc);
+
+		if (!peer->excluded)
+			least = Min(least, peer->frontier);
+	}
+	if (least == DT_NOEND)
+		return candidate.time;
+	return least;
+}
+
+static void
+move_horizon(void)
+{
+	TimestampTz horizon = least_frontier();
+
+	if (horizon == 0)
+		return;
+	publish_horizon(horizon);
+	if (candidate.valid && horizon >= candidate.time)
+	{
+		KdbHorizonSlotAdvance(candidate.xid);
+		candidate.valid = false;
+	}
+}
+
+static void
+step_peers(KdbTicks now)
+{
+	TimestampTz wanted = candidate.valid ? candidate.time : 0;
+	ListCell   *lc;
+
+	foreach(lc, KdbPeers)
+		KdbPeerStep(lfirst(lc), wanted, now);
+}
+
+/* Wait for anything that a peer may be waiting for; no longer than until. */
+static void
+wait_for_peers(KdbTicks until)
+{
+	WaitEventSet *set = CreateWaitEventSet(CurrentMemoryContext, 2 + list_length(KdbPeers));
+	WaitEvent	event;
+	KdbTicks	now;
+	ListCell   *lc;
+
+	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	foreach(lc, KdbPeers)
+	{
+		KdbPeer    *peer = lfirst(lc);
+		pgsocket	socket;
+		KdbTicks	limit;
+		int			events = KdbPeerConnectionEvents(&peer->connection, &socket, &limit);
+
+		if (events != 0)
+		{
+			AddWaitEventToSet(set, events, socket, NULL, NULL);
+			until = Min(until, limit);
+		}
+	}
+	now = KdbTicksNow();
+	(void) WaitEventSetWait(set, Max(until - now, 0), &event, 1, PG_WAIT_EXTENSION);
+	FreeWaitEventSet(set);
+}
+
+static void
+take_signals(void)
+{
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	/* With another exit code the postmaster would not start us again. */
+	if (ShutdownRequestPending)
+		proc_exit(1);
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/* One round; returns how long to wait for the next one at most. */
+static int
+make_round(void)
+{
+	KdbTicks	now = KdbTicksNow();
+
+	note_candidate(now);
+	KdbReadPeers();
+	if (KdbPeers == NIL)
+	{
+		KdbHorizonSlotDrop();
+		KdbPublishPeers();
+		publish_horizon(GetCurrentTimestamp());
+		candidate.valid = false;
+		return NO_PEERS_PAUSE;
+	}
+
+	/* A candidate from before the slot was there would be right as well. */
+	(void) KdbHorizonSlotHold(now);
+	step_peers(now);
+	move_horizon();
+	KdbPublishPeers();
+	return ROUND_PAUSE;
+}
+
+static void
+forget_latch(int code, Datum arg)
+{
+	KdbHorizon->latch = NULL;
+}
+
+/* The process. */
+void
+KdbHorizonMain(Datum main_arg)
+{
+	MemoryContext round;
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+
+	before_shmem_exit(forget_latch, (Datum) 0);
+	KdbHorizon->latch = MyLatch;
+	round = AllocSetContextCreate(TopMemoryContext, "KrahoDB horizon round",
+								  ALLOCSET_DEFAULT_SIZES);
+
+	for (;;)
+	{
+		int			pause;
+
+		MemoryContextSwitchTo(round);
+		take_signals();
+		pause = make_round();
+		MemoryContextSwitchTo(round);
+		wait_for_peers(KdbTicksNow() + pause);
+		MemoryContextReset(round);
+	}
+}

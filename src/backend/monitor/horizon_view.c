@@ -1,0 +1,83 @@
+/*
+ * horizon_view.c
+ *		The functions behind view krahodb.horizon.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/transam.h"
+#include "catalog/pg_authid.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/horizon.h"
+
+PG_FUNCTION_INFO_V1(krahodb_horizon_state);
+PG_FUNCTION_INFO_V1(krahodb_horizon_peers);
+
+#define STATE_COLUMNS	2
+#define PEER_COLUMNS	5
+
+/* The horizon and the slot's xmin; NULL if not known, or if there is none. */
+Datum
+krahodb_horizon_state(PG_FUNCTION_ARGS)
+{
+	Datum		values[STATE_COLUMNS];
+	bool		nulls[STATE_COLUMNS];
+	TupleDesc	desc;
+	TimestampTz horizon = KdbHorizonTimestamp();
+	TransactionId xid;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
+	xid = KdbHorizon->xid;
+	LWLockRelease(KdbHorizon->lock);
+
+	values[0] = TimestampTzGetDatum(horizon);
+	nulls[0] = horizon == 0;
+	values[1] = TransactionIdGetDatum(xid);
+	nulls[1] = !TransactionIdIsValid(xid);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
+}
+
+/* What is known of each subscription that resolves conflicts, of all databases. */
+Datum
+krahodb_horizon_peers(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	bool		may_see = has_privs_of_role(GetUserId(), ROLE_PG_READ_ALL_STATS);
+	KdbSharedPeer *peers;
+	int			n;
+
+	InitMaterializedSRF(fcinfo, 0);
+
+	peers = palloc(mul_size(KdbHorizon->max_peers, sizeof(KdbSharedPeer)));
+	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
+	n = KdbHorizon->npeers;
+	memcpy(peers, KdbHorizon->peers, n * sizeof(KdbSharedPeer));
+	LWLockRelease(KdbHorizon->lock);
+
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[PEER_COLUMNS];
+		bool		nulls[PEER_COLUMNS] = {false};
+
+		values[0] = ObjectIdGetDatum(peers[i].subid);
+		values[1] = CStringGetTextDatum(KdbPeerStateName(peers[i].state));
+		values[2] = TimestampTzGetDatum(peers[i].since);
+		values[3] = TimestampTzGetDatum(peers[i].frontier);
+		nulls[3] = peers[i].frontier == 0;
+		/* an error message may name hosts and roles */
+		values[4] = CStringGetTextDatum(may_see || peers[i].state != KDB_PEER_UNREACHABLE ?
+											peers[i].reason :
+											"<insufficient privilege>");
+		nulls[4] = peers[i].reason[0] == '\0';
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}

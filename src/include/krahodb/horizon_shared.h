@@ -1,0 +1,100 @@
+/*
+ * horizon_shared.h
+ *		The retention horizon in shared memory.
+ *
+ * THE HORIZON is a point in time: every change that any peer committed at or
+ * before it has been applied here, so what is known of rows only to compare
+ * such changes with may be forgotten.  See horizon/worker.c.
+ */
+#ifndef KRAHODB_HORIZON_SHARED_H
+#define KRAHODB_HORIZON_SHARED_H
+
+#include "postgres.h"
+#include "access/xlogdefs.h"
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/s_lock.h"
+
+/* What a peer keeps the horizon waiting for.  Names are in horizon/status.c. */
+typedef enum KdbPeerState
+{
+	KDB_PEER_STARTING,			/* nothing is known yet */
+	KDB_PEER_OK,				/* nothing: it was asked, and its changes came, just now */
+	KDB_PEER_APPLYING,			/* its changes are on the way, or are being applied */
+	KDB_PEER_COPYING,			/* tables are being synchronised */
+	KDB_PEER_TRANSACTION,		/* a transaction is running there */
+	KDB_PEER_FORWARDING,		/* what it passes on is not complete there */
+	KDB_PEER_NOT_APPLYING,		/* the subscription's worker does not run */
+	KDB_PEER_UNREACHABLE,		/* it does not answer */
+	KDB_PEER_DISABLED,			/* the subscription is disabled */
+	KDB_PEER_STALE				/* it was away too long; the horizon does not wait for it */
+} KdbPeerState;
+
+#define KDB_PEER_STATES		(KDB_PEER_STALE + 1)
+
+/*
+ * How far the stream of a subscription has come; written by its apply worker,
+ * see apply/progress.c.  What it says stays true when the worker has gone.
+ */
+typedef struct KdbSharedProgress
+{
+	slock_t		mutex;			/* of all below */
+	Oid			subid;			/* InvalidOid: never used */
+	uint32		stream;			/* which stream the positions are of, see KdbStreamHash */
+	RepOriginId origin;			/* local origin that changes are marked with */
+	bool		tables_ready;	/* no table is being synchronised */
+	XLogRecPtr	durable;		/* all before it is applied and flushed */
+	XLogRecPtr	wanted;			/* wake the horizon worker when durable gets there */
+} KdbSharedProgress;
+
+/* What the horizon worker knows of a peer: a subscription that resolves conflicts. */
+typedef struct KdbSharedPeer
+{
+	Oid			subid;
+	RepOriginId origin;			/* local origin of its changes, if known */
+	KdbPeerState state;
+	TimestampTz since;			/* in this state */
+	TimestampTz frontier;		/* all that it committed until then is applied; 0: unknown */
+	char		reason[256];	/* for people; may be empty */
+} KdbSharedPeer;
+
+typedef struct KdbHorizonShared
+{
+	pg_atomic_uint64 time;		/* the horizon, a TimestampTz; 0 until known */
+	Latch	   *latch;			/* of the horizon worker, NULL if none runs */
+
+	LWLock	   *lock;			/* of what follows */
+	TransactionId xid;			/* what the slot holds back vacuum with, if there is one */
+	int			max_peers;
+	int			npeers;
+	bool		published;		/* since the server started */
+	KdbSharedPeer *peers;
+
+	/* each has its own lock; one per worker slot of the engine's array */
+	int			nprogress;
+	KdbSharedProgress *progress;
+} KdbHorizonShared;
+
+extern KdbHorizonShared *KdbHorizon;
+
+/* For shared.c; the second one under AddinShmemInitLock. */
+extern void KdbHorizonRequestShared(void);
+extern void KdbHorizonStartShared(void);
+
+/* Have the horizon worker look at everything again, if one runs. */
+extern void KdbHorizonWake(void);
+
+/*
+ * The horizon.  Versions with a timestamp at or before it can be forgotten.  0
+ * if it is not known, which it is not for some seconds after the server has
+ * started.  Never goes back while the server runs.  Any process, no locks.
+ */
+static inline TimestampTz
+KdbHorizonTimestamp(void)
+{
+	return (TimestampTz) pg_atomic_read_u64(&KdbHorizon->time);
+}
+
+#endif							/* KRAHODB_HORIZON_SHARED_H */
