@@ -179,6 +179,7 @@ is_overtaken(KdbConverge *c, KdbVersion version)
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
 		!dead.same_transaction && KdbVersionCompare(dead.version, version) > 0)
 		return true;
+	c->unclaimed = false;
 	return side->target->has_unique &&
 		KdbFactNewerClaim(c, KDB_PART_WRITTEN, version);
 }
@@ -366,7 +367,11 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 		if (local.version_known && KdbVersionCompare(local.version, version) >= 0)
 			break;
 		if (KdbWriteDelete(side->target, &tid) == KDB_WRITE_DONE)
+		{
+			note_death(c, side->target, &key, version,
+					   KdbVersionCompare(version, c->context->version) != 0);
 			break;
+		}
 	}
 }
 

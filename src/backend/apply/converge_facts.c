@@ -210,6 +210,17 @@ keep_old_row(KdbConverge *c, TupleTableSlot *row)
 	ExecCopySlot(c->old_row, row);
 }
 
+/*
+ * Most keys that are inserted have never been here, which one probe of the index
+ * tells.  Whoever inserts it at this moment is noticed by the insert.
+ */
+static bool
+is_new_key(KdbConverge *c, KdbConvergeSide *side)
+{
+	return c->operation == KDB_INSERT && c->clashes == 0 &&
+		!KdbKeyHasTuples(side->target, side->key);
+}
+
 /* See merge.h. */
 void
 KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
@@ -220,7 +231,7 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 	memset(local, 0, sizeof(KdbLocalRow));
 	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
 	pg_memory_barrier();
-	side->live = KdbFindRow(side->target, side->key);
+	side->live = !is_new_key(c, side) && KdbFindRow(side->target, side->key);
 	if (side->live)
 	{
 		side->tid = side->target->local->tts_tid;
@@ -292,16 +303,28 @@ same_key(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 	return true;
 }
 
+static bool
+has_tuples(void *arg, const KdbUniqueValues *unique)
+{
+	return KdbIndexHasTuples(arg, unique->index, unique->key, unique->nkeys);
+}
+
 /* See merge.h. */
 int
 KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 {
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	TupleTableSlot *row = KdbNewRow(c);
 	int			found;
 	int			n = 0;
 
-	found = KdbFindHolders(side->target, KdbNewRow(c), side->live ? &side->tid : NULL,
+	/* Whoever takes a value at this moment is noticed by the write. */
+	c->unclaimed = c->clashes == 0 &&
+		!KdbForEachUnique(side->target, row, has_tuples, side->target);
+	if (c->unclaimed)
+		return 0;
+	found = KdbFindHolders(side->target, row, side->live ? &side->tid : NULL,
 						   NULL, c->holders, Min(max, KDB_MERGE_MAX_HOLDERS));
 	for (int i = 0; i < found; i++)
 	{
@@ -383,7 +406,7 @@ claimed_by_another(void *arg, const KdbUniqueValues *unique)
 	KdbConvergeSide *side = KdbSideOf(search->c, KDB_KEY_NEW);
 	KdbRecordedKey key;
 
-	if (claimed_in_heap(search, unique))
+	if (!search->c->unclaimed && claimed_in_heap(search, unique))
 		return true;
 	if (!unique->by_equality ||
 		!KdbVersionRecordsAny(side->target->relid, &side->target->records))

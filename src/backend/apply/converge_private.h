@@ -38,6 +38,7 @@ typedef struct KdbConverge
 	uint64		events;			/* KdbShared->merge_events when the key was looked at */
 	bool		local_completed;	/* columns that the publisher does not have */
 	bool		triggers_fired; /* BEFORE ROW, of the insert */
+	bool		unclaimed;		/* no tuple has a unique value of the new row */
 	int			clashes;		/* unique keys that were found taken while writing */
 } KdbConverge;
 

@@ -301,3 +301,28 @@ KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *ro
 						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
 						  truth, arg);
 }
+
+/* See relation_private.h. */
+bool
+KdbIndexHasTuples(KdbApplyTarget *target, Relation index, const ScanKeyData *key, int nkeys)
+{
+	IndexScanDesc scan = index_beginscan(target->rel, index, SnapshotAny, nkeys, 0);
+	bool		found;
+
+	scan->ignore_killed_tuples = false;
+	index_rescan(scan, (ScanKey) key, nkeys, NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, target->scratch);
+	ExecClearTuple(target->scratch);
+	index_endscan(scan);
+	return found;
+}
+
+/* See relation_private.h. */
+bool
+KdbKeyHasTuples(KdbApplyTarget *target, TupleTableSlot *search)
+{
+	ScanKeyData key[INDEX_MAX_KEYS];
+
+	return fill_key(target, search, key) &&
+		KdbIndexHasTuples(target, identity_relation(target), key, target->nkeys);
+}

@@ -194,6 +194,16 @@ extern bool KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search,
 						KdbLocalRow *row);
 
 /*
+ * Does the identity index find any tuple of the key, dead or alive?  Needs an
+ * identity index.
+ */
+extern bool KdbKeyHasTuples(KdbApplyTarget *target, TupleTableSlot *search);
+
+/* Does the index find any tuple, dead or alive, with these keys? */
+extern bool KdbIndexHasTuples(KdbApplyTarget *target, Relation index,
+							  const ScanKeyData *key, int nkeys);
+
+/*
  * Likewise, with truth called for each candidate: it may set another version, and
  * same_transaction counts for nothing by itself.
  */
