@@ -14,6 +14,7 @@
  *	skip.c			ALTER SUBSCRIPTION ... SKIP
  *	spool.c			streamed transactions to files, and back
  *	truncate.c		TRUNCATE
+ *	seen.c			what the writer had seen of other nodes
  *	usercontext.c	acting as a table's owner (run_as_owner = false)
  *	error.c			error context
  *	relation.c		KdbApplyRelation: remote relation to local relation
@@ -51,6 +52,7 @@
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_rules.h"
 #include "krahodb/options.h"
+#include "krahodb/seen.h"
 #include "krahodb/wire.h"
 
 /* What this worker is applying now. */
@@ -63,6 +65,7 @@ typedef struct KdbApplyState
 	TransactionId remote_xid;
 	XLogRecPtr	remote_final_lsn;	/* commit or prepare LSN */
 	TimestampTz remote_commit_time; /* or prepare time; the version's ts */
+	KdbSeen		seen;			/* what its writer had seen; see seen_state.h */
 	bool		skipping;		/* ALTER SUBSCRIPTION ... SKIP hit this one */
 } KdbApplyState;
 
@@ -203,6 +206,14 @@ extern void KdbApplyRelationsForgetOptions(void);
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
+
+/*
+ * seen.c: nothing has been told by the publisher; SEEN message; had the writer of
+ * this transaction surely seen the local row's version (another node's than its own)?
+ */
+extern void KdbApplySeenReset(void);
+extern void KdbApplySeen(const KdbWireMessage *message);
+extern bool KdbApplyWriterSaw(const KdbLocalRow *row);
 
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);
