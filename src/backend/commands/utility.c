@@ -13,8 +13,8 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/namespace.h"
 #include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "miscadmin.h"
 
 #include "krahodb/clock.h"
