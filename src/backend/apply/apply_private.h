@@ -130,11 +130,12 @@ extern void KdbFeedbackFlushIfDue(TimestampTz now);
 extern bool KdbFeedbackDue(TimestampTz now);
 extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
-extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received);
+extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
 /* progress.c: for the retention horizon; only apply workers report. */
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
+extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */
 extern void KdbApplyLoop(XLogRecPtr last_received);

@@ -427,8 +427,8 @@ set_state(KdbPeer *peer, KdbPeerState state)
 		ereport(LOG,
 				(errmsg("publisher of subscription \"%s\" does not answer: %s",
 						peer->name, peer->connection.error),
-				 errdetail("Deleted rows are kept until it does, for %d seconds at most (\"%s\").",
-						   KdbMaxRetention, "krahodb.max_retention")));
+				 errdetail("Deleted rows are kept until it does, but no longer than \"%s\" and \"%s\" allow.",
+						   "krahodb.max_retention", "krahodb.max_retention_size")));
 	peer->state = state;
 	peer->since = state == KDB_PEER_STALE ? peer->stale_since : GetCurrentTimestamp();
 }
