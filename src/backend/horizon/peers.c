@@ -30,8 +30,10 @@
  * origin = none).  Read before the snapshot as well: what was applied there then
  * lies before L.
  *
- * A measurement belongs to a connection and to a stream; with another of either
- * it starts over, as positions may mean something else.
+ * A measurement belongs to a stream and a server: with another stream, and when
+ * the connection breaks, it starts over, as positions may mean something else.
+ * (It goes on when we close the connection for its age: a stream that is behind
+ * may need longer than that.)
  */
 #include "postgres.h"
 
