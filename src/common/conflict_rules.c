@@ -37,7 +37,8 @@
  *	   insert_exists that decides.
  *
  * (3) No conflict if the row was written by the node that the change comes from
- *	   (it saw its own row), and none if the row's version is no longer known:
+ *	   (it saw its own row), or if the change's writer is known to have seen it
+ *	   (see seen.h), and none if the row's version is no longer known:
  *	   such a row is older than any change in flight, so its writer saw it too.
  *	   Reporting it would make noise of every update to an old row.  The stock
  *	   engine of version 18 and later decides likewise.
@@ -45,7 +46,7 @@
  * (4) There is nothing to do to a row that is not there; the resolver only says
  *	   whether it is an error.
  *
- * (5) No conflict if the same node had deleted it.
+ * (5) No conflict if the same node had deleted it, or the writer had seen that.
  *
  * Writes of one remote transaction never conflict with each other on their key:
  * each follows the one before it.
@@ -62,7 +63,7 @@
  *
  * Places kept for what is to come: an action's further effects (a version to be
  * remembered, a row to be fetched, columns to be merged) are members of
- * KdbDecision, and what a peer had seen is another reason in is_conflict().
+ * KdbDecision.
  */
 #include "krahodb/conflict_rules.h"
 
@@ -226,6 +227,13 @@ judge(KdbResolver resolver, int order)
 	return VERDICT_REMOTE;
 }
 
+/* Had the writer of the change the local state before its eyes? */
+static bool
+writer_saw(const KdbLocalRow *local)
+{
+	return local->same_origin || local->seen;
+}
+
 /*
  * Does the change compete with the local state, or does it follow it?
  */
@@ -244,14 +252,14 @@ is_conflict(KdbOperation operation, KdbVersion incoming,
 		case KDB_ROW_LIVE:
 			if (operation == KDB_INSERT)
 				return true;
-			return !local->same_origin && local->version_known;
+			return !writer_saw(local) && local->version_known;
 
 		case KDB_ROW_DEAD:
 			if (operation == KDB_INSERT)
 				return resolver == KDB_RESOLVER_LAST_UPDATE_WINS &&
 					compare_with_local(incoming, local) < 0;
 			if (operation == KDB_DELETE)
-				return !local->same_origin;
+				return !writer_saw(local);
 			return true;
 	}
 	return true;

@@ -14,6 +14,7 @@
  *	skip.c			ALTER SUBSCRIPTION ... SKIP
  *	spool.c			streamed transactions to files, and back
  *	truncate.c		TRUNCATE
+ *	seen.c			what the writer had seen of other nodes
  *	usercontext.c	acting as a table's owner (run_as_owner = false)
  *	error.c			error context
  *	relation.c		KdbApplyRelation: remote relation to local relation
@@ -52,6 +53,7 @@
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_rules.h"
 #include "krahodb/options.h"
+#include "krahodb/seen.h"
 #include "krahodb/wire.h"
 
 /* What this worker is applying now. */
@@ -64,6 +66,7 @@ typedef struct KdbApplyState
 	TransactionId remote_xid;
 	XLogRecPtr	remote_final_lsn;	/* commit or prepare LSN */
 	TimestampTz remote_commit_time; /* or prepare time; the version's ts */
+	KdbSeen		seen;			/* what its writer had seen; see seen_state.h */
 	bool		skipping;		/* ALTER SUBSCRIPTION ... SKIP hit this one */
 } KdbApplyState;
 
@@ -128,11 +131,12 @@ extern void KdbFeedbackFlushIfDue(TimestampTz now);
 extern bool KdbFeedbackDue(TimestampTz now);
 extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
-extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received);
+extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
 /* progress.c: for the retention horizon; only apply workers report. */
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
+extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */
 extern void KdbApplyLoop(XLogRecPtr last_received);
@@ -207,6 +211,14 @@ extern void KdbApplyDelete(const KdbWireMessage *message);
 
 /* converge.c: the remote transaction is over. */
 extern void KdbConvergeEnd(void);
+
+/*
+ * seen.c: nothing has been told by the publisher; SEEN message; had the writer of
+ * this transaction surely seen the local row's version (another node's than its own)?
+ */
+extern void KdbApplySeenReset(void);
+extern void KdbApplySeen(const KdbWireMessage *message);
+extern bool KdbApplyWriterSaw(const KdbLocalRow *row);
 
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);

@@ -17,6 +17,7 @@
 #include "storage/ipc.h"
 
 #include "krahodb/clock.h"
+#include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
 
 #include "converge_private.h"
@@ -118,6 +119,7 @@ begin_transaction(void)
 	context.version.ts = KdbApply.remote_commit_time;
 	context.version.node = KdbApply.remote_node;
 	context.horizon = INT64_MIN;
+	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
 	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
 }

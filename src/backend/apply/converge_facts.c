@@ -22,6 +22,7 @@
 #include "storage/procarray.h"
 
 #include "krahodb/node.h"
+#include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
 
 #include "converge_private.h"
@@ -66,6 +67,7 @@ take_version(KdbLocalRow *row, const KdbVersionRecord *record)
 	row->version = record->version;
 	row->version_known = record->version.ts != 0 || record->version.node != 0;
 	row->same_transaction = record->own;
+	row->xid = InvalidTransactionId;	/* not that transaction's version */
 }
 
 static void
@@ -152,6 +154,7 @@ true_end(void *arg, KdbLocalRow *candidate)
 			continue;
 		if (first || KdbVersionCompare(record->version, candidate->version) > 0)
 			candidate->version = record->version;
+		candidate->xid = InvalidTransactionId;
 		first = false;
 	}
 }
@@ -427,18 +430,16 @@ KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
 							claimed_by_another, &search);
 }
 
-/*
- * Where versions stand in streams is not known here: a row of another node was not
- * surely seen, so a write to it is reported as a conflict.
- */
+/* See merge.h. */
 uint64_t
 KdbFactPosition(void *arg, const KdbLocalRow *local)
 {
-	return UINT64_MAX;
+	return KdbSeenPosition(local);
 }
 
+/* See merge.h. */
 uint64_t
 KdbFactProgress(void *arg, uint64_t node)
 {
-	return UINT64_MAX;
+	return KdbSeenProgress(node);
 }

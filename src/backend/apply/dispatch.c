@@ -34,6 +34,7 @@ static void apply_type(const KdbWireMessage *message);
 
 static const MessageKind kinds[256] = {
 	[KDB_WIRE_HANDSHAKE] = {"HANDSHAKE", apply_handshake, 0},
+	[KDB_WIRE_SEEN] = {"SEEN", KdbApplySeen, 0},
 	[KDB_WIRE_BEGIN] = {"BEGIN", KdbApplyBegin, 0},
 	[KDB_WIRE_COMMIT] = {"COMMIT", KdbApplyCommit, 0},
 	[KDB_WIRE_ORIGIN] = {"ORIGIN", KdbApplyOrigin, 0},
@@ -131,7 +132,7 @@ check_handshake(char type)
 					(errcode(ERRCODE_PROTOCOL_VIOLATION),
 					 errmsg("publisher did not begin the stream with a handshake")));
 	}
-	else if (type == KDB_WIRE_HANDSHAKE)
+	else if (type == KDB_WIRE_HANDSHAKE || type == KDB_WIRE_SEEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("unexpected handshake in the stream of a publisher that is not a KrahoDB")));

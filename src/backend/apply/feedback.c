@@ -119,9 +119,9 @@ take_flushed(TimestampTz now)
  * transactions.
  */
 XLogRecPtr
-KdbFeedbackDurable(XLogRecPtr received)
+KdbFeedbackDurable(XLogRecPtr received, TimestampTz now)
 {
-	take_flushed(GetCurrentTimestamp());
+	take_flushed(now);
 	return npairs > 0 ? last_flushed : received;
 }
 

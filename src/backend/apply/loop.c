@@ -141,11 +141,9 @@ receive_payload(ReceiveState *state, char *data, int len)
 	}
 
 	if (KdbFeedbackDue(state->last_recv_time))
-	{
 		KdbFeedbackSend(state->last_received, state->last_recv_time, false, false);
-		if (!in_remote_transaction && !KdbSpoolActive())
-			KdbProgressReport(state->last_received);
-	}
+	if (!in_remote_transaction && !KdbSpoolActive())
+		KdbProgressReportIfDue(state->last_received, state->last_recv_time);
 }
 
 static void

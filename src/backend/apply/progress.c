@@ -21,11 +21,16 @@
 
 #include "common/hashfn.h"
 #include "storage/spin.h"
+#include "utils/timestamp.h"
 
 #include "krahodb/horizon_shared.h"
 #include "apply_private.h"
 
+/* Between reports while the stream does not pause, ms. */
+#define REPORT_INTERVAL		1000
+
 static KdbSharedProgress *my_progress = NULL;
+static TimestampTz reported_at = 0;
 
 /* See apply.h. */
 uint32
@@ -86,7 +91,8 @@ KdbProgressReport(XLogRecPtr received)
 
 	if (my_progress == NULL)
 		return;					/* synchronises a table */
-	durable = KdbFeedbackDurable(received);
+	reported_at = GetCurrentTimestamp();
+	durable = KdbFeedbackDurable(received, reported_at);
 	ready = KdbSync->tables_ready();
 
 	SpinLockAcquire(&my_progress->mutex);
@@ -100,6 +106,14 @@ KdbProgressReport(XLogRecPtr received)
 
 	if (wanted)
 		KdbHorizonWake();
+}
+
+/* The same, while more is there to be received. */
+void
+KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now)
+{
+	if (TimestampDifferenceExceeds(reported_at, now, REPORT_INTERVAL))
+		KdbProgressReport(received);
 }
 
 /* See apply.h. */

@@ -176,7 +176,11 @@ local_row(Change *change, bool found, KdbLocalRow *local)
 		KdbLocalRowVersion(change->target->local, KdbApply.origin,
 						   KdbApply.remote_node, local);
 	else if (!KdbFindDead(change->target, change->search, local))
+	{
 		local->state = KDB_ROW_ABSENT;
+		return;
+	}
+	local->seen = !local->same_origin && KdbApplyWriterSaw(local);
 }
 
 /*

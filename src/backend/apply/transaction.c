@@ -43,9 +43,11 @@
 #include "replication/origin.h"
 #include "utils/inval.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "krahodb/clock.h"
 #include "krahodb/fault.h"
+#include "krahodb/seen_state.h"
 #include "krahodb/version_record.h"
 #include "apply_private.h"
 
@@ -126,6 +128,7 @@ begin_remote(TransactionId xid, XLogRecPtr finish_lsn, TimestampTz when)
 	KdbApply.remote_final_lsn = finish_lsn;
 	KdbApply.remote_commit_time = when;
 	KdbClockBeforeApply(when);
+	KdbSeenMark(KdbApply.origin, GetCurrentTimestamp());
 	KdbSkipMaybeStart(finish_lsn);
 
 	in_remote_transaction = true;
@@ -271,12 +274,16 @@ end_prepare(const KdbWireMessage *message)
 static void
 finish_prepared(const char *gid, bool commit, XLogRecPtr end_lsn, TimestampTz when)
 {
+	TransactionId xid;
+
 	KdbApplyBeginStep();
+	xid = commit ? KdbPreparedTransactionId(gid) : InvalidTransactionId;
 	KDB_FAULT_POINT("apply_before_commit");
 
 	set_origin_position(end_lsn, when);
 	FinishPreparedTransaction(gid, commit);
 	clear_origin_position();
+	KdbSeenCommittedPrepared(xid, end_lsn);
 
 	KDB_FAULT_POINT("apply_after_commit");
 	release_snapshot();

@@ -49,6 +49,7 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/origin_nodes.h"
 #include "krahodb/stream.h"
 #include "apply_private.h"
 
@@ -395,8 +396,12 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 		AllTablesyncsReady();
 
 	KdbApply.krahodb_stream = KdbStreamStartReplication(LogRepWorkerWalRcvConn, &start);
+	KdbApplySeenReset();
 	if (!KdbApply.krahodb_stream)
+	{
 		KdbApply.remote_node = KdbApply.origin; /* see version_lookup.c */
+		KdbRememberOriginNode(KdbApply.origin, 0);	/* the id may have been another's */
+	}
 
 	if (start.two_phase)
 		mark_two_phase_enabled();

@@ -1,6 +1,6 @@
 /*
  * drop.c
- *		The labels of a dropped subscription.
+ *		What the engine leaves behind of a dropped subscription.
  *
  * DROP TABLE deletes the labels of a table; DROP SUBSCRIPTION of the engine does
  * not look for any, and the label of a subscription would be found again by the
@@ -12,9 +12,24 @@
 #include "catalog/pg_subscription.h"
 #include "commands/seclabel.h"
 
+#include "krahodb/seen_state.h"
+
 #include "commands_private.h"
 
 static object_access_hook_type next_access_hook = NULL;
+
+/* What it has applied stays seen when its origin is gone. */
+static void
+keep_progress(Oid subid)
+{
+	char		name[NAMEDATALEN];
+	RepOriginId origin;
+
+	snprintf(name, sizeof(name), "pg_%u", subid);
+	origin = replorigin_by_name(name, true);
+	if (origin != InvalidRepOriginId)
+		KdbSeenKeepProgress(origin);
+}
 
 static void
 access_hook(ObjectAccessType access, Oid classid, Oid objectid, int subid, void *arg)
@@ -22,7 +37,10 @@ access_hook(ObjectAccessType access, Oid classid, Oid objectid, int subid, void 
 	if (next_access_hook)
 		next_access_hook(access, classid, objectid, subid, arg);
 	if (access == OAT_DROP && classid == SubscriptionRelationId)
+	{
 		DeleteSharedSecurityLabel(objectid, classid);
+		keep_progress(objectid);
+	}
 }
 
 void

@@ -13,12 +13,14 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "miscadmin.h"
 
 #include "krahodb/clock.h"
 #include "krahodb/init.h"
 #include "krahodb/record.h"
+#include "krahodb/seen_state.h"
 
 #include "commands_private.h"
 
@@ -59,15 +61,18 @@ static void
 run_transaction_command(const KdbUtilityCall *call)
 {
 	TransactionStmt *stmt = castNode(TransactionStmt, call->pstmt->utilityStmt);
+	TransactionId xid;
 
 	if (stmt->kind != TRANS_STMT_COMMIT_PREPARED)
 	{
 		KdbRunUtility(call);
 		return;
 	}
+	xid = KdbPreparedTransactionId(stmt->gid);
 	KdbClockBeforeCommit();
 	KdbRunUtility(call);
 	KdbClockCommitted();
+	KdbSeenCommittedPrepared(xid, XactLastRecEnd);
 }
 
 /* It would empty a store of records; see record/store.c. */

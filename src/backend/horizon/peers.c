@@ -30,8 +30,10 @@
  * origin = none).  Read before the snapshot as well: what was applied there then
  * lies before L.
  *
- * A measurement belongs to a connection and to a stream; with another of either
- * it starts over, as positions may mean something else.
+ * A measurement belongs to a stream and a server: with another stream, and when
+ * the connection breaks, it starts over, as positions may mean something else.
+ * (It goes on when we close the connection for its age: a stream that is behind
+ * may need longer than that.)
  */
 #include "postgres.h"
 
@@ -427,8 +429,8 @@ set_state(KdbPeer *peer, KdbPeerState state)
 		ereport(LOG,
 				(errmsg("publisher of subscription \"%s\" does not answer: %s",
 						peer->name, peer->connection.error),
-				 errdetail("Deleted rows are kept until it does, for %d seconds at most (\"%s\").",
-						   KdbMaxRetention, "krahodb.max_retention")));
+				 errdetail("Deleted rows are kept until it does, but no longer than \"%s\" and \"%s\" allow.",
+						   "krahodb.max_retention", "krahodb.max_retention_size")));
 	peer->state = state;
 	peer->since = state == KDB_PEER_STALE ? peer->stale_since : GetCurrentTimestamp();
 }

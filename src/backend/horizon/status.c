@@ -93,6 +93,7 @@ publish_peer(KdbSharedPeer *shared, const KdbPeer *peer)
 	shared->subid = peer->subid;
 	shared->origin = peer->origin != InvalidRepOriginId ? peer->origin : peer->options->replication_origin_id;
 	shared->state = peer->state;
+	shared->excluded = peer->excluded;
 	shared->since = peer->since;
 	shared->frontier = peer->frontier;
 	strlcpy(shared->reason, reason.data, sizeof(shared->reason));
@@ -136,8 +137,7 @@ KdbShowFrontiers(void)
 	{
 		const KdbSharedPeer *peer = &KdbHorizon->peers[i];
 
-		/* a stale peer's changes do not come here any more */
-		if (peer->state == KDB_PEER_STALE)
+		if (peer->excluded)
 			continue;
 		len += snprintf(buffer + len, sizeof(buffer) - len, "%s%u:" INT64_FORMAT,
 						len == 0 ? "" : " ", peer->origin, peer->frontier);

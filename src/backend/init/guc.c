@@ -6,6 +6,7 @@
 
 #include <limits.h>
 
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 #include "krahodb/clock.h"
@@ -13,6 +14,8 @@
 #include "krahodb/fault.h"
 #include "krahodb/horizon.h"
 #include "krahodb/init.h"
+#include "krahodb/node.h"
+#include "krahodb/seen_state.h"
 
 /*
  * The version as settings: a subscriber asks its publisher for them, in any
@@ -23,6 +26,14 @@ static int	version_num;
 
 /* Its show hook says what it is. */
 static char *frontiers;
+
+static char *seen_setting;
+
+static const char *
+show_seen(void)
+{
+	return OidIsValid(MyDatabaseId) ? KdbSeenText(KdbLocalNodeIdentity()) : "";
+}
 
 void
 KdbGucInit(void)
@@ -90,6 +101,15 @@ KdbGucInit(void)
 							   PGC_INTERNAL,
 							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
 							   NULL, NULL, KdbShowFrontiers);
+
+	DefineCustomStringVariable("krahodb.seen",
+							   "Shows how far this database has seen the streams of other nodes, and its own position.",
+							   "Peers ask for it when they fetch or copy rows.",
+							   &seen_setting,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, show_seen);
 
 #ifdef KRAHODB_FAULT_POINTS
 	DefineCustomStringVariable("krahodb.fault_point",

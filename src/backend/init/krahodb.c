@@ -17,6 +17,7 @@
 #include "krahodb/horizon.h"
 #include "krahodb/init.h"
 #include "krahodb/options.h"
+#include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
 #include "krahodb/stream.h"
 
@@ -45,6 +46,7 @@ _PG_init(void)
 	KdbSharedInit();
 	KdbGucInit();
 	KdbClockInit();
+	KdbSeenPositionsInit();
 	KdbOptionsInit();
 	KdbStreamInit();
 	KdbSyncInit();

@@ -106,12 +106,10 @@ KdbParseFilterOrigins(const char *value, KdbOutputParameters *parameters)
 	make_set(parameters);
 }
 
-/* Filter callback: is what that origin wrote to be left out? */
+/* Is what that origin wrote to be left out? */
 bool
-KdbOutputFilterByOrigin(LogicalDecodingContext *ctx, RepOriginId origin_id)
+KdbOriginIsFiltered(const KdbOutputParameters *parameters, RepOriginId origin_id)
 {
-	const KdbOutputParameters *parameters = &KdbOutputOf(ctx)->parameters;
-
 	if (origin_id == InvalidRepOriginId)
 		return false;
 	if (parameters->origin == KDB_ORIGIN_NONE)
@@ -119,4 +117,19 @@ KdbOutputFilterByOrigin(LogicalDecodingContext *ctx, RepOriginId origin_id)
 	return parameters->nfilter_origins > 0 &&
 		bsearch(&origin_id, parameters->filter_origins, parameters->nfilter_origins,
 				sizeof(RepOriginId), compare_origin_ids) != NULL;
+}
+
+/*
+ * Filter callback.  It is asked about commit records too, after the database was
+ * found to be the right one, and for each that is not skipped for being before the
+ * session's start; so this is where what was applied here is learned of.
+ */
+bool
+KdbOutputFilterByOrigin(LogicalDecodingContext *ctx, RepOriginId origin_id)
+{
+	KdbOutput  *output = KdbOutputOf(ctx);
+
+	if (output->seen != NULL && origin_id != InvalidRepOriginId)
+		KdbOutputSeenNote(ctx, origin_id);
+	return KdbOriginIsFiltered(&output->parameters, origin_id);
 }

@@ -105,6 +105,7 @@ typedef struct KdbPublishedRelation
 } KdbPublishedRelation;
 
 typedef struct KdbRelationCache KdbRelationCache;	/* relation_cache.c */
+typedef struct KdbOutputSeen KdbOutputSeen; /* seen.c */
 
 typedef struct KdbOutput
 {
@@ -117,6 +118,7 @@ typedef struct KdbOutput
 	bool		in_stream;		/* between STREAM START and STREAM STOP */
 	int			changes_since_progress;
 	KdbFrame	frame;
+	KdbOutputSeen *seen;		/* NULL unless framed */
 } KdbOutput;
 
 #define KdbOutputOf(ctx)	((KdbOutput *) (ctx)->output_plugin_private)
@@ -126,7 +128,13 @@ extern void KdbParseOutputParameters(List *options, KdbOutputParameters *paramet
 
 /* origin_filter.c */
 extern void KdbParseFilterOrigins(const char *value, KdbOutputParameters *parameters);
+extern bool KdbOriginIsFiltered(const KdbOutputParameters *parameters, RepOriginId origin_id);
 extern bool KdbOutputFilterByOrigin(LogicalDecodingContext *ctx, RepOriginId origin_id);
+
+/* seen.c */
+extern void KdbOutputSeenInit(LogicalDecodingContext *ctx, KdbOutput *output, MemoryContext parent);
+extern void KdbOutputSeenNote(LogicalDecodingContext *ctx, RepOriginId origin);
+extern void KdbSendSeen(LogicalDecodingContext *ctx, XLogRecPtr lsn, bool in_transaction);
 
 /* handshake.c */
 extern void KdbAppendHandshake(StringInfo buf);

@@ -19,6 +19,7 @@
  *	schema.c		RELATION and TYPE messages
  *	row_write.c, value_format.c
  *					rows and values as bytes
+ *	seen.c			what the writers had seen of other nodes
  *	frame.c, handshake.c
  *					messages as writes
  *
@@ -126,6 +127,8 @@ output_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool i
 	KdbRelationCacheInit(output, ctx->context);
 	KdbRowWriterInit();
 	KdbFrameInit(&output->frame);
+	if (output->parameters.framed)
+		KdbOutputSeenInit(ctx, output, ctx->context);
 }
 
 /* Fills the callbacks; see output.h. */

@@ -68,6 +68,7 @@ KdbOutputStreamPrepare(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogR
 {
 	Assert(rbtxn_is_streamed(txn));
 	KdbOutputProgress(ctx, false);
+	KdbSendSeen(ctx, txn->final_lsn, false);
 	logicalrep_write_stream_prepare(KdbMessageStart(ctx, KDB_MESSAGE_FINAL), txn, prepare_lsn);
 	KdbMessageEnd(ctx, KDB_MESSAGE_FINAL);
 	KdbRelationCacheForgetStream(KdbOutputOf(ctx), txn->xid, false);
@@ -81,6 +82,7 @@ KdbOutputStreamCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRe
 	Assert(!output->in_stream);
 	Assert(rbtxn_is_streamed(txn));
 	KdbOutputProgress(ctx, false);
+	KdbSendSeen(ctx, txn->final_lsn, false);
 	logicalrep_write_stream_commit(KdbMessageStart(ctx, KDB_MESSAGE_FINAL), txn, commit_lsn);
 	KdbMessageEnd(ctx, KDB_MESSAGE_FINAL);
 	KdbRelationCacheForgetStream(output, txn->xid, true);

@@ -13,6 +13,7 @@
 #include "krahodb/conflict_counters.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/origin_nodes.h"
+#include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
 
 KdbSharedState *KdbShared = NULL;
@@ -34,6 +35,8 @@ request_shared(void)
 		previous_request_hook();
 	RequestAddinShmemSpace(shared_size());
 	RequestAddinShmemSpace(KdbOriginNodesSize());
+	RequestAddinShmemSpace(KdbSeenAheadSize());
+	RequestAddinShmemSpace(KdbSeenPositionsSize());
 	RequestAddinShmemSpace(KdbConflictCountersSize());
 	KdbHorizonRequestShared();
 }
@@ -63,6 +66,8 @@ start_shared(void)
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}
 	KdbOriginNodesStart();
+	KdbSeenAheadStart();
+	KdbSeenPositionsStart();
 	KdbConflictCountersStart();
 	KdbHorizonStartShared();
 	LWLockRelease(AddinShmemInitLock);

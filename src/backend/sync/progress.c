@@ -40,7 +40,13 @@
 #include "catalog/pg_subscription_rel.h"
 #include "replication/origin.h"
 #include "storage/lmgr.h"
+#include "storage/spin.h"
 #include "utils/timestamp.h"
+
+#include "krahodb/node.h"
+#include "krahodb/origin_nodes.h"
+#include "krahodb/seen_state.h"
+#include "krahodb/stream.h"
 
 #include "sync_private.h"
 
@@ -85,7 +91,10 @@ KdbSyncOriginCreate(void)
 	own_origin_name(name);
 	own_origin = replorigin_by_name(name, true);
 	if (own_origin == InvalidRepOriginId)
+	{
 		own_origin = replorigin_create(name);
+		KdbRememberOriginNode(own_origin, 0);	/* the id may have been another's */
+	}
 }
 
 /* Begin at startpos: where the slot's snapshot was taken. */
@@ -132,6 +141,28 @@ KdbSyncOriginDrop(void)
 	replorigin_drop_by_name(name, true, false);
 }
 
+/*
+ * The rows of the table have been copied, and are about to be committed: they are
+ * ahead of the publisher's stream, and maybe of those of other nodes that the
+ * publisher had seen.
+ */
+void
+KdbSyncNoteCopied(XLogRecPtr startpos)
+{
+	KdbPublisher publisher;
+
+	KdbSeenAheadOfOrigin(main_origin(), startpos);
+	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
+	if (publisher.krahodb_version > 0)
+	{
+		List	   *rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "SHOW krahodb.seen", 1,
+										  "what the publisher has seen");
+
+		if (rows != NIL)
+			KdbSeenAheadFromText(((char **) linitial(rows))[0], KdbLocalNodeIdentity());
+	}
+}
+
 /* Set what the commit of the copy is stamped with. */
 void
 KdbSyncStampCopy(void)
@@ -143,10 +174,25 @@ KdbSyncStampCopy(void)
 		GetCurrentTimestamp();
 }
 
+/*
+ * What is caught up may be ahead of the main origin.  Up to the goal at once, so
+ * that it is not said for each transaction.
+ */
+static void
+note_caught_up(XLogRecPtr end_lsn)
+{
+	SpinLockAcquire(&MyLogicalRepWorker->relmutex);
+	if (MyLogicalRepWorker->relstate == SUBREL_STATE_CATCHUP)
+		end_lsn = Max(end_lsn, MyLogicalRepWorker->relstate_lsn);
+	SpinLockRelease(&MyLogicalRepWorker->relmutex);
+	KdbSeenAheadOfOrigin(replorigin_session_origin, end_lsn);
+}
+
 /* The before_commit callback of apply.h. */
 void
 KdbSyncBeforeCommit(XLogRecPtr end_lsn)
 {
+	note_caught_up(end_lsn);
 	if (!KdbResolversActive(&KdbMyOptions->resolvers))
 	{
 		replorigin_session_origin = own_origin;

@@ -88,6 +88,7 @@ extern void KdbSyncOriginCreate(void);
 extern void KdbSyncOriginBegin(XLogRecPtr startpos);
 extern XLogRecPtr KdbSyncOriginResume(XLogRecPtr lsn);
 extern void KdbSyncOriginDrop(void);
+extern void KdbSyncNoteCopied(XLogRecPtr startpos);
 extern void KdbSyncStampCopy(void);
 extern void KdbSyncBeforeCommit(XLogRecPtr end_lsn);
 

@@ -108,6 +108,7 @@ copy_phase(const char *slotname)
 
 	remote_command("COMMIT",
 				   "table copy could not finish transaction on publisher");
+	KdbSyncNoteCopied(startpos);
 	KdbRestoreUser(&user);
 	table_close(rel, NoLock);
 

@@ -77,8 +77,8 @@ KdbCheckCapacity(KdbFindings *findings, PGconn *conn)
 				larger(MINIMUM, have.subscriptions + have.sync_workers),
 				"the subscriptions and their table copies");
 	check_limit(findings, "max_worker_processes", have.max_workers,
-				have.max_logical_workers + 1,
-				"the logical replication workers and their launcher");
+				have.max_logical_workers + 2,
+				"the logical replication workers, their launcher and the horizon worker");
 	check_limit(findings, "max_replication_slots", have.max_slots,
 				larger(MINIMUM, larger(have.slots, have.origins) + have.sync_workers),
 				"the slots of subscribers, the origins of subscriptions and table copies");

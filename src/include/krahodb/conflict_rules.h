@@ -86,6 +86,9 @@ typedef struct KdbLocalRow
 	/* Written by the node that the change comes from. */
 	bool		same_origin;
 
+	/* Written by another node, and the writer of the change surely had seen it. */
+	bool		seen;
+
 	/* Written earlier in the transaction that is being applied. */
 	bool		same_transaction;
 } KdbLocalRow;

@@ -55,6 +55,7 @@ typedef struct KdbSharedPeer
 	Oid			subid;
 	RepOriginId origin;			/* local origin of its changes, if known */
 	KdbPeerState state;
+	bool		excluded;		/* stale, and nothing of it is applied any more */
 	TimestampTz since;			/* in this state */
 	TimestampTz frontier;		/* all that it committed until then is applied; 0: unknown */
 	char		reason[256];	/* for people; may be empty */

@@ -16,6 +16,18 @@
 extern uint64 KdbOriginNode(RepOriginId origin);
 
 /*
+ * Since when the id stands for that node: commit records before this position of
+ * this server's log may be of another one.
+ */
+extern XLogRecPtr KdbOriginNodeSince(RepOriginId origin);
+
+/*
+ * How far the node's stream has been applied here by any subscription that there
+ * is; flush: and is durable.  Looks at all ids, so it is not for each change.
+ */
+extern XLogRecPtr KdbNodeProgress(uint64 node, bool flush);
+
+/*
  * Remember it, durably.  Does nothing if it is known already.  Takes a lock and
  * writes a file; errors are the file's.
  */

@@ -180,8 +180,12 @@ setting_expected(KdbConflictType type, int resolver, char expected)
 	return KdbResolverAllowed(type, (KdbResolver) resolver) == (expected != '.');
 }
 
+/*
+ * instead_seen: a row that the writer has seen counts as one that its own node has
+ * written.
+ */
 static void
-test_rule(const rule_test *test)
+test_rule(const rule_test *test, bool instead_seen)
 {
 	static const char *const operations[] = {"INSERT", "UPDATE", "DELETE"};
 	static const char *const states[] = {"absent", "live", "dead"};
@@ -192,7 +196,8 @@ test_rule(const rule_test *test)
 	local.state = test->state;
 	local.version = version_at(test->order);
 	local.version_known = (test->flags & VERSION_UNKNOWN) == 0;
-	local.same_origin = (test->flags & SAME_ORIGIN) != 0;
+	local.same_origin = (test->flags & SAME_ORIGIN) != 0 && !instead_seen;
+	local.seen = (test->flags & SAME_ORIGIN) != 0 && instead_seen;
 	local.same_transaction = (test->flags & SAME_TRANSACTION) != 0;
 
 	for (int i = 0; i < KDB_RESOLVERS; i++)
@@ -209,10 +214,11 @@ test_rule(const rule_test *test)
 	}
 
 	if (!ok(settings && strcmp(actual, test->expected) == 0,
-			"%s on %s row, version %+d%s%s%s", operations[test->operation],
+			"%s on %s row, version %+d%s%s%s%s", operations[test->operation],
 			states[test->state], test->order,
 			local.version_known ? "" : " unknown",
 			local.same_origin ? ", same origin" : "",
+			local.seen ? ", seen" : "",
 			local.same_transaction ? ", same transaction" : ""))
 		diag("expected %s, got %s", test->expected, actual);
 }
@@ -366,7 +372,11 @@ int
 main(void)
 {
 	for (size_t i = 0; i < sizeof(rule_tests) / sizeof(rule_tests[0]); i++)
-		test_rule(&rule_tests[i]);
+	{
+		test_rule(&rule_tests[i], false);
+		if ((rule_tests[i].flags & SAME_ORIGIN) != 0)
+			test_rule(&rule_tests[i], true);
+	}
 	for (size_t i = 0; i < sizeof(unique_tests) / sizeof(unique_tests[0]); i++)
 		test_unique(&unique_tests[i]);
 	test_names();
