@@ -38,10 +38,13 @@ fill_side(KdbConflictSide *side, TupleTableSlot *slot, const KdbLocalRow *row, O
 	side->index = index;
 }
 
+/* What is about rows in the way is reported before the row is written. */
 static TupleTableSlot *
-applied_row(const KdbConverge *c, KdbAction action)
+applied_row(KdbConverge *c, KdbAction action)
 {
-	return action == KDB_ACTION_INSERT || action == KDB_ACTION_UPDATE ? c->written : NULL;
+	if (action != KDB_ACTION_INSERT && action != KDB_ACTION_UPDATE)
+		return NULL;
+	return c->written ? c->written : KdbNewRow(c);
 }
 
 /* An update of the key is a deletion and an insertion. */

@@ -67,7 +67,6 @@ take_version(KdbLocalRow *row, const KdbVersionRecord *record)
 	row->version = record->version;
 	row->version_known = record->version.ts != 0 || record->version.node != 0;
 	row->same_transaction = record->own;
-	row->xid = InvalidTransactionId;	/* not that transaction's version */
 }
 
 static void
@@ -154,7 +153,6 @@ true_end(void *arg, KdbLocalRow *candidate)
 			continue;
 		if (first || KdbVersionCompare(record->version, candidate->version) > 0)
 			candidate->version = record->version;
-		candidate->xid = InvalidTransactionId;
 		first = false;
 	}
 }

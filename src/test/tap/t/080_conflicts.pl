@@ -183,7 +183,8 @@ sub write_both
 		on_subscriber($case->{local});
 		on_publisher($case->{remote}) if $remote_is_newer;
 	}
-	on_subscriber('VACUUM t') if grep { $_->{vacuum} } @cases;
+	# VACUUM leaves dead rows until the retention horizon has passed them; this does not.
+	on_subscriber('BEGIN; CREATE TEMP TABLE kept AS TABLE t; TRUNCATE t; INSERT INTO t TABLE kept; COMMIT') if grep { $_->{vacuum} } @cases;
 	return;
 }
 
@@ -195,7 +196,7 @@ sub run_round
 
 	foreach my $newer (0, 1)
 	{
-		# What is missing has no version, and its vacuum would take the dead rows.
+		# What is missing has no version, and emptying the table would take the dead rows.
 		foreach my $type (grep { !$newer || !/_missing$/ } @types)
 		{
 			my $n = $next += 10;
