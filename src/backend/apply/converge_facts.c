@@ -228,12 +228,16 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 {
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, which);
+	bool		new_key;
 
 	memset(local, 0, sizeof(KdbLocalRow));
 	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
 	pg_memory_barrier();
-	side->live = !is_new_key(c, side) && KdbFindRow(side->target, side->key);
-	if (side->live)
+	new_key = is_new_key(c, side);
+	side->live = !new_key && KdbFindRow(side->target, side->key);
+	if (new_key && !KdbVersionRecordsAny(side->target->relid, &side->target->records))
+		local->state = KDB_ROW_ABSENT;
+	else if (side->live)
 	{
 		side->tid = side->target->local->tts_tid;
 		KdbTrueVersion(c, side->target, side->target->local, local);
