@@ -213,6 +213,11 @@ extern void KdbApplyDelete(const KdbWireMessage *message);
 extern void KdbConvergeEnd(void);
 
 /*
+ * progress.c: all of the subscription's stream before it is applied; 0 if not known.
+ */
+extern XLogRecPtr KdbStreamDurable(Oid subid);
+
+/*
  * seen.c: nothing has been told by the publisher; SEEN message; had the writer of
  * this transaction surely seen the local row's version (another node's than its own)?
  */

@@ -116,6 +116,24 @@ KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now)
 		KdbProgressReport(received);
 }
 
+/* See apply_private.h. */
+XLogRecPtr
+KdbStreamDurable(Oid subid)
+{
+	XLogRecPtr	durable = InvalidXLogRecPtr;
+
+	for (int i = 0; i < KdbHorizon->nprogress; i++)
+	{
+		KdbSharedProgress *progress = &KdbHorizon->progress[i];
+
+		SpinLockAcquire(&progress->mutex);
+		if (progress->subid == subid)
+			durable = Max(durable, progress->durable);
+		SpinLockRelease(&progress->mutex);
+	}
+	return durable;
+}
+
 /* See apply.h. */
 bool
 KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result)

@@ -14,7 +14,9 @@
 #include "access/xact.h"
 #include "catalog/pg_subscription.h"
 #include "catalog/pg_subscription_rel.h"
+#include "fmgr.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -101,7 +103,7 @@ typedef struct Subscribed
 	bool		synchronised;
 } Subscribed;
 
-/* This database's subscriptions; in ApplyContext. */
+/* This database's subscriptions; in TopMemoryContext. */
 static Subscribed *subscribed = NULL;
 static int	nsubscribed = 0;
 static bool subscribed_valid = false;
@@ -130,7 +132,7 @@ add_subscribed(Oid subid)
 	char		name[NAMEDATALEN];
 
 	if (subscribed == NULL)
-		subscribed = MemoryContextAlloc(ApplyContext, sizeof(Subscribed));
+		subscribed = MemoryContextAlloc(TopMemoryContext, sizeof(Subscribed));
 	else
 		subscribed = repalloc(subscribed, (nsubscribed + 1) * sizeof(Subscribed));
 	snprintf(name, sizeof(name), "pg_%u", subid);
@@ -181,6 +183,14 @@ read_table_states(void)
 	table_close(rel, AccessShareLock);
 }
 
+/* By transactions that came, or by what the stream has passed without any. */
+static XLogRecPtr
+applied(const Subscribed *subscription)
+{
+	return Max(replorigin_get_progress(subscription->origin, false),
+			   KdbStreamDurable(subscription->subid));
+}
+
 /*
  * Another worker moves its progress before its rows become visible.  For the row
  * in question that does no harm: it has been looked at and locked by whoever asks,
@@ -208,8 +218,22 @@ KdbSeenProgress(uint64 node)
 		if (KdbOriginNode(subscription->origin) != node)
 			continue;
 		found = true;
-		progress = Min(progress, subscription->synchronised ?
-					   replorigin_get_progress(subscription->origin, false) : 0);
+		progress = Min(progress, subscription->synchronised ? applied(subscription) : 0);
 	}
 	return found ? progress : 0;
 }
+
+#ifdef KRAHODB_FAULT_POINTS
+
+/* For tests: KdbSeenProgress of a node, as text; the node as text too. */
+PG_FUNCTION_INFO_V1(krahodb_test_seen_progress);
+
+Datum
+krahodb_test_seen_progress(PG_FUNCTION_ARGS)
+{
+	uint64		node = strtou64(text_to_cstring(PG_GETARG_TEXT_PP(0)), NULL, 10);
+
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf(UINT64_FORMAT, KdbSeenProgress(node))));
+}
+
+#endif							/* KRAHODB_FAULT_POINTS */

@@ -351,9 +351,9 @@ static int
 build_vector(LogicalDecodingContext *ctx, KdbSeenEntry **result)
 {
 	KdbOutputSeen *seen = KdbOutputOf(ctx)->seen;
-	KdbSeenAheadEntry *ahead = palloc(KDB_SEEN_AHEAD_MAX * sizeof(KdbSeenAheadEntry));
-	KdbSeenEntry *entries = palloc((seen->norigins + KDB_SEEN_AHEAD_MAX) * sizeof(KdbSeenEntry));
-	int			nahead = KdbSeenAheadList(ahead);
+	KdbSeenAheadEntry *ahead;
+	int			nahead = KdbSeenAheadList(&ahead);
+	KdbSeenEntry *entries = palloc((seen->norigins + nahead) * sizeof(KdbSeenEntry) + 1);
 	int			nstreams;
 	int			n = 0;
 

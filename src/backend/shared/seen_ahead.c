@@ -131,13 +131,14 @@ KdbSeenAheadGeneration(void)
 }
 
 int
-KdbSeenAheadList(KdbSeenAheadEntry *result)
+KdbSeenAheadList(KdbSeenAheadEntry **result)
 {
 	int			n;
 
 	LWLockAcquire(&ahead->lock, LW_SHARED);
 	n = ahead->nentries;
-	memcpy(result, ahead->entries, n * sizeof(KdbSeenAheadEntry));
+	*result = palloc(n * sizeof(KdbSeenAheadEntry) + 1);
+	memcpy(*result, ahead->entries, n * sizeof(KdbSeenAheadEntry));
 	LWLockRelease(&ahead->lock);
 	return n;
 }
@@ -252,7 +253,7 @@ append_text(StringInfo text, uint64 node, XLogRecPtr lsn)
 char *
 KdbSeenText(uint64 own_node)
 {
-	KdbSeenAheadEntry *entries = palloc(KDB_SEEN_AHEAD_MAX * sizeof(KdbSeenAheadEntry));
+	KdbSeenAheadEntry *entries;
 	StringInfoData text;
 	int			n;
 
@@ -265,7 +266,7 @@ KdbSeenText(uint64 own_node)
 		if (node != 0)
 			append_text(&text, node, replorigin_get_progress((RepOriginId) origin, false));
 	}
-	n = KdbSeenAheadList(entries);
+	n = KdbSeenAheadList(&entries);
 	for (int i = 0; i < n; i++)
 		append_text(&text, node_of(&entries[i]), entries[i].lsn);
 	pfree(entries);

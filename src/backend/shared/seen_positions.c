@@ -27,9 +27,10 @@
  * the progress before it ends.  Prepared transactions count as running.  What was
  * copied or caught up by a synchronisation worker moves no progress and may be
  * ahead of it, but is noted in seen_ahead.c before it commits.  Marks are made by apply
- * workers, one a second at most, and thinned out with age: they are for
- * rows at which nobody has been for a while, and it is enough if they are not much
- * later than the row.
+ * workers, one a second at most, by local commits when many transaction ids have
+ * passed since the last one, and for a question that has no answer without.  They are
+ * thinned out with age: they are for rows at which nobody has been for a while, and
+ * it is enough if they are not much later than the row.
  *
  * Nothing of this is durable.  After a restart the first mark of a worker covers
  * all that was there.
@@ -64,6 +65,7 @@
 #define MAX_CHILDREN	4096	/* subtransactions that are entered */
 #define MARKS			64		/* per origin */
 #define MARK_EVERY_MS	1000
+#define MARK_EVERY_XIDS (POSITIONS / 8)
 #define MARK_MAX_AGE	(1 << 30)	/* in transaction ids */
 
 typedef struct Position
@@ -93,7 +95,8 @@ typedef struct OriginMarks
 	bool		used;
 	RepOriginId origin;			/* 0: local transactions */
 	uint64		node;			/* at the time of the marks */
-	TimestampTz last_time;
+	TimestampTz last_time;		/* these two are hints: without the mutex */
+	TransactionId last_xid;
 	int			nmarks;
 	Mark		marks[MARKS];	/* both members ascending */
 } OriginMarks;
@@ -108,6 +111,8 @@ typedef struct SeenPositions
 } SeenPositions;
 
 static SeenPositions *seen = NULL;
+
+static void mark_if_late(TransactionId xid);
 
 static int
 max_origins(void)
@@ -207,8 +212,11 @@ positions_xact_callback(XactEvent event, void *arg)
 	if (event != XACT_EVENT_COMMIT || !recording())
 		return;
 	xid = GetTopTransactionIdIfAny();
-	if (TransactionIdIsValid(xid))
-		enter_committed(xid);
+	if (!TransactionIdIsValid(xid))
+		return;
+	enter_committed(xid);
+	if (replorigin_session_origin == InvalidRepOriginId)
+		mark_if_late(xid);
 }
 
 void
@@ -259,9 +267,9 @@ KdbPreparedTransactionId(const char *gid)
 
 /* ---- marks ---- */
 
-/* The marks of an origin, made if make is set and there is room. */
+/* The marks of an origin, or NULL if there is no room for more. */
 static OriginMarks *
-find_marks(RepOriginId origin, bool make)
+find_marks(RepOriginId origin)
 {
 	OriginMarks *result = NULL;
 
@@ -272,12 +280,9 @@ find_marks(RepOriginId origin, bool make)
 
 		if (marks->used && marks->origin != origin)
 			continue;
-		if (marks->used || make)
-		{
-			marks->used = true;
-			marks->origin = origin;
-			result = marks;
-		}
+		marks->used = true;
+		marks->origin = origin;
+		result = marks;
 		break;
 	}
 	SpinLockRelease(&seen->origins_mutex);
@@ -329,15 +334,11 @@ add_mark(OriginMarks *marks, Mark mark)
 }
 
 static void
-mark_origin(RepOriginId origin, TimestampTz now)
+mark_origin(OriginMarks *marks, RepOriginId origin)
 {
-	OriginMarks *marks = find_marks(origin, true);
 	uint64		node = KdbOriginNode(origin);
 	Mark		mark;
 
-	if (marks == NULL ||
-		(marks->last_time <= now && marks->last_time + MARK_EVERY_MS * INT64CONST(1000) > now))
-		return;
 	mark.xid = GetOldestActiveTransactionId();
 	if (origin == InvalidRepOriginId)
 		mark.lsn = GetXLogInsertRecPtr();
@@ -345,13 +346,36 @@ mark_origin(RepOriginId origin, TimestampTz now)
 		mark.lsn = Max(replorigin_get_progress(origin, false), KdbSeenAheadOrigin(origin));
 
 	SpinLockAcquire(&marks->mutex);
-	if (marks->node != node || marks->origin != origin)
+	if (marks->node != node)
 		marks->nmarks = 0;
 	marks->node = node;
-	marks->last_time = now;
 	if (mark.lsn != InvalidXLogRecPtr)
 		add_mark(marks, mark);
 	SpinLockRelease(&marks->mutex);
+}
+
+static void
+mark_if_due(RepOriginId origin, TimestampTz now)
+{
+	OriginMarks *marks = find_marks(origin);
+
+	if (marks == NULL ||
+		(marks->last_time <= now && marks->last_time + MARK_EVERY_MS * INT64CONST(1000) > now))
+		return;
+	marks->last_time = now;
+	mark_origin(marks, origin);
+}
+
+/* A local transaction has committed. */
+static void
+mark_if_late(TransactionId xid)
+{
+	OriginMarks *marks = find_marks(InvalidRepOriginId);
+
+	if (marks == NULL || (int32) (xid - marks->last_xid) < MARK_EVERY_XIDS)
+		return;
+	marks->last_xid = xid;
+	mark_origin(marks, InvalidRepOriginId);
 }
 
 void
@@ -359,19 +383,16 @@ KdbSeenMark(RepOriginId origin, TimestampTz now)
 {
 	if (!recording())
 		return;
-	mark_origin(InvalidRepOriginId, now);
-	mark_origin(origin, now);
+	mark_if_due(InvalidRepOriginId, now);
+	mark_if_due(origin, now);
 }
 
 /* The least marked position that is a bound for xid, or UINT64_MAX. */
 static uint64
-marked_bound(TransactionId xid, RepOriginId origin, uint64 node)
+search_marks(OriginMarks *marks, TransactionId xid, uint64 node)
 {
-	OriginMarks *marks = find_marks(origin, false);
 	uint64		bound = UINT64_MAX;
 
-	if (marks == NULL)
-		return bound;
 	SpinLockAcquire(&marks->mutex);
 	for (int i = marks->nmarks - 1; i >= 0 && marks->node == node; i--)
 	{
@@ -380,6 +401,24 @@ marked_bound(TransactionId xid, RepOriginId origin, uint64 node)
 		bound = marks->marks[i].lsn;
 	}
 	SpinLockRelease(&marks->mutex);
+	return bound;
+}
+
+/* If there is none yet, as of now. */
+static uint64
+marked_bound(TransactionId xid, RepOriginId origin, uint64 node)
+{
+	OriginMarks *marks = find_marks(origin);
+	uint64		bound;
+
+	if (marks == NULL)
+		return UINT64_MAX;
+	bound = search_marks(marks, xid, node);
+	if (bound == UINT64_MAX)
+	{
+		mark_origin(marks, origin);
+		bound = search_marks(marks, xid, node);
+	}
 	return bound;
 }
 

@@ -109,8 +109,8 @@ typedef struct KdbSeenAheadEntry
 
 #define KDB_SEEN_AHEAD_MAX	1024
 
-/* All that was noted; result has room for KDB_SEEN_AHEAD_MAX. */
-extern int	KdbSeenAheadList(KdbSeenAheadEntry *result);
+/* All that was noted, palloc'd; returns the number. */
+extern int	KdbSeenAheadList(KdbSeenAheadEntry **result);
 
 /* ---- for shared.c and _PG_init ---- */
 extern Size KdbSeenAheadSize(void);

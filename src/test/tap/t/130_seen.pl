@@ -300,6 +300,23 @@ sub told
 		'the vector grows exactly with what was applied, and is told when it has changed');
 }
 
+# ---- this node's progress ----------------------------------------------------------
+
+{
+	sql($n2, q{CREATE FUNCTION seen_progress(text) RETURNS text LANGUAGE C STRICT AS 'krahodb', 'krahodb_test_seen_progress'});
+	my $progress = sub { return sql($n2, "SELECT seen_progress('$_[0]')"); };
+
+	is($progress->($id{n2}), '18446744073709551615', 'a node has all of its own');
+	is($progress->('12345'), 0, 'and nothing of one that it does not know');
+	write_from($n1, 'plain');
+	cmp_ok($progress->($id{n1}), '>=', applied('n1'), 'and what it has applied');
+	my $idle = $n3->lsn('insert');
+	$n3->wait_for_catchup('n2_n3', 'replay', $idle);
+	ok($n2->poll_query_until('postgres', "SELECT seen_progress('$id{n3}')::numeric >= " . lsn_value($idle)),
+		'and what the stream has passed without a transaction');
+	cmp_ok($progress->($id{n3}), '<=', lsn_value($n3->lsn('insert')), 'but no more than there is');
+}
+
 # ---- restarts --------------------------------------------------------------------
 
 # The slot is moved on, so that a session does not read what was applied before.

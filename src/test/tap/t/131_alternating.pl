@@ -106,6 +106,19 @@ INSERT INTO item VALUES (:id, :client_id) ON CONFLICT DO NOTHING;
 is(conflicts(), 0, 'nor are edits while others write');
 round($nodes[0], "UPDATE item SET v = 'quiet' WHERE id = 8");
 
+# A row that many transactions have left behind.
+round($nodes[0], "UPDATE item SET v = 'old' WHERE id = 10");
+round($nodes[1], "UPDATE item SET v = 'old' WHERE id = 3");
+append_to_file("$script.burn", 'SELECT txid_current();');
+$nodes[0]->command_ok(
+	[ 'pgbench', '-n', '-c', '4', '-t', '9000', '-f', "$script.burn", '-h', $nodes[0]->host,
+		'-p', $nodes[0]->port, 'postgres' ],
+	'many transactions');
+round($nodes[0], "INSERT INTO item VALUES (11, 'another')");
+round($nodes[1], "UPDATE item SET v = 'after many' WHERE id = 10");
+round($nodes[2], "UPDATE item SET v = 'after many' WHERE id = 3");
+is(conflicts(), 0, 'nor are those of rows that were left alone for long');
+
 # A walsender that was restarted knows little until it has read something; what it
 # does not know is a conflict, and is resolved like one: nothing may differ.
 foreach my $node (@nodes)
