@@ -26,6 +26,7 @@ static int	version_num;
 
 /* Its show hook says what it is. */
 static char *frontiers;
+static char *frontiers_now;
 
 static char *seen_setting;
 static char *node_setting;
@@ -102,6 +103,15 @@ KdbGucInit(void)
 							   PGC_INTERNAL,
 							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
 							   NULL, NULL, KdbShowFrontiers);
+
+	DefineCustomStringVariable("krahodb.frontiers_now",
+							   "Shows the same as krahodb.frontiers, and has this server find out how far it is.",
+							   "For subscribers to this server.",
+							   &frontiers_now,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, KdbShowFrontiersNow);
 
 	DefineCustomStringVariable("krahodb.seen",
 							   "Shows how far this database has seen the streams of other nodes, and its own position.",
