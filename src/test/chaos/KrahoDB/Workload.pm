@@ -25,7 +25,9 @@ my $KEYS = 60;
 sub upsert
 {
 	my ($table, $key, $value, $set) = @_;
-	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT DO NOTHING" if !$set;
+	my $arbiter = $table =~ /^(deferred|booking)$/ ? '(id)' : '';	# the others cannot be
+
+	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT $arbiter DO NOTHING" if !$set;
 	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT ("
 	  . ($table =~ /^(composite|partitioned)$/ ? 'a, b' : 'id') . ") DO UPDATE SET $set";
 }
