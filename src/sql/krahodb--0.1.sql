@@ -114,6 +114,20 @@ CREATE VIEW conflict_stats AS
 	LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 	WHERE k.subid = 0 OR (s.oid IS NOT NULL AND c.oid IS NOT NULL);
 
+-- The identity of this database as a node, as it stands in row versions.
+CREATE FUNCTION node_identity()
+RETURNS numeric
+LANGUAGE SQL STABLE
+AS $$ SELECT pg_catalog.split_part(pg_catalog.current_setting('krahodb.node'), '/', 1)::pg_catalog.numeric $$;
+
+-- For copies of a server that cannot be noticed (storage snapshots): all databases of
+-- this server are other nodes from its next start on.
+CREATE FUNCTION reset_node_identity()
+RETURNS void
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_reset_node_identity';
+REVOKE ALL ON FUNCTION reset_node_identity() FROM PUBLIC;
+
 -- Counters of this database, and those for the rest, start at nothing again.
 CREATE FUNCTION reset_conflict_stats()
 RETURNS void
@@ -243,8 +257,8 @@ GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
 GRANT SELECT ON subscriptions, tables, clock, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
--- The retention horizon: until when all changes of all peers have come, and which
--- peer it waits for.  One row for each subscription of the server that resolves
+-- The retention horizon: until when all changes of all nodes have come, here and to all
+-- peers, and which peer it waits for.  One row for each subscription of the server that resolves
 -- conflicts.  xmin is the oldest transaction whose deleted rows vacuum keeps.
 CREATE FUNCTION horizon_state(OUT horizon timestamptz, OUT xmin xid)
 RETURNS record
@@ -256,6 +270,7 @@ CREATE FUNCTION horizon_peers(
 	OUT state text,
 	OUT since timestamptz,
 	OUT applied_until timestamptz,
+	OUT received_until timestamptz,
 	OUT reason text)
 RETURNS SETOF record
 LANGUAGE C STRICT VOLATILE
@@ -272,6 +287,7 @@ CREATE VIEW horizon AS
 		p.state,
 		p.since,
 		p.applied_until,
+		p.received_until,
 		p.reason
 	FROM krahodb.horizon_state() h
 	CROSS JOIN krahodb.horizon_peers() p

@@ -135,9 +135,14 @@ extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
 extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
-/* progress.c: for the retention horizon; only apply workers report. */
+/*
+ * progress.c: for the retention horizon; only apply workers report.  Clear: a worker
+ * is about to take that slot of the engine's array.  SeenUntil: see KdbSetStreamSeenUntil.
+ */
+extern void KdbProgressClear(int slot);
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
+extern TimestampTz KdbProgressSeenUntil(void);
 extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */
