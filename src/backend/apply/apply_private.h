@@ -142,11 +142,12 @@ extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
 /*
  * progress.c: for the retention horizon; only apply workers report.  Clear: a worker
- * is about to take that slot of the engine's array.
+ * is about to take that slot of the engine's array.  SeenUntil: see KdbSetStreamSeenUntil.
  */
 extern void KdbProgressClear(int slot);
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
+extern TimestampTz KdbProgressSeenUntil(void);
 extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */

@@ -114,6 +114,7 @@ static void
 begin_transaction(void)
 {
 	static bool registered = false;
+	TimestampTz seen_until;
 
 	if (!registered)
 		before_shmem_exit(leave, (Datum) 0);
@@ -121,7 +122,8 @@ begin_transaction(void)
 	memset(&context, 0, sizeof(context));
 	context.version.ts = KdbApply.remote_commit_time;
 	context.version.node = KdbApply.remote_node;
-	context.horizon = INT64_MIN;
+	seen_until = KdbProgressSeenUntil();
+	context.horizon = seen_until != 0 ? seen_until : INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
 	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
@@ -214,10 +216,10 @@ merge(KdbConverge *c)
 	context.resolvers = &target->resolvers;
 
 	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
+	KdbStartLook(c);
 	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
 	c->context = &context;
 	c->holders = holders;
-	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
 	write.unique = target->has_unique;

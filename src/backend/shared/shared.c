@@ -57,6 +57,7 @@ start_shared(void)
 	{
 		pg_atomic_init_u64(&KdbShared->clock_max, 0);
 		pg_atomic_init_u32(&KdbShared->clock_enforced, 1);
+		pg_atomic_init_u32(&KdbShared->clock_committing, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
