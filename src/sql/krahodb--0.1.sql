@@ -257,8 +257,8 @@ GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
 GRANT SELECT ON subscriptions, tables, clock, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
--- The retention horizon: until when all changes of all peers have come, and which
--- peer it waits for.  One row for each subscription of the server that resolves
+-- The retention horizon: until when all changes of all nodes have come, here and to all
+-- peers, and which peer it waits for.  One row for each subscription of the server that resolves
 -- conflicts.  xmin is the oldest transaction whose deleted rows vacuum keeps.
 CREATE FUNCTION horizon_state(OUT horizon timestamptz, OUT xmin xid)
 RETURNS record
@@ -270,6 +270,7 @@ CREATE FUNCTION horizon_peers(
 	OUT state text,
 	OUT since timestamptz,
 	OUT applied_until timestamptz,
+	OUT received_until timestamptz,
 	OUT reason text)
 RETURNS SETOF record
 LANGUAGE C STRICT VOLATILE
@@ -286,6 +287,7 @@ CREATE VIEW horizon AS
 		p.state,
 		p.since,
 		p.applied_until,
+		p.received_until,
 		p.reason
 	FROM krahodb.horizon_state() h
 	CROSS JOIN krahodb.horizon_peers() p

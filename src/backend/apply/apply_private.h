@@ -8,6 +8,7 @@
  *	retry.c			starting again at once after a deadlock and the like
  *	subscription.c	MySubscription and KdbMyOptions, re-read on change
  *	loop.c			receive, wait, time out
+ *	frame.c			payloads of the stream, plain or compressed
  *	feedback.c		what is flushed locally, and telling the publisher
  *	dispatch.c		one message: decode, then to the function for its type
  *	transaction.c	begin, commit, two-phase, origin position
@@ -50,6 +51,7 @@
 #include "utils/rel.h"
 
 #include "krahodb/apply.h"
+#include "krahodb/compress.h"
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_rules.h"
 #include "krahodb/options.h"
@@ -114,6 +116,11 @@ extern void KdbApplyStreamStart(const KdbWireMessage *message);
 extern void KdbApplyStreamStop(const KdbWireMessage *message);
 extern void KdbApplyStreamAbort(const KdbWireMessage *message);
 
+/* frame.c: at the start of the stream, then for each payload. */
+extern void KdbApplyFramesStart(KdbCompression compression);
+extern bool KdbApplyFrameOpen(const char *payload, size_t len, const char **raw,
+							  size_t *raw_len, KdbWireError *error);
+
 /*
  * dispatch.c: data is one message, without frame.  KdbApplyMessageContext is
  * reset behind it.
@@ -135,11 +142,12 @@ extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
 /*
  * progress.c: for the retention horizon; only apply workers report.  Clear: a worker
- * is about to take that slot of the engine's array.
+ * is about to take that slot of the engine's array.  SeenUntil: see KdbSetStreamSeenUntil.
  */
 extern void KdbProgressClear(int slot);
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
+extern TimestampTz KdbProgressSeenUntil(void);
 extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */

@@ -114,6 +114,7 @@ static void
 begin_transaction(void)
 {
 	static bool registered = false;
+	TimestampTz seen_until;
 
 	if (!registered)
 		before_shmem_exit(leave, (Datum) 0);
@@ -121,7 +122,8 @@ begin_transaction(void)
 	memset(&context, 0, sizeof(context));
 	context.version.ts = KdbApply.remote_commit_time;
 	context.version.node = KdbApply.remote_node;
-	context.horizon = INT64_MIN;
+	seen_until = KdbProgressSeenUntil();
+	context.horizon = seen_until != 0 ? seen_until : INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
 	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);

@@ -118,6 +118,13 @@ typedef struct KdbStreamProgress
 } KdbStreamProgress;
 
 extern bool KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result);
+
+/*
+ * For the horizon worker: what comes by that stream was written by who had applied
+ * all changes until that time (0: not known).
+ */
+extern void KdbSetStreamSeenUntil(Oid subid, uint32 stream, TimestampTz seen_until);
+
 extern uint32 KdbStreamHash(const char *conninfo, const char *slotname);
 
 /*
