@@ -8,6 +8,7 @@
  *	retry.c			starting again at once after a deadlock and the like
  *	subscription.c	MySubscription and KdbMyOptions, re-read on change
  *	loop.c			receive, wait, time out
+ *	frame.c			payloads of the stream, plain or compressed
  *	feedback.c		what is flushed locally, and telling the publisher
  *	dispatch.c		one message: decode, then to the function for its type
  *	transaction.c	begin, commit, two-phase, origin position
@@ -52,6 +53,7 @@
 #include "utils/rel.h"
 
 #include "krahodb/apply.h"
+#include "krahodb/compress.h"
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_rules.h"
 #include "krahodb/options.h"
@@ -115,6 +117,11 @@ extern void KdbSpoolForget(TransactionId xid);
 extern void KdbApplyStreamStart(const KdbWireMessage *message);
 extern void KdbApplyStreamStop(const KdbWireMessage *message);
 extern void KdbApplyStreamAbort(const KdbWireMessage *message);
+
+/* frame.c: at the start of the stream, then for each payload. */
+extern void KdbApplyFramesStart(KdbCompression compression);
+extern bool KdbApplyFrameOpen(const char *payload, size_t len, const char **raw,
+							  size_t *raw_len, KdbWireError *error);
 
 /*
  * dispatch.c: data is one message, without frame.  KdbApplyMessageContext is
