@@ -22,6 +22,7 @@
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
  *	walk.c			the same for keys in ascending order, without a descent for each
+ *	recall.c		the same for rows that were written lately
  *	row.c			INSERT, UPDATE, DELETE
  *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules

@@ -77,6 +77,13 @@ typedef struct KdbWalk
 	int			rows;			/* found */
 } KdbWalk;
 
+/* Where rows are that this worker has written lately; recall.c. */
+typedef struct KdbRecall
+{
+	struct KdbRecallPlace *places;	/* kept; NULL if there are none yet */
+	BlockNumber blocks;			/* the table has at least that many, in this transaction */
+} KdbRecall;
+
 typedef struct KdbApplyTarget
 {
 	Oid			relid;			/* hash key */
@@ -129,6 +136,7 @@ typedef struct KdbApplyTarget
 	int			scan_rows;		/* looked up by this scan */
 	SnapshotData dirty;
 	KdbWalk		walk;			/* on the identity index, too */
+	KdbRecall	recall;
 	AclMode		checked;		/* privileges verified in this transaction */
 	dlist_node	open_link;
 } KdbApplyTarget;
@@ -210,6 +218,13 @@ extern void KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local,
  * Not locked.
  */
 extern bool KdbFindRow(KdbApplyTarget *target, TupleTableSlot *search);
+
+/*
+ * recall.c: find the row of the key in "search" if this worker has written it lately;
+ * false says nothing.  Put: the row in the (virtual) slot was just written.
+ */
+extern bool KdbRecallFind(KdbApplyTarget *target, TupleTableSlot *search);
+extern void KdbRecallPut(KdbApplyTarget *target, TupleTableSlot *slot);
 
 /*
  * walk.c: find the row of the key on the identity index if keys come in ascending order;
