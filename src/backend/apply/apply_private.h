@@ -166,6 +166,9 @@ extern void KdbRetryStarting(void);
 extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(void);
 
+/* Is the remote transaction tried again that an earlier worker could not finish? */
+extern bool KdbRetrying(void);
+
 /* subscription.c */
 extern void KdbSubscriptionLoad(void);
 extern void KdbSubscriptionReread(void);

@@ -61,8 +61,8 @@ fill_key(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
 	return true;
 }
 
-static Relation
-identity_relation(KdbApplyTarget *target)
+Relation
+KdbIdentityIndex(KdbApplyTarget *target)
 {
 	KdbTargetOpenIndexes(target);
 	for (int i = 0; i < target->nindexes; i++)
@@ -80,7 +80,7 @@ static bool
 visible_by_index(KdbApplyTarget *target, ScanKeyData *key)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	IndexScanDesc scan = index_beginscan(target->rel, identity_relation(target),
+	IndexScanDesc scan = index_beginscan(target->rel, KdbIdentityIndex(target),
 										 snapshot, target->nkeys, 0);
 	bool		found;
 
@@ -110,7 +110,7 @@ restart_scan(KdbApplyTarget *target, ScanKeyData *key)
 	if (target->scan == NULL)
 	{
 		InitDirtySnapshot(target->dirty);
-		target->scan = index_beginscan(target->rel, identity_relation(target),
+		target->scan = index_beginscan(target->rel, KdbIdentityIndex(target),
 									   &target->dirty, target->nkeys, 0);
 		target->scan_rows = 0;
 	}
@@ -139,7 +139,7 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 		return false;
 	if (KdbRecallFind(target, search))
 		return true;
-	if (KdbWalkFind(target, identity_relation(target), key))
+	if (KdbWalkFind(target, KdbIdentityIndex(target), key))
 		return true;
 	for (;;)
 	{
@@ -288,7 +288,7 @@ KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row)
 
 	if (!OidIsValid(target->identity_index) || !fill_key(target, search, key))
 		return false;
-	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+	return KdbFindDeadRow(target->rel, KdbIdentityIndex(target), key, target->nkeys,
 						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
 						  NULL, NULL);
 }
@@ -302,7 +302,7 @@ KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *ro
 
 	if (!fill_key(target, search, key))
 		return false;
-	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+	return KdbFindDeadRow(target->rel, KdbIdentityIndex(target), key, target->nkeys,
 						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
 						  truth, arg);
 }
@@ -329,5 +329,5 @@ KdbKeyHasTuples(KdbApplyTarget *target, TupleTableSlot *search)
 	ScanKeyData key[INDEX_MAX_KEYS];
 
 	return fill_key(target, search, key) &&
-		KdbIndexHasTuples(target, identity_relation(target), key, target->nkeys);
+		KdbIndexHasTuples(target, KdbIdentityIndex(target), key, target->nkeys);
 }

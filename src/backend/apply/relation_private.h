@@ -233,6 +233,14 @@ extern void KdbRecallPut(KdbApplyTarget *target, TupleTableSlot *slot);
 extern bool KdbWalkFind(KdbApplyTarget *target, Relation index, const ScanKeyData *key);
 extern void KdbWalkEnd(KdbApplyTarget *target);
 
+/*
+ * Does the identity index surely have nothing from the least to the greatest key of
+ * these rows, dead or alive?
+ */
+extern bool KdbNothingBetween(KdbApplyTarget *target, TupleTableSlot **slots, int n);
+
+extern Relation KdbIdentityIndex(KdbApplyTarget *target);
+
 /* Lock the row in target->local; false if it has changed meanwhile. */
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
 
@@ -320,6 +328,8 @@ extern bool KdbUniqueDependsOn(KdbApplyTarget *target, const Bitmapset *columns)
  */
 extern void KdbConvergeInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  KdbRemoteRow *row);
+extern void KdbConvergeInserts(KdbApplyRelation *rel, KdbApplyTarget *target,
+							   TupleTableSlot **slots, int n);
 extern void KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  TupleTableSlot *old, bool old_is_full);
 extern void KdbConvergeDelete(KdbApplyRelation *rel, KdbApplyTarget *target,
