@@ -33,11 +33,12 @@ KdbMergeEvent(void)
 	pg_atomic_fetch_add_u64(&KdbShared->merge_events, 1);
 }
 
-static void
-add_record(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
-		   KdbVersionRecordKind kind, KdbVersion version)
+/* See converge_private.h. */
+void
+KdbAddRecord(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
+			 KdbVersionRecordKind kind, KdbVersion version, bytea *merged)
 {
-	KdbVersionRecord record = {kind, version, c->context->version, true};
+	KdbVersionRecord record = {kind, version, c->context->version, true, merged};
 
 	KdbVersionRecordAdd(target->relid, &record, key, InvalidOid, NULL);
 }
@@ -48,9 +49,9 @@ note_death(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
 		   KdbVersion version, bool remember)
 {
 	if (remember)
-		add_record(c, target, key, KDB_RECORD_KILLED, version);
+		KdbAddRecord(c, target, key, KDB_RECORD_KILLED, version, NULL);
 	else if (KdbKilledBefore(c, target, key))
-		add_record(c, target, key, KDB_RECORD_DEAD, version);
+		KdbAddRecord(c, target, key, KDB_RECORD_DEAD, version, NULL);
 	KdbMergeEvent();
 }
 
@@ -163,7 +164,7 @@ note_truth(KdbConverge *c, const KdbMergePut *put)
 	if (!put->remember)
 		return;
 	KdbKeyOfRow(side->target, side->key, &key);
-	add_record(c, side->target, &key, KDB_RECORD_TRUTH, put->version);
+	KdbAddRecord(c, side->target, &key, KDB_RECORD_TRUTH, put->version, NULL);
 }
 
 /* Has another worker meanwhile remembered something that beats the inserted row? */
@@ -178,6 +179,8 @@ is_overtaken(KdbConverge *c, KdbVersion version)
 		return false;
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
 		!dead.same_transaction && KdbVersionCompare(dead.version, version) > 0)
+		return true;
+	if (KdbMergedOvertaken(c))
 		return true;
 	c->unclaimed = false;
 	return side->target->has_unique &&
@@ -242,6 +245,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		complete_row(c);
 		complete_local_columns(c);
 	}
+	KdbMergedBeforePut(c, put, slot, NULL);
 	if (KdbHasBeforeInsertTriggers(target) && !c->triggers_fired)
 	{
 		c->triggers_fired = true;
@@ -260,6 +264,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	}
 	note_truth(c, put);
+	KdbMergedAfterPut(c);
 	return KDB_MERGE_DONE;
 }
 
@@ -292,7 +297,11 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	if (c->key_changed)
 		complete_row(c);
-	KdbMergeRow(target->merged, target->local, c->row);
+	if (put->chosen == KDB_PART_LOCAL)
+		ExecCopySlot(target->merged, target->local);
+	else
+		KdbMergeRow(target->merged, target->local, c->row);
+	KdbMergedBeforePut(c, put, target->merged, target->local);
 	KdbComputeGenerated(target, target->merged);
 	if (target->has_unique)
 		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
@@ -306,6 +315,7 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	c->written = target->merged;
 	note_truth(c, put);
+	KdbMergedAfterPut(c);
 	return KDB_MERGE_DONE;
 }
 
@@ -353,7 +363,7 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 	KdbRecordedKey key;
 
 	KdbKeyOfRow(side->target, side->key, &key);
-	add_record(c, side->target, &key, KDB_RECORD_DEAD, version);
+	KdbAddRecord(c, side->target, &key, KDB_RECORD_DEAD, version, NULL);
 	KdbMergeEvent();
 
 	/* Somebody may have inserted it meanwhile. */

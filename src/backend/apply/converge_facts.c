@@ -105,6 +105,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 				InvalidRepOriginId : KdbApply.origin;
 			break;
 		case KDB_RECORD_CLAIM:
+		case KDB_RECORD_MERGED:
 			break;
 	}
 }
@@ -231,6 +232,7 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 	bool		new_key;
 
 	memset(local, 0, sizeof(KdbLocalRow));
+	KdbMergedForget(c);
 	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
 	pg_memory_barrier();
 	new_key = is_new_key(c, side);
