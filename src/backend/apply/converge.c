@@ -186,10 +186,10 @@ merge(KdbConverge *c)
 	context.resolvers = &target->resolvers;
 
 	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
+	KdbStartLook(c);
 	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
 	c->context = &context;
 	c->holders = holders;
-	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
 	write.unique = target->has_unique;

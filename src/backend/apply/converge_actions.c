@@ -9,10 +9,18 @@
  * of another one that remembers the deletion of that key, which it has not found.
  * So each does its part first and looks then: who buries a key or claims values
  * looks for live rows once more afterwards, with a dirty snapshot, and takes away
- * what is older; who inserts looks at a counter of such events afterwards, and if
- * it has moved, for deletions and claims, records of running transactions
+ * what is older; who writes a row looks at a counter of such events afterwards, and
+ * if it has moved, for deletions and claims, records of running transactions
  * included.  Whatever the order, one of the two finds the other; if both do, they
  * wait for each other, which the deadlock detector ends.
+ *
+ * A user's transaction that has inserted and deleted the key, or taken and given
+ * back a unique value, between the look and the write is no such event.  It moves
+ * the number of the clock rule, which is looked at likewise.
+ *
+ * A row that is found to be overtaken is taken back: an inserted one is deleted
+ * again, an overwritten one is rolled back with its subtransaction.  Then the rules
+ * start again.  src/test/tap/t/152_two_workers.pl forces each order.
  */
 #include "postgres.h"
 
@@ -22,6 +30,8 @@
 #include "miscadmin.h"
 #include "utils/snapmgr.h"
 
+#include "krahodb/clock.h"
+#include "krahodb/fault.h"
 #include "krahodb/shared.h"
 
 #include "converge_private.h"
@@ -167,15 +177,27 @@ note_truth(KdbConverge *c, const KdbMergePut *put)
 	KdbAddRecord(c, side->target, &key, KDB_RECORD_TRUTH, put->version, NULL);
 }
 
-/* Has another worker meanwhile remembered something that beats the inserted row? */
+/* Is there still nothing newer than what was found when the key was looked at? */
+static bool
+is_undisturbed(KdbConverge *c, KdbVersion version)
+{
+	uint64		clock;
+
+	pg_memory_barrier();
+	if (pg_atomic_read_u64(&KdbShared->merge_events) != c->events)
+		return false;
+	clock = KdbClockMark();
+	return clock != 0 && (clock == c->clock || (TimestampTz) clock < version.ts);
+}
+
+/* Has somebody meanwhile done something that beats the inserted row? */
 static bool
 is_overtaken(KdbConverge *c, KdbVersion version)
 {
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbLocalRow dead = {0};
 
-	pg_memory_barrier();
-	if (pg_atomic_read_u64(&KdbShared->merge_events) == c->events)
+	if (is_undisturbed(c, version))
 		return false;
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
 		!dead.same_transaction && KdbVersionCompare(dead.version, version) > 0)
@@ -187,6 +209,7 @@ is_overtaken(KdbConverge *c, KdbVersion version)
 		KdbFactNewerClaim(c, KDB_PART_WRITTEN, version);
 }
 
+/* The row is to be deleted, and gone for whoever looks for it next: a command each. */
 static void
 take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 {
@@ -194,6 +217,7 @@ take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 	c->context->newest = false;
 	if (!delete_other_row(target, where))
 		elog(ERROR, "could not take back an inserted row");
+	CommandCounterIncrement();
 }
 
 /*
@@ -252,6 +276,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		if (!fire_before_insert(c))
 			return KDB_MERGE_DONE;
 	}
+	KDB_FAULT_POINT("converge_insert");
 	if (KdbWriteInsert(target, slot, notice_of(c)) != KDB_WRITE_DONE)
 	{
 		c->clashes++;
@@ -263,6 +288,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		take_back(c, target, &slot->tts_tid);
 		return KDB_MERGE_CHANGED;
 	}
+	KDB_FAULT_POINT("converge_inserted");
 	note_truth(c, put);
 	KdbMergedAfterPut(c);
 	return KDB_MERGE_DONE;
@@ -282,6 +308,26 @@ sent_columns(const KdbRemoteRow *row, int natts)
 	return columns;
 }
 
+typedef struct Overwrite
+{
+	KdbConverge *c;
+	KdbVersion	version;
+} Overwrite;
+
+/* The row is in the heap; has somebody meanwhile claimed one of its unique values? */
+static bool
+may_stay(void *arg, TupleTableSlot *row)
+{
+	Overwrite  *overwrite = arg;
+	KdbConverge *c = overwrite->c;
+
+	if (is_undisturbed(c, overwrite->version))
+		return true;
+	c->unclaimed = false;
+	c->context->newest = false;
+	return !KdbClaimedByAnother(c, row, overwrite->version);
+}
+
 /* See merge.h. */
 KdbMergeResult
 KdbActOverwrite(void *arg, const KdbMergePut *put)
@@ -289,10 +335,13 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbApplyTarget *target = side->target;
+	Overwrite	overwrite = {c, put->version};
+	Bitmapset  *columns;
 	bool		notice = false;
 	KdbWriteResult result;
 
 	CHECK_FOR_INTERRUPTS();
+	KDB_FAULT_POINT("converge_overwrite");
 	if (!KdbSideIsLocal(side))
 		return KDB_MERGE_CHANGED;
 	if (c->key_changed)
@@ -306,9 +355,11 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	if (target->has_unique)
 		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
 															  target->merged));
-	result = KdbWriteUpdate(target, target->merged,
-							sent_columns(c->row, target->tupdesc->natts),
-							notice && c->clashes < KDB_CONVERGE_CLASHES);
+	columns = sent_columns(c->row, target->tupdesc->natts);
+	if (notice && c->clashes < KDB_CONVERGE_CLASHES)
+		result = KdbWriteUpdateIf(target, target->merged, columns, may_stay, &overwrite);
+	else
+		result = KdbWriteUpdate(target, target->merged, columns, false);
 	if (result == KDB_WRITE_CONFLICT)
 		c->clashes++;
 	if (result != KDB_WRITE_DONE)
@@ -362,9 +413,11 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 	KdbConvergeSide *side = KdbSideOf(c, which);
 	KdbRecordedKey key;
 
+	KDB_FAULT_POINT("converge_bury");
 	KdbKeyOfRow(side->target, side->key, &key);
 	KdbAddRecord(c, side->target, &key, KDB_RECORD_DEAD, version, NULL);
 	KdbMergeEvent();
+	KDB_FAULT_POINT("converge_buried");
 
 	/* Somebody may have inserted it meanwhile. */
 	while (KdbFindRow(side->target, side->key))
@@ -399,12 +452,32 @@ claim_values(void *arg, const KdbUniqueValues *unique)
 	KdbVersionRecord record = {KDB_RECORD_CLAIM, claim->version, claim->version, true};
 	KdbRecordedKey key;
 
-	if (!unique->by_equality)
-		return false;
 	KdbKeyOfRow(side->target, side->key, &key);
 	KdbVersionRecordAdd(side->target->relid, &record, &key,
 						RelationGetRelid(unique->index), &unique->values);
 	return false;
+}
+
+/* False if one of them has changed, so that all is to be looked at again. */
+static bool
+kill_older_holders(KdbConverge *c, KdbRowPart part, KdbVersion version)
+{
+	KdbMergeHolder holders[KDB_MERGE_MAX_HOLDERS];
+	int			n = KdbFactHolders(c, part, holders, KDB_MERGE_MAX_HOLDERS);
+	int			killed = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		KdbVersion	own = holders[i].row.version_known ? holders[i].row.version : (KdbVersion) {0, 0};
+
+		if (KdbVersionCompare(own, version) >= 0)
+			continue;
+		if (KdbActKill(c, &holders[i], own,
+					   KdbVersionCompare(own, c->context->version) != 0) != KDB_MERGE_DONE)
+			return false;
+		killed++;
+	}
+	return killed < KDB_MERGE_MAX_HOLDERS;
 }
 
 /* See merge.h. */
@@ -413,20 +486,13 @@ KdbActClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
 	KdbConverge *c = arg;
 	Claim		claim = {c, version};
-	KdbMergeHolder holders[KDB_MERGE_MAX_HOLDERS];
-	int			n;
 
+	KDB_FAULT_POINT("converge_claim");
 	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c), claim_values, &claim);
 	KdbMergeEvent();
+	KDB_FAULT_POINT("converge_claimed");
 
-	/* Somebody may have inserted an older row with one of the values meanwhile. */
-	n = KdbFactHolders(c, part, holders, KDB_MERGE_MAX_HOLDERS);
-	for (int i = 0; i < n; i++)
-	{
-		KdbVersion	own = holders[i].row.version_known ? holders[i].row.version : (KdbVersion) {0, 0};
-
-		if (KdbVersionCompare(own, version) < 0)
-			(void) KdbActKill(c, &holders[i], own,
-							  KdbVersionCompare(own, c->context->version) != 0);
-	}
+	/* Somebody may have written an older row with one of the values meanwhile. */
+	while (!kill_older_holders(c, part, version))
+		;
 }

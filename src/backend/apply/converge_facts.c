@@ -21,6 +21,7 @@
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/node.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -32,6 +33,7 @@ void
 KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key)
 {
 	key->n = target->nkeys;
+	key->operators = NULL;
 	for (int i = 0; i < target->nkeys; i++)
 	{
 		AttrNumber	attnum = target->key_attnum[i];
@@ -223,6 +225,15 @@ is_new_key(KdbConverge *c, KdbConvergeSide *side)
 		!KdbKeyHasTuples(side->target, side->key);
 }
 
+/* See converge_private.h. */
+void
+KdbStartLook(KdbConverge *c)
+{
+	c->clock = KdbClockMark();
+	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
+	pg_memory_barrier();
+}
+
 /* See merge.h. */
 void
 KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
@@ -233,8 +244,7 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 
 	memset(local, 0, sizeof(KdbLocalRow));
 	KdbMergedForget(c);
-	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
-	pg_memory_barrier();
+	KdbStartLook(c);
 	new_key = is_new_key(c, side);
 	side->live = !new_key && KdbFindRow(side->target, side->key);
 	if (new_key && !KdbVersionRecordsAny(side->target->relid, &side->target->records))
@@ -415,23 +425,27 @@ claimed_by_another(void *arg, const KdbUniqueValues *unique)
 
 	if (!search->c->unclaimed && claimed_in_heap(search, unique))
 		return true;
-	if (!unique->by_equality ||
-		!KdbVersionRecordsAny(side->target->relid, &side->target->records))
+	if (!KdbVersionRecordsAny(side->target->relid, &side->target->records))
 		return false;
 	KdbKeyOfRow(side->target, side->key, &key);
 	return KdbVersionRecordsClaimed(side->target->relid, RelationGetRelid(unique->index),
 									&unique->values, &key, search->version);
 }
 
+/* See converge_private.h. */
+bool
+KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version)
+{
+	ClaimSearch search = {c, version};
+
+	return KdbForEachUnique(c->sides[KDB_KEY_NEW].target, row, claimed_by_another, &search);
+}
+
 /* See merge.h. */
 bool
 KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
-	KdbConverge *c = arg;
-	ClaimSearch search = {c, version};
-
-	return KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c),
-							claimed_by_another, &search);
+	return KdbClaimedByAnother(arg, KdbNewRow(arg), version);
 }
 
 /* See merge.h. */

@@ -41,6 +41,7 @@ typedef struct KdbConverge
 	TupleTableSlot *written;	/* the row as it was written last, for the record */
 	KdbHolder  *holders;		/* as listed last: KDB_MERGE_MAX_HOLDERS */
 	uint64		events;			/* KdbShared->merge_events when the key was looked at */
+	uint64		clock;			/* KdbClockMark at that time */
 	bool		local_completed;	/* columns that the publisher does not have */
 	bool		triggers_fired; /* BEFORE ROW, of the insert */
 	bool		unclaimed;		/* no tuple has a unique value of the new row */
@@ -83,6 +84,12 @@ extern bool KdbTrueDeath(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot 
 
 /* Is there a KILLED record of the key for what this transaction shows? */
 extern bool KdbKilledBefore(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key);
+
+/* Has another key claimed a unique value of the row at a greater version? */
+extern bool KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version);
+
+/* What is found from here on must hold when the row is written. */
+extern void KdbStartLook(KdbConverge *c);
 
 /* The new row as far as it is known; in the message context's life. */
 extern TupleTableSlot *KdbNewRow(KdbConverge *c);

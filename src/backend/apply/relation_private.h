@@ -253,7 +253,6 @@ typedef struct KdbUniqueValues
 	IndexInfo  *info;
 	int			nkeys;
 	ScanKeyData key[INDEX_MAX_KEYS];	/* finds rows with these values */
-	bool		by_equality;	/* a unique index; else operators of a constraint */
 	KdbRecordedKey values;
 } KdbUniqueValues;
 
@@ -312,6 +311,12 @@ extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slo
 									 KdbNotice notice);
 extern KdbWriteResult KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot,
 									 Bitmapset *sent_columns, bool notice_conflicts);
+
+/* Asked when the row is in heap and indexes: if it may not stay it is rolled back. */
+typedef bool (*KdbMayStay) (void *arg, TupleTableSlot *row);
+
+extern KdbWriteResult KdbWriteUpdateIf(KdbApplyTarget *target, TupleTableSlot *slot,
+									   Bitmapset *sent_columns, KdbMayStay may_stay, void *arg);
 extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
 
 /* partition.c */

@@ -246,7 +246,8 @@ release_slots(KdbApplyTarget *target)
  * engine takes back queued trigger events, snapshots and locks.
  */
 static KdbWriteResult
-update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot)
+update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot,
+						 KdbMayStay may_stay, void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -261,8 +262,13 @@ update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot)
 	PG_TRY();
 	{
 		result = update_row(target, slot);
+		if (result == KDB_WRITE_DONE && may_stay && !may_stay(arg, slot))
+			result = KDB_WRITE_CHANGED;
 		release_slots(target);
-		ReleaseCurrentSubTransaction();
+		if (result == KDB_WRITE_DONE)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
@@ -300,8 +306,21 @@ KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot, Bitmapset *sent_col
 	KdbTargetCheck(target, ACL_UPDATE);
 	target->rte->updatedCols = sent_columns;
 	if (notice_conflicts)
-		return update_in_subtransaction(target, slot);
+		return update_in_subtransaction(target, slot, NULL, NULL);
 	return update_row(target, slot);
+}
+
+/*
+ * The same, with conflicts noticed; CHANGED with nothing done also if the row may
+ * not stay.
+ */
+KdbWriteResult
+KdbWriteUpdateIf(KdbApplyTarget *target, TupleTableSlot *slot, Bitmapset *sent_columns,
+				 KdbMayStay may_stay, void *arg)
+{
+	KdbTargetCheck(target, ACL_UPDATE);
+	target->rte->updatedCols = sent_columns;
+	return update_in_subtransaction(target, slot, may_stay, arg);
 }
 
 /* Delete the row; target->local must hold it if the table has row triggers. */

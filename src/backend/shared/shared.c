@@ -12,6 +12,7 @@
 
 #include "krahodb/conflict_counters.h"
 #include "krahodb/horizon_shared.h"
+#include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -34,6 +35,7 @@ request_shared(void)
 	if (previous_request_hook)
 		previous_request_hook();
 	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(KdbNodeStateSize());
 	RequestAddinShmemSpace(KdbOriginNodesSize());
 	RequestAddinShmemSpace(KdbSeenAheadSize());
 	RequestAddinShmemSpace(KdbSeenPositionsSize());
@@ -55,6 +57,7 @@ start_shared(void)
 	{
 		pg_atomic_init_u64(&KdbShared->clock_max, 0);
 		pg_atomic_init_u32(&KdbShared->clock_enforced, 1);
+		pg_atomic_init_u32(&KdbShared->clock_committing, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
@@ -65,6 +68,7 @@ start_shared(void)
 		KdbShared->nretries = max_logical_replication_workers;
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}
+	KdbNodeStateStart();
 	KdbOriginNodesStart();
 	KdbSeenAheadStart();
 	KdbSeenPositionsStart();

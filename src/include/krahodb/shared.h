@@ -23,6 +23,7 @@ typedef struct KdbSharedState
 	/* clock/: see clock.h */
 	pg_atomic_uint64 clock_max; /* greatest TimestampTz committed here, 0 until known */
 	pg_atomic_uint32 clock_enforced;	/* why the clock rule holds, KDB_CLOCK_... bits */
+	pg_atomic_uint32 clock_committing;	/* local transactions whose timestamp is not in clock_max yet */
 	pg_atomic_uint64 clock_commit_waits;	/* commits that waited for the clock */
 	pg_atomic_uint64 clock_commit_wait_us;	/* and how long, in microseconds */
 	pg_atomic_uint64 clock_apply_waits; /* remote transactions that waited */

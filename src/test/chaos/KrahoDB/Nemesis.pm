@@ -29,13 +29,17 @@ my %fault = (
 	end_apply_worker => { weight => 4, do => sub { signal_one(@_, 'TERM', $apply_workers) } },
 	end_walsender => { weight => 4, do => sub { signal_one(@_, 'TERM', $walsenders) } },
 	end_backend => { weight => 2, do => sub { signal_one(@_, 'TERM', $backends) } },
+	kill_server => { weight => 2, do => sub { $_[0]->kill_server($_[1]{node}) }, until => \&start_server },
+	restart_server => { weight => 1, do => \&restart_server },
 	stop_server => { weight => 3, do => \&stop_server, until => \&start_server },
 	cut_link => { weight => 6, do => sub { $_[1]{link}{link}->cut }, until => \&heal_link },
 	pause_link => { weight => 6, do => sub { $_[1]{link}{link}->pause }, until => \&heal_link },
 	shift_clock => { weight => 4, do => sub { $_[0]->set_clock($_[1]{node}, $_[1]{offset}) } },
+	drift_clock => { weight => 3, do => sub { $_[0]->set_clock($_[1]{node}, $_[1]{offset}) } },
 	vacuum => { weight => 3, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM') } },
 	vacuum_freeze => { weight => 2, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM (FREEZE)') } },
 	checkpoint => { weight => 1, do => sub { $_[0]->ask($_[1]{node}, 'CHECKPOINT') } },
+	set_subscription => { weight => 2, do => sub { alter_subscription(@_, "SET ($_[1]{options})") } },
 	disable_subscription => { weight => 3, do => sub { alter_subscription(@_, 'DISABLE') }, until => sub { alter_subscription(@_, 'ENABLE') } },
 );
 
@@ -51,7 +55,7 @@ sub random
 sub choose
 {
 	my ($self) = @_;
-	my @names = grep { $_ ne 'shift_clock' || $self->{mesh}->has_clocks } sort keys %fault;
+	my @names = grep { !/_clock$/ || $self->{mesh}->has_clocks } sort keys %fault;
 	my $total = 0;
 
 	$total += $fault{$_}{weight} foreach @names;
@@ -85,9 +89,15 @@ sub new
 			offset => sprintf('%.2f', $self->random(2 * $clock_range) - $clock_range),
 			pick => $self->random(1)
 		};
-		my $length = 0.3 + $self->random(4);
+		my $length = 0.3 + $self->random($self->random(10) < 1 ? 20 : 4);
 
-		$entry->{node} = $link->{node} if $name eq 'disable_subscription';
+		$entry->{options} = sprintf 'streaming = %s, binary = %s', map { $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2;
+		$entry->{node} = $link->{node} if $name =~ /subscription/;
+		if ($name eq 'drift_clock')
+		{
+			push @{ $self->{schedule} }, map { { %$entry, at => $at + $length * $_ / 10, offset => sprintf '%.3f', $entry->{offset} * $_ / 10 } } 1 .. 10;
+			next;
+		}
 		push @{ $self->{schedule} }, $entry;
 		push @{ $self->{schedule} }, { %$entry, at => $at + $length, ends => 1 }
 		  if $fault{$name}{until};
@@ -104,11 +114,11 @@ sub lines
 	return map {
 		my $where = $_->{name} =~ /link|subscription/ ? $_->{link}{name} : $_->{node}->name;
 		sprintf '%6.1f s  %s%s %s%s', $_->{at}, $_->{ends} ? 'end of ' : '', $_->{name}, $where,
-		  $_->{name} eq 'shift_clock' ? " to $_->{offset} s" : ''
+		  $_->{name} =~ /_clock$/ ? " to $_->{offset} s" : $_->{name} eq 'set_subscription' ? " $_->{options}" : ''
 	} @{ $self->{schedule} };
 }
 
-# Number of faults by kind that took place.
+# Number of faults by kind that took place; of a drift each step counts.
 sub done { return %{ $_[0]{done} }; }
 
 sub run
@@ -152,6 +162,15 @@ sub stop_server
 
 	return if !defined $entry->{node}{_pid};
 	return $entry->{node}->stop('immediate');
+}
+
+sub restart_server
+{
+	my ($mesh, $entry) = @_;
+
+	return if !defined $entry->{node}{_pid};
+	$entry->{node}->stop('fast');
+	return $mesh->start($entry->{node});
 }
 
 sub start_server
