@@ -188,10 +188,11 @@ record(KdbConverge *c, KdbVersion version, const KdbColumnContribution *columns)
 
 /*
  * From now on this transaction's contributions to the key are recorded; so are those
- * that the heap has shown so far.
+ * that the heap has shown so far.  If the row may be taken back, nothing else need
+ * follow, and an empty record says that it does not count.
  */
 static void
-begin_recording(KdbConverge *c)
+begin_recording(KdbConverge *c, bool taken_back)
 {
 	KdbMergedChange *change = c->merged;
 	bool		any = false;
@@ -206,7 +207,7 @@ begin_recording(KdbConverge *c)
 		record(c, change->history[i].version, change->history[i].columns);
 		any = true;
 	}
-	if (!any)
+	if (!any && taken_back)
 		record(c, c->context->version, palloc0_array(KdbColumnContribution, change->n));
 	change->recording = true;
 }
@@ -218,7 +219,7 @@ KdbMergedContribute(void *arg, bool with_base)
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 
-	begin_recording(c);
+	begin_recording(c, false);
 	if (with_base)
 		record(c, (KdbVersion) {0, 0}, c->merged->before);
 	record(c, c->context->version, c->merged->own);
@@ -317,7 +318,7 @@ KdbMergedBeforePut(KdbConverge *c, const KdbMergePut *put, TupleTableSlot *row,
 			shown &= is_shown(c, i, local, row->tts_values[att], row->tts_isnull[att]);
 	}
 	if (!shown)
-		begin_recording(c);
+		begin_recording(c, local == NULL);
 	change->record_after = counts && KdbMergedRecording(c);
 }
 

@@ -29,6 +29,10 @@
  * ORDER.  Only that of contributions of the same version matters: in a chain as the
  * chain goes, of several chains in one transaction as they ended, which the command
  * ids of their last versions tell.
+ *
+ * COST.  One look at each version of the row since the horizon, and one at each of its
+ * records; a row that is updated all the time has thousands.  So all that is looked up
+ * in between is sorted first.
  */
 #include "postgres.h"
 
@@ -62,13 +66,21 @@ typedef struct RowVersion
 	KdbColumnContribution *values;	/* kind is not set */
 } RowVersion;
 
+/* A set of transactions, by their versions. */
+typedef struct Transactions
+{
+	KdbVersion *versions;		/* sorted */
+	int			n;
+} Transactions;
+
 typedef struct History
 {
 	KdbConverge *c;
 	KdbMergedChange *change;
 	TimestampTz horizon;
 	List	   *records;		/* of KdbContributed */
-	List	   *versions;		/* of RowVersion */
+	Transactions recorded;		/* that have any of these */
+	List	   *versions;		/* of RowVersion, in the order of their places */
 	List	   *behind;			/* of RowVersion: cut off, see above */
 	List	   *result;			/* of KdbContributed */
 } History;
@@ -250,19 +262,31 @@ read_versions(History *history)
 	index_endscan(scan);
 }
 
+static int
+by_tid(const ListCell *a, const ListCell *b)
+{
+	return ItemPointerCompare(&((RowVersion *) lfirst(a))->tid, &((RowVersion *) lfirst(b))->tid);
+}
+
 /* The version that replaced this one, if it has the same key. */
 static RowVersion *
-find_next(List *versions, const RowVersion *version)
+find_next(List *versions, RowVersion *version)
 {
-	ListCell   *lc;
+	int			low = 0;
+	int			high = list_length(versions);
 
-	foreach(lc, versions)
+	while (low < high)
 	{
-		RowVersion *other = lfirst(lc);
+		int			middle = (low + high) / 2;
+		RowVersion *other = list_nth(versions, middle);
+		int			order = ItemPointerCompare(&other->tid, &version->next);
 
-		if (other != version && other->writer == version->ender &&
-			ItemPointerEquals(&other->tid, (ItemPointer) &version->next))
-			return other;
+		if (order == 0)
+			return other != version && other->writer == version->ender ? other : NULL;
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle;
 	}
 	return NULL;
 }
@@ -272,6 +296,7 @@ link_versions(List *versions)
 {
 	ListCell   *lc;
 
+	list_sort(versions, by_tid);
 	foreach(lc, versions)
 	{
 		RowVersion *version = lfirst(lc);
@@ -286,24 +311,40 @@ link_versions(List *versions)
 
 /* ---- contributions ------------------------------------------------------------ */
 
-static bool
-is_version(KdbVersion a, KdbVersion b)
+static int
+compare_versions(const void *a, const void *b)
 {
-	return KdbVersionCompare(a, b) == 0;
+	return KdbVersionCompare(*(const KdbVersion *) a, *(const KdbVersion *) b);
 }
 
-/* Are the transaction's contributions recorded, so that the heap's do not count? */
+static void
+begin_transactions(Transactions *set, int max)
+{
+	set->versions = palloc_array(KdbVersion, max + 1);
+	set->n = 0;
+}
+
+static void
+sort_transactions(Transactions *set)
+{
+	qsort(set->versions, set->n, sizeof(KdbVersion), compare_versions);
+}
+
 static bool
-is_recorded(const History *history, const RowVersion *version)
+has_transaction(const Transactions *set, KdbVersion version)
+{
+	return bsearch(&version, set->versions, set->n, sizeof(KdbVersion), compare_versions) != NULL;
+}
+
+static void
+note_recorded(History *history)
 {
 	ListCell   *lc;
 
+	begin_transactions(&history->recorded, list_length(history->records));
 	foreach(lc, history->records)
-	{
-		if (is_version(((KdbContributed *) lfirst(lc))->shown, version->version))
-			return true;
-	}
-	return false;
+		history->recorded.versions[history->recorded.n++] = ((KdbContributed *) lfirst(lc))->shown;
+	sort_transactions(&history->recorded);
 }
 
 /*
@@ -404,7 +445,8 @@ add_chain(History *history, RowVersion *first)
 	{
 		uint64		place = place_of(v, last, position++);
 
-		if (is_recorded(history, v))
+		/* The heap's do not count then. */
+		if (has_transaction(&history->recorded, v->version))
 			continue;
 		if (v->previous)
 			add_step(history, v, place);
@@ -413,28 +455,20 @@ add_chain(History *history, RowVersion *first)
 	}
 }
 
-/* Is the transaction that has recorded this one of those that were cut off? */
-static bool
-is_cut_off(const History *history, const KdbContributed *record)
-{
-	ListCell   *lc;
-
-	foreach(lc, history->behind)
-	{
-		if (is_version(((RowVersion *) lfirst(lc))->version, record->shown))
-			return true;
-	}
-	return false;
-}
-
+/* Those of transactions that were cut off do not count. */
 static void
 add_records(History *history)
 {
+	Transactions behind;
 	ListCell   *lc;
 
+	begin_transactions(&behind, list_length(history->behind));
+	foreach(lc, history->behind)
+		behind.versions[behind.n++] = ((RowVersion *) lfirst(lc))->version;
+	sort_transactions(&behind);
 	foreach(lc, history->records)
 	{
-		if (!is_cut_off(history, lfirst(lc)))
+		if (!has_transaction(&behind, ((KdbContributed *) lfirst(lc))->shown))
 			history->result = lappend(history->result, lfirst(lc));
 	}
 }
@@ -476,6 +510,7 @@ KdbMergedReadHistory(KdbConverge *c)
 	read_records(c, &look);
 	history.records = look.found;
 	history.horizon = KdbHorizonTimestamp();
+	note_recorded(&history);
 	read_versions(&history);
 	link_versions(history.versions);
 	foreach(lc, history.versions)

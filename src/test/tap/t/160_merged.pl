@@ -293,6 +293,29 @@ is( rows(q{SELECT id, n FROM m WHERE id BETWEEN 10001 AND 10004 ORDER BY id}),
 	"10001|112\n10003|117",
 	'overtaken: rows');
 
+# ---- behind the horizon ------------------------------------------------------------------
+
+# What has been counted so far is behind it everywhere, in the heap or vacuumed, with
+# records that are still there or not.
+foreach my $node (@nodes)
+{
+	my $now = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
+
+	$node->poll_query_until('postgres', "SELECT bool_and(horizon > '$now') FROM krahodb.horizon")
+	  or die 'the horizon does not move';
+}
+$nodes[1]->safe_psql('postgres', "VACUUM FREEZE $_") foreach qw(m part uniq);
+pause_all();
+on(1 => q{UPDATE m SET n = n + 1 WHERE id < 2000},
+	2 => q{UPDATE m SET n = n + 10 WHERE id < 2000; UPDATE m SET n = n + 20 WHERE id < 2000},
+	3 => q{DELETE FROM m WHERE id = 1001; UPDATE m SET n = n + 100 WHERE id < 2000 AND id <> 1001},
+	1 => q{UPDATE m SET n = n + 2 WHERE id < 2000});
+deliver(qw(32 31 21 13 12 23));
+all_equal('behind the horizon');
+is( rows(q{SELECT id % 1000, n FROM m WHERE id IN (1001, 1002, 1007, 1008, 1011, 1104) ORDER BY id}),
+	"1|140\n2|260\n7|\n8|143\n11|245\n104|295",
+	'behind the horizon: sums');
+
 # ---- the row that has come of it is on record ------------------------------------------
 
 pause_all();
