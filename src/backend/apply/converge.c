@@ -49,7 +49,7 @@ applied_row(KdbConverge *c, KdbAction action)
 		return c->written;
 	if (action != KDB_ACTION_INSERT && action != KDB_ACTION_UPDATE)
 		return NULL;
-	return c->written ? c->written : KdbNewRow(c);
+	return c->written ? c->written : KdbNewRow(c, KDB_PART_WRITTEN);
 }
 
 /* An update of the key is a deletion and an insertion. */
@@ -119,6 +119,7 @@ static void
 begin_transaction(void)
 {
 	static bool registered = false;
+	TimestampTz seen_until;
 
 	if (!registered)
 		before_shmem_exit(leave, (Datum) 0);
@@ -126,7 +127,8 @@ begin_transaction(void)
 	memset(&context, 0, sizeof(context));
 	context.version.ts = KdbApply.remote_commit_time;
 	context.version.node = KdbApply.remote_node;
-	context.horizon = INT64_MIN;
+	seen_until = KdbProgressSeenUntil();
+	context.horizon = seen_until != 0 ? seen_until : INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
 	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
@@ -146,12 +148,6 @@ is_newest(void)
 
 /* ---- the change ------------------------------------------------------------ */
 
-static void
-fetch(void *arg, KdbFetched *fetched)
-{
-	elog(ERROR, "rows are not fetched");
-}
-
 static const KdbMergeOps ops = {
 	.find = KdbFactFind,
 	.unique_changes = KdbFactUniqueChanges,
@@ -159,7 +155,7 @@ static const KdbMergeOps ops = {
 	.newer_claim = KdbFactNewerClaim,
 	.position = KdbFactPosition,
 	.progress = KdbFactProgress,
-	.fetch = fetch,
+	.fetch = KdbFetchRow,
 	.history = KdbMergedHistory,
 	.contribution = KdbMergedOwn,
 	.fold_start = KdbMergedFoldStart,
@@ -192,6 +188,7 @@ merge(KdbConverge *c)
 	c->holders = holders;
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
+	write.unsent = KdbRowIsIncomplete(c);
 	write.unique = target->has_unique;
 	if (target->nmerged > 0 && c->operation != KDB_DELETE)
 		KdbMergedBegin(c);

@@ -33,6 +33,7 @@ extern void KdbCheckNotGiven(List *options, DefElem *def);
  * the option if it is not valid.
  */
 extern KdbOriginFilter KdbReadOriginFilter(const char *value);
+extern KdbCompression KdbReadCompression(const char *name, const char *value);
 extern int	KdbReadOriginIds(const char *name, const char *value, RepOriginId **ids);
 extern RepOriginId KdbReadOriginId(const char *name, const char *value);
 extern KdbResolver KdbReadGeneralResolver(const char *name, const char *value);
