@@ -138,7 +138,7 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 
 	if (!KdbIdentityKey(target, search, key))
 		return false;
-	if (KdbWalkFind(target, identity_relation(target), key))
+	if (KdbWalkFind(target, KdbIdentityRelation(target), key))
 		return true;
 	for (;;)
 	{
