@@ -8,6 +8,7 @@
  *	retry.c			starting again at once after a deadlock and the like
  *	subscription.c	MySubscription and KdbMyOptions, re-read on change
  *	loop.c			receive, wait, time out
+ *	frame.c			payloads of the stream, plain or compressed
  *	feedback.c		what is flushed locally, and telling the publisher
  *	dispatch.c		one message: decode, then to the function for its type
  *	transaction.c	begin, commit, two-phase, origin position
@@ -20,7 +21,9 @@
  *	relation.c		KdbApplyRelation: remote relation to local relation
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
+ *	walk.c			the same for keys in ascending order, without a descent for each
  *	row.c			INSERT, UPDATE, DELETE
+ *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
@@ -50,6 +53,7 @@
 #include "utils/rel.h"
 
 #include "krahodb/apply.h"
+#include "krahodb/compress.h"
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_rules.h"
 #include "krahodb/options.h"
@@ -113,6 +117,11 @@ extern void KdbSpoolForget(TransactionId xid);
 extern void KdbApplyStreamStart(const KdbWireMessage *message);
 extern void KdbApplyStreamStop(const KdbWireMessage *message);
 extern void KdbApplyStreamAbort(const KdbWireMessage *message);
+
+/* frame.c: at the start of the stream, then for each payload. */
+extern void KdbApplyFramesStart(KdbCompression compression);
+extern bool KdbApplyFrameOpen(const char *payload, size_t len, const char **raw,
+							  size_t *raw_len, KdbWireError *error);
 
 /*
  * dispatch.c: data is one message, without frame.  KdbApplyMessageContext is
@@ -213,6 +222,9 @@ extern void KdbApplyRelationsForgetOptions(void);
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
+
+/* batch.c: write the rows that are collected; before anything else is done to any table. */
+extern void KdbBatchFlush(void);
 
 /* converge.c: the remote transaction is over. */
 extern void KdbConvergeEnd(void);

@@ -124,4 +124,13 @@ KdbFaultPoint(const char *name)
 				 errmsg("unrecognized action of fault point \"%s\": \"%s\"", name, action)));
 }
 
+/* Is what the point guards to be left out? */
+bool
+KdbFaultSkips(const char *name)
+{
+	const char *action = armed_action(name, 0);
+
+	return action != NULL && strcmp(action, "skip") == 0;
+}
+
 #endif							/* KRAHODB_FAULT_POINTS */

@@ -119,6 +119,16 @@ sub set_clock
 	return 1;
 }
 
+# Arm a fault point on a node, or disarm it.
+sub fault_point
+{
+	my ($self, $node, $point) = @_;
+
+	disarm_fault($node);
+	arm_fault($node, $point) if $point;
+	return $self->ask($node, 'SELECT pg_reload_conf()');
+}
+
 # Run SQL on a node that may be going down: returns what it prints, or undef.
 sub ask
 {
@@ -169,6 +179,7 @@ sub heal
 		$self->set_clock($node, 0);
 		$self->start($node) if !defined $node->{_pid};
 		$self->insist($node, 'SELECT 1');
+		$self->fault_point($node);
 	}
 	$self->insist($_->{node}, "ALTER SUBSCRIPTION $_->{name} ENABLE") foreach @{ $self->{links} };
 	return;
