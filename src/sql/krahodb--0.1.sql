@@ -114,6 +114,20 @@ CREATE VIEW conflict_stats AS
 	LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 	WHERE k.subid = 0 OR (s.oid IS NOT NULL AND c.oid IS NOT NULL);
 
+-- The identity of this database as a node, as it stands in row versions.
+CREATE FUNCTION node_identity()
+RETURNS numeric
+LANGUAGE SQL STABLE
+AS $$ SELECT pg_catalog.split_part(pg_catalog.current_setting('krahodb.node'), '/', 1)::pg_catalog.numeric $$;
+
+-- For copies of a server that cannot be noticed (storage snapshots): all databases of
+-- this server are other nodes from its next start on.
+CREATE FUNCTION reset_node_identity()
+RETURNS void
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_reset_node_identity';
+REVOKE ALL ON FUNCTION reset_node_identity() FROM PUBLIC;
+
 -- Counters of this database, and those for the rest, start at nothing again.
 CREATE FUNCTION reset_conflict_stats()
 RETURNS void

@@ -133,7 +133,11 @@ extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
 extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
-/* progress.c: for the retention horizon; only apply workers report. */
+/*
+ * progress.c: for the retention horizon; only apply workers report.  Clear: a worker
+ * is about to take that slot of the engine's array.
+ */
+extern void KdbProgressClear(int slot);
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
 extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);

@@ -389,8 +389,6 @@ claim_values(void *arg, const KdbUniqueValues *unique)
 	KdbVersionRecord record = {KDB_RECORD_CLAIM, claim->version, claim->version, true};
 	KdbRecordedKey key;
 
-	if (!unique->by_equality)
-		return false;
 	KdbKeyOfRow(side->target, side->key, &key);
 	KdbVersionRecordAdd(side->target->relid, &record, &key,
 						RelationGetRelid(unique->index), &unique->values);

@@ -32,6 +32,7 @@ void
 KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key)
 {
 	key->n = target->nkeys;
+	key->operators = NULL;
 	for (int i = 0; i < target->nkeys; i++)
 	{
 		AttrNumber	attnum = target->key_attnum[i];
@@ -413,8 +414,7 @@ claimed_by_another(void *arg, const KdbUniqueValues *unique)
 
 	if (!search->c->unclaimed && claimed_in_heap(search, unique))
 		return true;
-	if (!unique->by_equality ||
-		!KdbVersionRecordsAny(side->target->relid, &side->target->records))
+	if (!KdbVersionRecordsAny(side->target->relid, &side->target->records))
 		return false;
 	KdbKeyOfRow(side->target, side->key, &key);
 	return KdbVersionRecordsClaimed(side->target->relid, RelationGetRelid(unique->index),

@@ -241,7 +241,6 @@ typedef struct KdbUniqueValues
 	IndexInfo  *info;
 	int			nkeys;
 	ScanKeyData key[INDEX_MAX_KEYS];	/* finds rows with these values */
-	bool		by_equality;	/* a unique index; else operators of a constraint */
 	KdbRecordedKey values;
 } KdbUniqueValues;
 

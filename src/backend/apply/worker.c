@@ -418,6 +418,7 @@ KdbApplyWorkerMain(Datum main_arg)
 	XLogRecPtr	startpoint = InvalidXLogRecPtr;
 	char	   *slotname;
 
+	KdbProgressClear(DatumGetInt32(main_arg));
 	logicalrep_worker_attach(DatumGetInt32(main_arg));
 	connect_to_database();
 	load_subscription();

@@ -108,7 +108,9 @@ hash_of(const KdbRecordedKey *key, Oid place)
 												 TYPECACHE_HASH_EXTENDED_PROC_FINFO);
 		uint64		h = 0;
 
-		if (key->isnull[i])
+		if (key->operators)
+			h = 2;
+		else if (key->isnull[i])
 			h = 1;
 		else if (OidIsValid(type->hash_extended_proc_finfo.fn_oid))
 			h = DatumGetUInt64(FunctionCall2Coll(&type->hash_extended_proc_finfo,
@@ -152,7 +154,25 @@ image_of(const KdbRecordedKey *key)
 	return result;
 }
 
-/* Does the stored image hold an equal key?  Both have the same types, by the hash. */
+static bool
+same_value(const KdbRecordedKey *key, int i, Datum stored)
+{
+	TypeCacheEntry *type = lookup_type_cache(key->types[i], TYPECACHE_EQ_OPR_FINFO);
+
+	if (key->operators)
+		return DatumGetBool(FunctionCall2Coll(unconstify(FmgrInfo *, &key->operators[i].sk_func),
+											  key->operators[i].sk_collation,
+											  stored, key->values[i]));
+	if (OidIsValid(type->eq_opr_finfo.fn_oid))
+		return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, key->collations[i],
+											  stored, key->values[i]));
+	return datum_image_eq(stored, key->values[i], type->typbyval, type->typlen);
+}
+
+/*
+ * Does the stored image hold an equal (or conflicting) key?  Both have the same
+ * types, by the hash.
+ */
 static bool
 same_key(const KdbRecordedKey *key, Datum image)
 {
@@ -164,7 +184,6 @@ same_key(const KdbRecordedKey *key, Datum image)
 	memcpy(copy, VARDATA_ANY(stored), size);
 	for (int i = 0; i < key->n; i++)
 	{
-		TypeCacheEntry *type = lookup_type_cache(key->types[i], TYPECACHE_EQ_OPR_FINFO);
 		bool		isnull;
 		Datum		value;
 
@@ -175,10 +194,7 @@ same_key(const KdbRecordedKey *key, Datum image)
 			return false;
 		if (isnull)
 			continue;
-		if (OidIsValid(type->eq_opr_finfo.fn_oid) ?
-			!DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, key->collations[i],
-											value, key->values[i])) :
-			!datum_image_eq(value, key->values[i], type->typbyval, type->typlen))
+		if (!same_value(key, i, value))
 			return false;
 	}
 	return true;

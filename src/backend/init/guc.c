@@ -29,6 +29,7 @@ static int	version_num;
 static char *frontiers;
 
 static char *seen_setting;
+static char *node_setting;
 
 static const char *
 show_seen(void)
@@ -138,6 +139,15 @@ KdbGucInit(void)
 							   PGC_INTERNAL,
 							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
 							   NULL, NULL, show_seen);
+
+	DefineCustomStringVariable("krahodb.node",
+							   "Shows the identity of this database as a node, and a number for this run of the server.",
+							   "For subscribers to this server.",
+							   &node_setting,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, KdbShowNode);
 
 #ifdef KRAHODB_FAULT_POINTS
 	DefineCustomStringVariable("krahodb.fault_point",

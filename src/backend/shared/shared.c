@@ -13,6 +13,7 @@
 #include "krahodb/conflict_counters.h"
 #include "krahodb/copy_shared.h"
 #include "krahodb/horizon_shared.h"
+#include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -35,6 +36,7 @@ request_shared(void)
 	if (previous_request_hook)
 		previous_request_hook();
 	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(KdbNodeStateSize());
 	RequestAddinShmemSpace(KdbOriginNodesSize());
 	RequestAddinShmemSpace(KdbSeenAheadSize());
 	RequestAddinShmemSpace(KdbSeenPositionsSize());
@@ -67,6 +69,7 @@ start_shared(void)
 		KdbShared->nretries = max_logical_replication_workers;
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}
+	KdbNodeStateStart();
 	KdbOriginNodesStart();
 	KdbSeenAheadStart();
 	KdbSeenPositionsStart();

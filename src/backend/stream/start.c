@@ -114,6 +114,7 @@ KdbStreamStartReplication(WalReceiverConn *conn, const KdbStreamStart *start)
 	WalRcvExecResult *result;
 
 	KdbStreamIdentify(conn, &publisher);
+	KdbStreamCheckNode(&publisher, start->options);
 	plugin = KdbStreamSlotPlugin(conn, start->slotname);
 	krahodb_stream = plugin != NULL && strcmp(plugin, KDB_OUTPUT_PLUGIN) == 0;
 

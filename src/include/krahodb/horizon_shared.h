@@ -44,6 +44,8 @@ typedef struct KdbSharedProgress
 	Oid			subid;			/* InvalidOid: never used */
 	uint32		stream;			/* which stream the positions are of, see KdbStreamHash */
 	RepOriginId origin;			/* local origin that changes are marked with */
+	uint64		node;			/* the publisher's identity, and its server's run; 0: stock */
+	uint64		incarnation;
 	bool		tables_ready;	/* no table is being synchronised */
 	XLogRecPtr	durable;		/* all before it is applied and flushed */
 	XLogRecPtr	wanted;			/* wake the horizon worker when durable gets there */

@@ -23,6 +23,8 @@ typedef struct KdbPublisher
 	int			server_version; /* server_version_num */
 	int			krahodb_version;	/* KRAHODB_VERSION_NUM, 0 if stock */
 	bool		plugin_allowed; /* krahodb_output may be used there (output_plugin_libraries) */
+	uint64		node;			/* identity of the database; 0 if stock */
+	uint64		incarnation;	/* of the server, see KdbNodeIncarnation; 0 if stock */
 } KdbPublisher;
 
 /*
@@ -41,6 +43,13 @@ extern char *KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname);
  */
 extern void KdbStreamCheckOptions(const KdbPublisher *publisher,
 								  const KdbSubscriptionOptions *options);
+
+/*
+ * Raises an error if the subscription resolves conflicts and the publisher says
+ * that it is this node: one of the two is a copy that cannot be told from the other.
+ */
+extern void KdbStreamCheckNode(const KdbPublisher *publisher,
+							   const KdbSubscriptionOptions *options);
 
 /*
  * Can that slot do what the options ask?  Raises an error with a hint if not; a

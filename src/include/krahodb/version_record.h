@@ -22,6 +22,7 @@
 #define KRAHODB_VERSION_RECORD_H
 
 #include "postgres.h"
+#include "access/skey.h"
 #include "storage/itemptr.h"
 #include "utils/rel.h"
 
@@ -35,7 +36,13 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_CLAIM = 'c'
 } KdbVersionRecordKind;
 
-/* Values of a key, with what compares them.  None is toasted out of line. */
+/*
+ * Values of a key, with what compares them.  None is toasted out of line.
+ *
+ * Values claimed of an exclusion constraint have operators: scan keys whose
+ * functions say if others conflict with them.  Such values have no hash, so all
+ * claims of that constraint are looked through.
+ */
 typedef struct KdbRecordedKey
 {
 	int			n;
@@ -43,6 +50,7 @@ typedef struct KdbRecordedKey
 	bool		isnull[INDEX_MAX_KEYS];
 	Oid			types[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
+	const ScanKeyData *operators;	/* NULL: the types' equality */
 } KdbRecordedKey;
 
 typedef struct KdbVersionRecord

@@ -25,6 +25,7 @@ our @EXPORT = qw(
   is_equal_on
   arm_fault
   disarm_fault
+  start_armed
   wait_until_down
   start_after_kill
   slots_of
@@ -128,6 +129,19 @@ sub disarm_fault
 	my ($node) = @_;
 
 	$node->adjust_conf('postgresql.conf', 'krahodb.fault_point', undef);
+	return;
+}
+
+# Start a server that may be down again, by an armed fault, before pg_ctl or we have
+# looked: start() takes that for a broken test.
+sub start_armed
+{
+	my ($node) = @_;
+
+	local %ENV = $node->_get_env(PGAPPNAME => undef);
+	PostgreSQL::Test::Utils::system_log('pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile,
+		'-o', '--cluster-name=' . $node->name, 'start');
+	$node->_update_pid(-1);
 	return;
 }
 

@@ -72,8 +72,7 @@ sub crash_everywhere
 		}
 		else
 		{
-			# it may be down again before pg_ctl has seen it up
-			$sub->start(fail_ok => 1);
+			start_armed($sub);
 		}
 		if ($catches_up{$fault})
 		{

@@ -1,0 +1,79 @@
+#
+# What convergence costs where there are no conflicts: a mesh of two nodes with the
+# extension, origin = none and so last_update_wins, beside a plain subscription of
+# KrahoDB's.  Large transactions, a backlog of small ones, a table with more unique
+# keys; and what a node's own transactions pay for being in a mesh.
+#
+# Environment: BENCH_ROWS (300000), BENCH_TRANSACTIONS (30000), BENCH_SECONDS (5), and
+# that of KrahoDB::Bench.
+#
+use strict;
+use warnings;
+
+use KrahoDB::Bench;
+use Test::More;
+
+my $rows = setting('ROWS', 300_000);
+my $transactions = setting('TRANSACTIONS', 30_000);
+my $seconds = setting('SECONDS', 5);
+
+sub schema
+{
+	my ($node) = @_;
+	run_pgbench($node, qw(-i -q -s 10));
+	$node->safe_psql('postgres', <<'EOS');
+CREATE TABLE bulk (id bigint PRIMARY KEY, a int, b text, c timestamptz);
+CREATE TABLE keys (id bigint PRIMARY KEY, a int, b text UNIQUE, c bigint UNIQUE);
+CREATE TABLE own (id int PRIMARY KEY, n int);
+INSERT INTO own SELECT i, 0 FROM generate_series(1, 100000) i;
+EOS
+}
+
+my @statements = (
+	[ 'insert', "INSERT INTO bulk SELECT i, i % 1000, 'row number ' || i, now() FROM generate_series(1, $rows) i" ],
+	[ 'update', 'UPDATE bulk SET a = a + 1' ],
+	[ 'delete', 'DELETE FROM bulk' ],
+	[ 'insert, 3 keys', "INSERT INTO keys SELECT i, i % 1000, 'row number ' || i, i FROM generate_series(1, $rows) i" ],
+	[ 'update, 3 keys', 'UPDATE keys SET a = a + 1' ],
+	[ 'delete, 3 keys', 'DELETE FROM keys' ]);
+
+my @names = split ' ', setting('CONTENDERS', 'plain converging');
+contender(name => $names[0], kind => 'krahodb', schema => \&schema);
+contender(name => $names[1], kind => 'krahodb', schema => \&schema, options => 'origin = none',
+	mesh => 1, extension => 1);
+
+# Transactions per second of a node's own clients.
+sub own_rate
+{
+	my ($c) = @_;
+	my $script = "$PostgreSQL::Test::Utils::tmp_check/own.sql";
+
+	PostgreSQL::Test::Utils::append_to_file($script,
+		"\\set id random(1, 100000)\nUPDATE own SET n = n + 1 WHERE id = :id;\n")
+	  unless -e $script;
+	return run_pgbench($c->{subscriber}, qw(-n -c 2 -j 2 -f), $script, '-T', $seconds) =~ /tps = ([0-9.]+)/ ?
+	  $1 : die "no rate";
+}
+
+rounds(
+	sub {
+		my ($round) = @_;
+		foreach my $statement (@statements)
+		{
+			my ($name, $query) = @$statement;
+			in_turns($round, "$rows x $name", 's', 'less', sub { drain($_[0], sql($query)) });
+		}
+		in_turns($round, "backlog of $transactions TPC-B", 's', 'less',
+			sub {
+				drain($_[0],
+					sub {
+						run_pgbench($_[0]{publisher}, qw(-n -c 2 -j 2 -t), int($transactions / 2),
+							"--random-seed=$round");
+					});
+			});
+		in_turns($round, 'own transactions of a node', '/s', 'more', \&own_rate);
+		vacuum_all();
+	});
+check_equal(qw(bulk keys pgbench_accounts pgbench_tellers pgbench_branches pgbench_history));
+bench_report();
+done_testing();
