@@ -4,9 +4,8 @@
  *
  * DROP TABLE deletes the labels of a table; DROP SUBSCRIPTION of the engine does
  * not look for any, and the label of a subscription would be found again by the
- * next one with the same OID.  Helpers of an initial copy that was not finished
- * have left their origins.  What was copied stays marked (sync/copy_marks.c) until
- * the table is dropped.
+ * next one with the same OID.  What was copied by an initial copy that was not
+ * finished stays marked (sync/copy_marks.c) until the table is dropped.
  */
 #include "postgres.h"
 
@@ -44,7 +43,6 @@ access_hook(ObjectAccessType access, Oid classid, Oid objectid, int subid, void 
 	{
 		DeleteSharedSecurityLabel(objectid, classid);
 		keep_progress(objectid);
-		KdbCopyDropHelperOrigins(objectid);
 	}
 	else if (access == OAT_DROP && classid == RelationRelationId && subid == 0)
 		KdbCopyUnmarkAll(objectid);

@@ -37,6 +37,38 @@ show_seen(void)
 	return OidIsValid(MyDatabaseId) ? KdbSeenText(KdbLocalNodeIdentity()) : "";
 }
 
+/* The initial copy. */
+static void
+define_copy_settings(void)
+{
+	DefineCustomIntVariable("krahodb.copy_workers_per_table",
+							"Sets how many processes copy one table at a time, the synchronisation worker among them.",
+							"Zero means that each table is copied in one transaction.",
+							&KdbCopyWorkersPerTable,
+							2, 0, KDB_COPY_MAX_WORKERS,
+							PGC_SIGHUP,
+							0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.copy_range_size",
+							"Sets the size of the pieces in which a table is copied.",
+							"Tables of less than two pieces are copied in one transaction.",
+							&KdbCopyRangeSize,
+							64 * 1024, 64, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_KB,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.copy_rate_limit",
+							"Sets how much the initial copies of a subscription may receive in a second.",
+							"Zero means no limit.",
+							&KdbCopyRateLimit,
+							0, 0, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_KB,
+							NULL, NULL, NULL);
+}
+
 void
 KdbGucInit(void)
 {
@@ -95,32 +127,7 @@ KdbGucInit(void)
 							GUC_UNIT_MB,
 							NULL, NULL, NULL);
 
-	DefineCustomIntVariable("krahodb.copy_workers_per_table",
-							"Sets how many processes copy one table at a time, the synchronisation worker among them.",
-							"Zero means that each table is copied in one transaction.",
-							&KdbCopyWorkersPerTable,
-							2, 0, KDB_COPY_MAX_WORKERS,
-							PGC_SIGHUP,
-							0,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("krahodb.copy_range_size",
-							"Sets the size of the pieces in which a table is copied.",
-							"Tables of less than two pieces are copied in one transaction.",
-							&KdbCopyRangeSize,
-							64 * 1024, 64, INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_KB,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("krahodb.copy_rate_limit",
-							"Sets how much the initial copies of a subscription may receive in a second.",
-							"Zero means no limit.",
-							&KdbCopyRateLimit,
-							0, 0, INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_KB,
-							NULL, NULL, NULL);
+	define_copy_settings();
 
 	DefineCustomStringVariable("krahodb.frontiers",
 							   "Shows until when this server has the changes of its peers.",

@@ -86,7 +86,7 @@ fetch_leaves(const KdbRemoteTable *table)
 	return leaves;
 }
 
-/* Can the rows of a relation here be taken back in secret from its triggers? */
+/* May the rows of a relation here come, and be taken back, bit by bit? */
 static bool
 relation_allows_ranges(Relation rel)
 {

@@ -306,6 +306,16 @@ take_away(Earlier *earlier, Relation rel)
 		raise_changed_here(rel);
 }
 
+/* It is as of the new snapshot, too. */
+static void
+keep_range(KdbCopyJob *job, KdbCopyMark *mark)
+{
+	job->done[mark->range] = 1;
+	mark->xmin = job->xmin;
+	mark->lsn = job->startpos;
+	KdbCopyMarkDone(job->relid, mark);
+}
+
 /* Of the marks, keep those that are right; the rest is undone. */
 static void
 settle(Earlier *earlier, Relation rel, KdbCopyJob *job, bool right, bool kept_slot)
@@ -325,7 +335,7 @@ settle(Earlier *earlier, Relation rel, KdbCopyJob *job, bool right, bool kept_sl
 		}
 		same = same && same_there(earlier, job->table, mark, job->xmin);
 		if (same)
-			job->done[mark->range] = 1;
+			keep_range(job, mark);
 		else
 		{
 			if (right)

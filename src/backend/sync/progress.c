@@ -210,7 +210,22 @@ KdbSyncHelperOriginsDrop(void)
 	}
 }
 
-/* Those that any helper of the subscription has left; see copy_marks.h. */
+/* Of a helper for a table that the subscription does not have? */
+static bool
+is_left_behind(Oid subid, const char *origin, const char *prefix)
+{
+	XLogRecPtr	lsn;
+	char	   *end;
+	Oid			relid;
+
+	if (strncmp(origin, prefix, strlen(prefix)) != 0)
+		return false;
+	relid = strtoul(origin + strlen(prefix), &end, 10);
+	return *end == '_' &&
+		GetSubscriptionRelState(subid, relid, &lsn) == SUBREL_STATE_UNKNOWN;
+}
+
+/* See copy_marks.h. */
 void
 KdbCopyDropHelperOrigins(Oid subid)
 {
@@ -228,8 +243,7 @@ KdbCopyDropHelperOrigins(Oid subid)
 										RelationGetDescr(rel), &isnull);
 		char	   *string = TextDatumGetCString(name);
 
-		if (strncmp(string, prefix, strlen(prefix)) == 0 &&
-			strchr(string + strlen(prefix), '_') != NULL)
+		if (is_left_behind(subid, string, prefix))
 			names = lappend(names, string);
 	}
 	systable_endscan(scan);

@@ -12,7 +12,10 @@
 /* Delete all marks of a table of this database; needs a transaction. */
 extern void KdbCopyUnmarkAll(Oid relid);
 
-/* Drop the origins of helpers of a subscription that is dropped. */
+/*
+ * Drop the origins of helpers that copied tables of a subscription which are not, or
+ * no longer, its tables; none of them runs any more.
+ */
 extern void KdbCopyDropHelperOrigins(Oid subid);
 
 #endif							/* KRAHODB_COPY_MARKS_H */
