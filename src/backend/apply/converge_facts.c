@@ -21,6 +21,7 @@
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/node.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -223,6 +224,15 @@ is_new_key(KdbConverge *c, KdbConvergeSide *side)
 		!KdbKeyHasTuples(side->target, side->key);
 }
 
+/* See converge_private.h. */
+void
+KdbStartLook(KdbConverge *c)
+{
+	c->clock = KdbClockMark();
+	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
+	pg_memory_barrier();
+}
+
 /* See merge.h. */
 void
 KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
@@ -232,8 +242,7 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 	bool		new_key;
 
 	memset(local, 0, sizeof(KdbLocalRow));
-	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
-	pg_memory_barrier();
+	KdbStartLook(c);
 	new_key = is_new_key(c, side);
 	side->live = !new_key && KdbFindRow(side->target, side->key);
 	if (new_key && !KdbVersionRecordsAny(side->target->relid, &side->target->records))
@@ -263,21 +272,6 @@ KdbSideIsLocal(KdbConvergeSide *side)
 		ItemPointerEquals(&target->local->tts_tid, &side->tid);
 }
 
-/* See converge_private.h. */
-TupleTableSlot *
-KdbNewRow(KdbConverge *c)
-{
-	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *row = side->target->merged;
-
-	if (!side->live || !KdbSideIsLocal(side))
-		row = c->row->slot;
-	else
-		KdbMergeRow(row, side->target->local, c->row);
-	KdbComputeGenerated(side->target, row);
-	return row;
-}
-
 /* See merge.h. */
 bool
 KdbFactUniqueChanges(void *arg, KdbRowPart part)
@@ -286,7 +280,7 @@ KdbFactUniqueChanges(void *arg, KdbRowPart part)
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 
 	return KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
-														KdbNewRow(c)));
+														KdbNewRow(c, part)));
 }
 
 /* Do two rows have the same key? */
@@ -321,7 +315,7 @@ KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 {
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *row = KdbNewRow(c);
+	TupleTableSlot *row = KdbNewRow(c, part);
 	int			found;
 	int			n = 0;
 
@@ -421,15 +415,20 @@ claimed_by_another(void *arg, const KdbUniqueValues *unique)
 									&unique->values, &key, search->version);
 }
 
+/* See converge_private.h. */
+bool
+KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version)
+{
+	ClaimSearch search = {c, version};
+
+	return KdbForEachUnique(c->sides[KDB_KEY_NEW].target, row, claimed_by_another, &search);
+}
+
 /* See merge.h. */
 bool
 KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
-	KdbConverge *c = arg;
-	ClaimSearch search = {c, version};
-
-	return KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c),
-							claimed_by_another, &search);
+	return KdbClaimedByAnother(arg, KdbNewRow(arg, part), version);
 }
 
 /* See merge.h. */

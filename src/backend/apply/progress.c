@@ -146,6 +146,7 @@ KdbProgressStart(void)
 	progress->tables_ready = false;
 	progress->durable = InvalidXLogRecPtr;
 	progress->wanted = InvalidXLogRecPtr;
+	progress->seen_until = 0;
 	SpinLockRelease(&progress->mutex);
 	my_progress = progress;
 	refuse_twins(&publisher);
@@ -229,4 +230,33 @@ KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result)
 			return true;
 	}
 	return false;
+}
+
+/* See apply.h. */
+void
+KdbSetStreamSeenUntil(Oid subid, uint32 stream, TimestampTz seen_until)
+{
+	for (int i = 0; i < KdbHorizon->nprogress; i++)
+	{
+		KdbSharedProgress *progress = &KdbHorizon->progress[i];
+
+		SpinLockAcquire(&progress->mutex);
+		if (progress->subid == subid && progress->stream == stream)
+			progress->seen_until = seen_until;
+		SpinLockRelease(&progress->mutex);
+	}
+}
+
+/* See apply_private.h. */
+TimestampTz
+KdbProgressSeenUntil(void)
+{
+	TimestampTz result;
+
+	if (my_progress == NULL)
+		return 0;
+	SpinLockAcquire(&my_progress->mutex);
+	result = my_progress->seen_until;
+	SpinLockRelease(&my_progress->mutex);
+	return result;
 }

@@ -158,6 +158,7 @@ same_connection(const Subscription *a, const KdbSubscriptionOptions *aopts,
 		a->stream == b->stream &&
 		a->owner == b->owner &&
 		equal(a->publications, b->publications) &&
+		aopts->compression == bopts->compression &&
 		same_origin_filter(aopts, bopts);
 }
 

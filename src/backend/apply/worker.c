@@ -396,6 +396,7 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 		AllTablesyncsReady();
 
 	KdbApply.krahodb_stream = KdbStreamStartReplication(LogRepWorkerWalRcvConn, &start);
+	KdbApplyFramesStart(KdbApply.krahodb_stream ? KdbMyOptions->compression : KDB_COMPRESSION_OFF);
 	KdbApplySeenReset();
 	if (!KdbApply.krahodb_stream)
 	{

@@ -23,19 +23,26 @@
 #include "krahodb/node.h"
 
 static uint64
-identity_with(uint64 salt)
+identity_with(uint64 salt, Oid dbid)
 {
 	struct
 	{
 		uint64		system;
 		uint64		salt;
 		uint64		database;
-	}			key = {GetSystemIdentifier(), salt, MyDatabaseId};
+	}			key = {GetSystemIdentifier(), salt, dbid};
 	uint64		identity;
 
-	Assert(OidIsValid(MyDatabaseId));
+	Assert(OidIsValid(dbid));
 	identity = hash_bytes_extended((const unsigned char *) &key, sizeof(key), 0);
 	return identity != 0 ? identity : 1;
+}
+
+/* See node.h. */
+uint64
+KdbNodeIdentityOf(Oid dbid)
+{
+	return identity_with(KdbNodeSalt(), dbid);
 }
 
 /* See node.h. */
@@ -45,7 +52,7 @@ KdbLocalNodeIdentity(void)
 	static uint64 identity = 0;
 
 	if (identity == 0)
-		identity = identity_with(KdbNodeSalt());
+		identity = KdbNodeIdentityOf(MyDatabaseId);
 	return identity;
 }
 
@@ -62,7 +69,7 @@ KdbLocalNodeAt(TimestampTz when)
 	if (former_identity == 0 || salt != former_salt)
 	{
 		former_salt = salt;
-		former_identity = identity_with(salt);
+		former_identity = identity_with(salt, MyDatabaseId);
 	}
 	return former_identity;
 }

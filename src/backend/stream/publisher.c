@@ -239,7 +239,7 @@ KdbStreamSetConnectCallback(KdbStreamConnectCallback callback)
 }
 
 void
-KdbStreamCheckOptions(const KdbPublisher *publisher, const KdbSubscriptionOptions *options)
+KdbStreamCheckFilters(const KdbPublisher *publisher, const KdbSubscriptionOptions *options)
 {
 	if (publisher->krahodb_version > 0)
 		return;
@@ -254,6 +254,18 @@ KdbStreamCheckOptions(const KdbPublisher *publisher, const KdbSubscriptionOption
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("the publisher cannot filter changes by replication origin"),
 				 errdetail("The option \"%s\" needs a KrahoDB server, or PostgreSQL 16 or later, as publisher.", "origin = none"),
+				 errhint("Add \"krahodb\" to shared_preload_libraries on the publisher and restart it.")));
+}
+
+void
+KdbStreamCheckOptions(const KdbPublisher *publisher, const KdbSubscriptionOptions *options)
+{
+	KdbStreamCheckFilters(publisher, options);
+	if (publisher->krahodb_version == 0 && options->compression != KDB_COMPRESSION_OFF)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the publisher cannot compress the stream"),
+				 errdetail("The option \"%s\" needs a KrahoDB server as publisher.", "compression"),
 				 errhint("Add \"krahodb\" to shared_preload_libraries on the publisher and restart it.")));
 }
 

@@ -15,6 +15,9 @@
  */
 extern uint64 KdbLocalNodeIdentity(void);
 
+/* That of any database of the server; needs no connection. */
+extern uint64 KdbNodeIdentityOf(Oid dbid);
+
 /*
  * The identity that a transaction without origin was written under that was
  * committed at that time: another one if this server began as a copy of a node.

@@ -38,8 +38,8 @@ extern void KdbStreamIdentify(WalReceiverConn *conn, KdbPublisher *publisher);
 extern char *KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname);
 
 /*
- * Can that publisher do what the options ask (origin filters)?  Raises an
- * error with a hint if not.
+ * Can that publisher do what the options ask (origin filters, compression)?
+ * Raises an error with a hint if not.
  */
 extern void KdbStreamCheckOptions(const KdbPublisher *publisher,
 								  const KdbSubscriptionOptions *options);
@@ -82,7 +82,8 @@ typedef struct KdbStreamStart
 } KdbStreamStart;
 
 /*
- * Start streaming.  Returns true if the stream is a KrahoDB stream (framed,
+ * Start streaming.  A slot of another plugin is read without compression, which is
+ * logged.  Returns true if the stream is a KrahoDB stream (framed,
  * handshake first), false if it is plain pgoutput.  The plugin is that of the
  * slot: a subscription may have been made with either.
  */
