@@ -21,7 +21,9 @@
  *	relation.c		KdbApplyRelation: remote relation to local relation
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
+ *	walk.c			the same for keys in ascending order, without a descent for each
  *	row.c			INSERT, UPDATE, DELETE
+ *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
@@ -220,6 +222,9 @@ extern void KdbApplyRelationsForgetOptions(void);
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
+
+/* batch.c: write the rows that are collected; before anything else is done to any table. */
+extern void KdbBatchFlush(void);
 
 /* converge.c: the remote transaction is over. */
 extern void KdbConvergeEnd(void);
