@@ -83,6 +83,41 @@ AS 'MODULE_PATHNAME', 'krahodb_clock_state';
 
 CREATE VIEW clock AS SELECT * FROM krahodb.clock_state();
 
+-- The state that a key has here, for subscribers that have to fetch a row because a
+-- change did not contain all of it.  Tables are named as the stream names them.
+-- writer is the transaction that is being applied there, own that the state is what it
+-- has left; written_at (microseconds) and written_by (a node) are the version.  Needs
+-- SELECT on the columns.
+CREATE FUNCTION row_state(
+	schema text,
+	"table" text,
+	key_columns text[],
+	key_values text[],
+	columns text[],
+	publications text[],
+	writer xid,
+	OUT node bigint,
+	OUT state text,
+	OUT own boolean,
+	OUT written_at bigint,
+	OUT written_by bigint,
+	OUT row_values text[])
+RETURNS record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_row_state';
+
+-- Rows that this server's apply workers have fetched from publishers since the server
+-- started, and fetches that failed.
+CREATE FUNCTION fetch_state(
+	OUT fetched bigint,
+	OUT fetch_ms double precision,
+	OUT failed bigint)
+RETURNS record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_fetch_state';
+
+CREATE VIEW fetch_stats AS SELECT * FROM krahodb.fetch_state();
+
 -- Conflicts since the server started, per subscription, table and type.  What was
 -- dropped is not shown.  There is room for some thousands; the rest is counted in
 -- rows of which subscription, schema and table are NULL.
@@ -254,7 +289,7 @@ CREATE INDEX ON version_records_4 (stamp);
 CREATE INDEX ON version_records_4 (relid, hash);
 
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables, clock, conflict_stats TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, clock, fetch_stats, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
 -- The retention horizon: until when all changes of all nodes have come, here and to all

@@ -25,6 +25,7 @@
  *	row.c			INSERT, UPDATE, DELETE
  *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
+ *	fetch.c			a row from the publisher, where a change has not all of it
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
  *

@@ -44,7 +44,7 @@ applied_row(KdbConverge *c, KdbAction action)
 {
 	if (action != KDB_ACTION_INSERT && action != KDB_ACTION_UPDATE)
 		return NULL;
-	return c->written ? c->written : KdbNewRow(c);
+	return c->written ? c->written : KdbNewRow(c, KDB_PART_WRITTEN);
 }
 
 /* An update of the key is a deletion and an insertion. */
@@ -176,12 +176,6 @@ contribute(void *arg, bool with_base)
 	no_merged_columns();
 }
 
-static void
-fetch(void *arg, KdbFetched *fetched)
-{
-	elog(ERROR, "rows are not fetched");
-}
-
 static const KdbMergeOps ops = {
 	.find = KdbFactFind,
 	.unique_changes = KdbFactUniqueChanges,
@@ -189,7 +183,7 @@ static const KdbMergeOps ops = {
 	.newer_claim = KdbFactNewerClaim,
 	.position = KdbFactPosition,
 	.progress = KdbFactProgress,
-	.fetch = fetch,
+	.fetch = KdbFetchRow,
 	.history = history,
 	.contribution = contribution,
 	.fold_start = fold,
@@ -222,6 +216,7 @@ merge(KdbConverge *c)
 	c->holders = holders;
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
+	write.unsent = KdbRowIsIncomplete(c);
 	write.unique = target->has_unique;
 	KdbMerge(&ops, c, &context, &write);
 	if (c->old_row)

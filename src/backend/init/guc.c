@@ -9,6 +9,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "krahodb/apply.h"
 #include "krahodb/clock.h"
 #include "krahodb/conflict.h"
 #include "krahodb/fault.h"
@@ -105,6 +106,15 @@ KdbGucInit(void)
 							"Commits and applied transactions wait for the clock up to this long, then fail.",
 							&KdbMaxClockSkew,
 							10000, 0, 3600000,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.fetch_timeout",
+							"Sets how long fetching a row from a publisher may take.",
+							"Rows are fetched when a change does not contain all of its row.",
+							&KdbFetchTimeout,
+							10000, 100, 600000,
 							PGC_SIGHUP,
 							GUC_UNIT_MS,
 							NULL, NULL, NULL);

@@ -62,6 +62,9 @@ start_shared(void)
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_wait_us, 0);
+		pg_atomic_init_u64(&KdbShared->fetched_rows, 0);
+		pg_atomic_init_u64(&KdbShared->fetch_us, 0);
+		pg_atomic_init_u64(&KdbShared->fetch_failures, 0);
 		pg_atomic_init_u64(&KdbShared->version_records, 0);
 		pg_atomic_init_u64(&KdbShared->merge_events, 0);
 		pg_atomic_init_u32(&KdbShared->merging, 0);

@@ -25,6 +25,7 @@
 #include "access/skey.h"
 #include "storage/itemptr.h"
 #include "utils/rel.h"
+#include "utils/snapshot.h"
 
 #include "krahodb/version.h"
 
@@ -92,6 +93,10 @@ typedef void (*KdbVersionRecordCallback) (void *arg, const KdbVersionRecord *rec
 
 extern void KdbVersionRecordsOfKey(Oid relid, const KdbRecordedKey *key,
 								   KdbVersionRecordCallback callback, void *arg);
+
+/* Likewise, but those that the snapshot sees; waits for nobody. */
+extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snapshot snapshot,
+									 KdbVersionRecordCallback callback, void *arg);
 
 /* Has another key claimed these values of the index at a greater version? */
 extern bool KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
