@@ -358,3 +358,51 @@ CREATE FUNCTION accept_stale_peer(subscription name)
 RETURNS void
 LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_accept_stale_peer';
+
+-- Initial copies: each table that is not synchronised yet, and how far its copy is.
+CREATE FUNCTION copies(
+	OUT subid oid,
+	OUT relid oid,
+	OUT started timestamptz,
+	OUT workers integer,
+	OUT ranges integer,
+	OUT ranges_done integer,
+	OUT pages bigint,
+	OUT pages_done bigint,
+	OUT pages_kept bigint,
+	OUT rows bigint,
+	OUT bytes bigint)
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_copies';
+
+CREATE VIEW copy_progress AS
+	SELECT
+		s.subname AS subscription,
+		n.nspname AS schema,
+		c.relname AS "table",
+		CASE WHEN r.srsubstate IN ('f', 's') THEN 'catching up'
+			WHEN k.subid IS NOT NULL THEN 'copying'
+			ELSE 'waiting' END AS state,
+		k.workers,
+		k.ranges_done,
+		k.ranges AS ranges_total,
+		k.pages_done,
+		k.pages AS pages_total,
+		k.pages_kept,
+		pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1) AS percent,
+		k.rows,
+		k.bytes,
+		pg_catalog.round(k.bytes / NULLIF(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - k.started), 0))::bigint
+			AS bytes_per_second,
+		pg_catalog.clock_timestamp() - k.started AS elapsed,
+		(pg_catalog.clock_timestamp() - k.started) *
+			((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0)) AS remaining
+	FROM pg_catalog.pg_subscription_rel r
+	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid
+	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+	LEFT JOIN krahodb.copies() k ON k.subid = r.srsubid AND k.relid = r.srrelid
+	WHERE r.srsubstate <> 'r';
+
+GRANT SELECT ON copy_progress TO PUBLIC;

@@ -166,7 +166,6 @@ extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(void);
 
 /* subscription.c */
-extern void KdbSubscriptionLoad(void);
 extern void KdbSubscriptionReread(void);
 
 /* worker.c: the registered table synchronisation, see apply.h; never NULL */

@@ -96,6 +96,12 @@ extern KdbSubscriptionOptions *KdbParseSubscriptionOptions(List *options);
 /* Does anything there need commit timestamps of local rows? */
 extern bool KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options);
 
+/*
+ * Is the time of a change compared with that of the row that it meets?  That is
+ * known of a prepared transaction only when it is committed.
+ */
+extern bool KdbOptionsCompareTimes(const KdbSubscriptionOptions *options);
+
 /* Replace a subscription's label; running workers learn of it at commit. */
 extern void KdbStoreSubscriptionOptions(Oid subid, List *options);
 
