@@ -170,7 +170,6 @@ extern void KdbRetrySucceeded(void);
 extern bool KdbRetrying(void);
 
 /* subscription.c */
-extern void KdbSubscriptionLoad(void);
 extern void KdbSubscriptionReread(void);
 
 /* worker.c: the registered table synchronisation, see apply.h; never NULL */

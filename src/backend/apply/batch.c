@@ -48,7 +48,7 @@ static bool
 is_batchable(KdbApplyRelation *rel, KdbApplyTarget *target)
 {
 	return target != NULL &&
-		(!target->resolving || (target->converging && !KdbRetrying())) &&
+		(!target->resolving || (target->converging && target->nmerged == 0 && !KdbRetrying())) &&
 		 !target->insert_triggers && !rel->volatile_defaults &&
 		TransactionIdIsValid(KdbApply.remote_xid);
 }

@@ -285,7 +285,7 @@ is_gap(KdbApplyTarget *target, Relation index, TupleTableSlot *least, TupleTable
 bool
 KdbNothingBetween(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 {
-	Relation	index = KdbIdentityIndex(target);
+	Relation	index = KdbIdentityRelation(target);
 	TupleTableSlot *least = slots[0];
 	TupleTableSlot *greatest = slots[0];
 

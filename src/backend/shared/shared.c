@@ -11,6 +11,7 @@
 #include "storage/shmem.h"
 
 #include "krahodb/conflict_counters.h"
+#include "krahodb/copy_shared.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
@@ -40,6 +41,7 @@ request_shared(void)
 	RequestAddinShmemSpace(KdbSeenAheadSize());
 	RequestAddinShmemSpace(KdbSeenPositionsSize());
 	RequestAddinShmemSpace(KdbConflictCountersSize());
+	RequestAddinShmemSpace(KdbCopySharedSize());
 	KdbHorizonRequestShared();
 }
 
@@ -76,6 +78,7 @@ start_shared(void)
 	KdbSeenAheadStart();
 	KdbSeenPositionsStart();
 	KdbConflictCountersStart();
+	KdbCopySharedStart();
 	KdbHorizonStartShared();
 	LWLockRelease(AddinShmemInitLock);
 }
