@@ -36,6 +36,9 @@ our @EXPORT = qw(
   in_turns
   note_figure
   drain
+  set_marker
+  wait_for_marker
+  walsender
   run_pgbench
   sql
   bench_report
