@@ -31,6 +31,7 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(
   contender
+  contenders
   wanted_contenders
   rounds
   in_turns
@@ -195,6 +196,9 @@ sub contender
 	pass("contender $params{name}");
 	return \%c;
 }
+
+# All of them, in the order in which they were made.
+sub contenders { return @contenders; }
 
 # ---- work and time ---------------------------------------------------------------
 
