@@ -21,8 +21,11 @@
  *	relation.c		KdbApplyRelation: remote relation to local relation
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
+ *	walk.c			the same for keys in ascending order, without a descent for each
  *	row.c			INSERT, UPDATE, DELETE
+ *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
+ *	fetch.c			a row from the publisher, where a change has not all of it
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
  *
@@ -163,7 +166,6 @@ extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(void);
 
 /* subscription.c */
-extern void KdbSubscriptionLoad(void);
 extern void KdbSubscriptionReread(void);
 
 /* worker.c: the registered table synchronisation, see apply.h; never NULL */
@@ -220,6 +222,9 @@ extern void KdbApplyRelationsForgetOptions(void);
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
+
+/* batch.c: write the rows that are collected; before anything else is done to any table. */
+extern void KdbBatchFlush(void);
 
 /* converge.c: the remote transaction is over. */
 extern void KdbConvergeEnd(void);

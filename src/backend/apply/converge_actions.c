@@ -43,11 +43,12 @@ KdbMergeEvent(void)
 	pg_atomic_fetch_add_u64(&KdbShared->merge_events, 1);
 }
 
-static void
-add_record(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
-		   KdbVersionRecordKind kind, KdbVersion version)
+/* See converge_private.h. */
+void
+KdbAddRecord(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
+			 KdbVersionRecordKind kind, KdbVersion version, bytea *merged)
 {
-	KdbVersionRecord record = {kind, version, c->context->version, true};
+	KdbVersionRecord record = {kind, version, c->context->version, true, merged};
 
 	KdbVersionRecordAdd(target->relid, &record, key, InvalidOid, NULL);
 }
@@ -58,9 +59,9 @@ note_death(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
 		   KdbVersion version, bool remember)
 {
 	if (remember)
-		add_record(c, target, key, KDB_RECORD_KILLED, version);
+		KdbAddRecord(c, target, key, KDB_RECORD_KILLED, version, NULL);
 	else if (KdbKilledBefore(c, target, key))
-		add_record(c, target, key, KDB_RECORD_DEAD, version);
+		KdbAddRecord(c, target, key, KDB_RECORD_DEAD, version, NULL);
 	KdbMergeEvent();
 }
 
@@ -78,91 +79,6 @@ delete_other_row(KdbApplyTarget *target, ItemPointer where)
 	return KdbWriteDelete(target, &tid) == KDB_WRITE_DONE;
 }
 
-/* Partitions may have their columns in another order. */
-static AttrNumber
-column_of(TupleDesc desc, const char *name)
-{
-	for (int i = 0; i < desc->natts; i++)
-	{
-		if (!TupleDescAttr(desc, i)->attisdropped &&
-			strcmp(NameStr(TupleDescAttr(desc, i)->attname), name) == 0)
-			return i + 1;
-	}
-	return 0;
-}
-
-/* A column's value in the row that the old key had, if that has the column. */
-static bool
-take_from_old_row(KdbConverge *c, int column)
-{
-	TupleTableSlot *slot = c->row->slot;
-	AttrNumber	attnum = 0;
-
-	if (c->old_row)
-		attnum = column_of(c->old_row->tts_tupleDescriptor,
-						   NameStr(TupleDescAttr(slot->tts_tupleDescriptor, column)->attname));
-	if (attnum == 0)
-		return false;
-	slot->tts_values[column] = slot_getattr(c->old_row, attnum, &slot->tts_isnull[column]);
-	return true;
-}
-
-/*
- * Values that were not sent, for a row that is inserted or gets another key: of
- * the row that the old key had.  There is nowhere else to take them from.
- */
-static void
-complete_row(KdbConverge *c)
-{
-	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-
-	for (int i = 0; i < target->tupdesc->natts; i++)
-	{
-		if (!target->compared[i] || c->row->sent[i])
-			continue;
-		if (!take_from_old_row(c, i))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("cannot insert the row of an UPDATE because the publisher did not send column \"%s\"",
-							NameStr(TupleDescAttr(target->tupdesc, i)->attname)),
-					 errdetail("The row to be updated does not exist here, and an unchanged out-of-line value is not part of the change."),
-					 errhint("Copy the row from the publisher, set REPLICA IDENTITY FULL on the publisher's table, or set the resolver of update_missing and update_deleted to skip.")));
-		c->row->sent[i] = true;
-	}
-}
-
-/* Columns that the publisher does not have: as they were, or defaults. */
-static void
-complete_local_columns(KdbConverge *c)
-{
-	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *routed;
-	TupleTableSlot *root;
-	bool		old = false;
-
-	if (c->local_completed || c->rel->ndefaults == 0)
-		return;
-	c->local_completed = true;
-	for (int i = 0; i < side->target->tupdesc->natts; i++)
-	{
-		if (!side->target->compared[i] &&
-			!TupleDescAttr(side->target->tupdesc, i)->attisdropped &&
-			!TupleDescAttr(side->target->tupdesc, i)->attgenerated)
-			old |= take_from_old_row(c, i);
-	}
-	if (old)
-		return;
-	if (!c->rel->partitioned)
-	{
-		KdbFillDefaults(c->rel, c->row->slot);
-		return;
-	}
-	root = KdbRouteBack(c->rel, side->target, c->row->slot);
-	KdbFillDefaults(c->rel, root);
-	(void) KdbRoute(c->rel, root, &routed);
-	ExecCopySlot(c->row->slot, routed);
-}
-
 /* A row of this version was put: its truth, if that is another than is shown. */
 static void
 note_truth(KdbConverge *c, const KdbMergePut *put)
@@ -173,7 +89,7 @@ note_truth(KdbConverge *c, const KdbMergePut *put)
 	if (!put->remember)
 		return;
 	KdbKeyOfRow(side->target, side->key, &key);
-	add_record(c, side->target, &key, KDB_RECORD_TRUTH, put->version);
+	KdbAddRecord(c, side->target, &key, KDB_RECORD_TRUTH, put->version, NULL);
 }
 
 /* Is there still nothing newer than what was found when the key was looked at? */
@@ -191,19 +107,21 @@ is_undisturbed(KdbConverge *c, KdbVersion version)
 
 /* Has somebody meanwhile done something that beats the inserted row? */
 static bool
-is_overtaken(KdbConverge *c, KdbVersion version)
+is_overtaken(KdbConverge *c, const KdbMergePut *put)
 {
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbLocalRow dead = {0};
 
-	if (is_undisturbed(c, version))
+	if (is_undisturbed(c, put->version))
 		return false;
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
-		!dead.same_transaction && KdbVersionCompare(dead.version, version) > 0)
+		!dead.same_transaction && KdbVersionCompare(dead.version, put->version) > 0)
+		return true;
+	if (KdbMergedOvertaken(c))
 		return true;
 	c->unclaimed = false;
 	return side->target->has_unique &&
-		KdbFactNewerClaim(c, KDB_PART_WRITTEN, version);
+		KdbFactNewerClaim(c, put->chosen, put->version);
 }
 
 /* The row is to be deleted, and gone for whoever looks for it next: a command each. */
@@ -222,10 +140,10 @@ take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
  * they had been sent.
  */
 static bool
-fire_before_insert(KdbConverge *c)
+fire_before_insert(KdbConverge *c, KdbRemoteRow *row)
 {
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-	TupleTableSlot *slot = c->row->slot;
+	TupleTableSlot *slot = row->slot;
 	Bitmapset  *changed;
 
 	ExecCopySlot(target->merged, slot);
@@ -235,7 +153,7 @@ fire_before_insert(KdbConverge *c)
 	for (int i = 0; i < target->tupdesc->natts; i++)
 	{
 		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
-			c->row->sent[i] = true;
+			row->sent[i] = true;
 	}
 	return true;
 }
@@ -258,18 +176,19 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 {
 	KdbConverge *c = arg;
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-	TupleTableSlot *slot = c->row->slot;
+	KdbRemoteRow *row = KdbRowOfPart(c, put->chosen);
+	TupleTableSlot *slot = row->slot;
 
 	CHECK_FOR_INTERRUPTS();
-	if (c->operation == KDB_UPDATE)
-	{
-		complete_row(c);
-		complete_local_columns(c);
-	}
+	if (put->chosen == KDB_PART_WRITTEN)
+		KdbCompleteRow(c, put->unsent);
+	if (c->operation == KDB_UPDATE || put->chosen == KDB_PART_FETCHED)
+		KdbCompleteLocalColumns(c, row);
+	KdbMergedBeforePut(c, put, slot, NULL);
 	if (KdbHasBeforeInsertTriggers(target) && !c->triggers_fired)
 	{
 		c->triggers_fired = true;
-		if (!fire_before_insert(c))
+		if (!fire_before_insert(c, row))
 			return KDB_MERGE_DONE;
 	}
 	KDB_FAULT_POINT("converge_insert");
@@ -279,13 +198,14 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	}
 	c->written = slot;
-	if (is_overtaken(c, put->version))
+	if (is_overtaken(c, put))
 	{
 		take_back(c, target, &slot->tts_tid);
 		return KDB_MERGE_CHANGED;
 	}
 	KDB_FAULT_POINT("converge_inserted");
 	note_truth(c, put);
+	KdbMergedAfterPut(c);
 	return KDB_MERGE_DONE;
 }
 
@@ -330,6 +250,7 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbApplyTarget *target = side->target;
+	KdbRemoteRow *row = KdbRowOfPart(c, put->chosen);
 	Overwrite	overwrite = {c, put->version};
 	Bitmapset  *columns;
 	bool		notice = false;
@@ -339,14 +260,18 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	KDB_FAULT_POINT("converge_overwrite");
 	if (!KdbSideIsLocal(side))
 		return KDB_MERGE_CHANGED;
-	if (c->key_changed)
-		complete_row(c);
-	KdbMergeRow(target->merged, target->local, c->row);
+	if (put->chosen == KDB_PART_WRITTEN)
+		KdbCompleteRow(c, put->unsent);
+	if (put->chosen == KDB_PART_LOCAL)
+		ExecCopySlot(target->merged, target->local);
+	else
+		KdbMergeRow(target->merged, target->local, row);
+	KdbMergedBeforePut(c, put, target->merged, target->local);
 	KdbComputeGenerated(target, target->merged);
 	if (target->has_unique)
 		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
 															  target->merged));
-	columns = sent_columns(c->row, target->tupdesc->natts);
+	columns = sent_columns(row, target->tupdesc->natts);
 	if (notice && c->clashes < KDB_CONVERGE_CLASHES)
 		result = KdbWriteUpdateIf(target, target->merged, columns, may_stay, &overwrite);
 	else
@@ -357,6 +282,7 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	c->written = target->merged;
 	note_truth(c, put);
+	KdbMergedAfterPut(c);
 	return KDB_MERGE_DONE;
 }
 
@@ -405,7 +331,7 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 
 	KDB_FAULT_POINT("converge_bury");
 	KdbKeyOfRow(side->target, side->key, &key);
-	add_record(c, side->target, &key, KDB_RECORD_DEAD, version);
+	KdbAddRecord(c, side->target, &key, KDB_RECORD_DEAD, version, NULL);
 	KdbMergeEvent();
 	KDB_FAULT_POINT("converge_buried");
 
@@ -478,7 +404,7 @@ KdbActClaim(void *arg, KdbRowPart part, KdbVersion version)
 	Claim		claim = {c, version};
 
 	KDB_FAULT_POINT("converge_claim");
-	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c), claim_values, &claim);
+	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c, part), claim_values, &claim);
 	KdbMergeEvent();
 	KDB_FAULT_POINT("converge_claimed");
 

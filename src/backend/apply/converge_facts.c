@@ -107,6 +107,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 				InvalidRepOriginId : KdbApply.origin;
 			break;
 		case KDB_RECORD_CLAIM:
+		case KDB_RECORD_MERGED:
 			break;
 	}
 }
@@ -242,6 +243,7 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 	bool		new_key;
 
 	memset(local, 0, sizeof(KdbLocalRow));
+	KdbMergedForget(c);
 	KdbStartLook(c);
 	new_key = is_new_key(c, side);
 	side->live = !new_key && KdbFindRow(side->target, side->key);
@@ -272,21 +274,6 @@ KdbSideIsLocal(KdbConvergeSide *side)
 		ItemPointerEquals(&target->local->tts_tid, &side->tid);
 }
 
-/* See converge_private.h. */
-TupleTableSlot *
-KdbNewRow(KdbConverge *c)
-{
-	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *row = side->target->merged;
-
-	if (!side->live || !KdbSideIsLocal(side))
-		row = c->row->slot;
-	else
-		KdbMergeRow(row, side->target->local, c->row);
-	KdbComputeGenerated(side->target, row);
-	return row;
-}
-
 /* See merge.h. */
 bool
 KdbFactUniqueChanges(void *arg, KdbRowPart part)
@@ -295,7 +282,7 @@ KdbFactUniqueChanges(void *arg, KdbRowPart part)
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 
 	return KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
-														KdbNewRow(c)));
+														KdbNewRow(c, part)));
 }
 
 /* Do two rows have the same key? */
@@ -330,7 +317,7 @@ KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 {
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *row = KdbNewRow(c);
+	TupleTableSlot *row = KdbNewRow(c, part);
 	int			found;
 	int			n = 0;
 
@@ -443,7 +430,7 @@ KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version)
 bool
 KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
-	return KdbClaimedByAnother(arg, KdbNewRow(arg), version);
+	return KdbClaimedByAnother(arg, KdbNewRow(arg, part), version);
 }
 
 /* See merge.h. */

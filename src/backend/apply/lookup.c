@@ -2,8 +2,8 @@
  * lookup.c
  *		Finding the local row that a change is about.
  *
- * By the replica identity index or primary key; without one, by comparing full
- * rows.  Both with a dirty snapshot, so that rows which other transactions are
+ * By the replica identity index or primary key (walk.c first: keys in ascending
+ * order need no descent each); without one, by comparing full rows.  Both with a dirty snapshot, so that rows which other transactions are
  * changing are seen and waited for.
  *
  * A dirty scan is no consistent snapshot: a row that a concurrent update moves
@@ -33,20 +33,21 @@
 
 /* Another transaction is at the row: wait for it; then the scan starts again. */
 static bool
-wait_for_other(const SnapshotData *snapshot)
+wait_for_other(KdbApplyTarget *target, const SnapshotData *snapshot)
 {
 	TransactionId xwait = TransactionIdIsValid(snapshot->xmin) ?
 		snapshot->xmin : snapshot->xmax;
 
 	if (!TransactionIdIsValid(xwait))
 		return false;
+	KdbWalkEnd(target);
 	XactLockTableWait(xwait, NULL, NULL, XLTW_None);
 	return true;
 }
 
-/* Scan keys with the values of "search"; false if one is NULL (no such row). */
-static bool
-fill_key(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
+/* See relation_private.h. */
+bool
+KdbIdentityKey(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
 {
 	memcpy(key, target->key_template, sizeof(ScanKeyData) * target->nkeys);
 	for (int i = 0; i < target->nkeys; i++)
@@ -60,8 +61,9 @@ fill_key(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
 	return true;
 }
 
-static Relation
-identity_relation(KdbApplyTarget *target)
+/* See relation_private.h. */
+Relation
+KdbIdentityRelation(KdbApplyTarget *target)
 {
 	KdbTargetOpenIndexes(target);
 	for (int i = 0; i < target->nindexes; i++)
@@ -79,7 +81,7 @@ static bool
 visible_by_index(KdbApplyTarget *target, ScanKeyData *key)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	IndexScanDesc scan = index_beginscan(target->rel, identity_relation(target),
+	IndexScanDesc scan = index_beginscan(target->rel, KdbIdentityRelation(target),
 										 snapshot, target->nkeys, 0);
 	bool		found;
 
@@ -109,7 +111,7 @@ restart_scan(KdbApplyTarget *target, ScanKeyData *key)
 	if (target->scan == NULL)
 	{
 		InitDirtySnapshot(target->dirty);
-		target->scan = index_beginscan(target->rel, identity_relation(target),
+		target->scan = index_beginscan(target->rel, KdbIdentityRelation(target),
 									   &target->dirty, target->nkeys, 0);
 		target->scan_rows = 0;
 	}
@@ -134,13 +136,15 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	if (!fill_key(target, search, key))
+	if (!KdbIdentityKey(target, search, key))
 		return false;
+	if (KdbWalkFind(target, KdbIdentityRelation(target), key))
+		return true;
 	for (;;)
 	{
 		if (look_up_key(target, key))
 		{
-			if (!wait_for_other(&target->dirty))
+			if (!wait_for_other(target, &target->dirty))
 				return true;
 		}
 		else if (!visible_by_index(target, key))
@@ -218,7 +222,7 @@ find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
 		InitDirtySnapshot(dirty);
 		if (scan_for_row(target, search, &dirty))
 		{
-			if (!wait_for_other(&dirty))
+			if (!wait_for_other(target, &dirty))
 				return true;
 			continue;
 		}
@@ -281,9 +285,9 @@ KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	if (!OidIsValid(target->identity_index) || !fill_key(target, search, key))
+	if (!OidIsValid(target->identity_index) || !KdbIdentityKey(target, search, key))
 		return false;
-	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+	return KdbFindDeadRow(target->rel, KdbIdentityRelation(target), key, target->nkeys,
 						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
 						  NULL, NULL);
 }
@@ -295,9 +299,9 @@ KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *ro
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	if (!fill_key(target, search, key))
+	if (!KdbIdentityKey(target, search, key))
 		return false;
-	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+	return KdbFindDeadRow(target->rel, KdbIdentityRelation(target), key, target->nkeys,
 						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
 						  truth, arg);
 }
@@ -323,6 +327,6 @@ KdbKeyHasTuples(KdbApplyTarget *target, TupleTableSlot *search)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	return fill_key(target, search, key) &&
-		KdbIndexHasTuples(target, identity_relation(target), key, target->nkeys);
+	return KdbIdentityKey(target, search, key) &&
+		KdbIndexHasTuples(target, KdbIdentityRelation(target), key, target->nkeys);
 }

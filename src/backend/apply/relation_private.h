@@ -53,6 +53,30 @@ typedef struct KdbRemoteRow
 	bool	   *sent;			/* per column: the publisher sent a value */
 } KdbRemoteRow;
 
+/* Keys in ascending order are looked up by walking along the index; walk.c. */
+typedef struct KdbWalk
+{
+	/* kept */
+	bool		prepared;
+	bool		possible;
+	FmgrInfo	order[INDEX_MAX_KEYS];
+	FmgrInfo	greater_equal;	/* of the first column */
+	MemoryContext context;		/* of the scan */
+	int			pause;			/* lookups until keys are counted again */
+	int			last_pause;
+
+	/* waiting */
+	int			ascending;		/* keys in a row */
+	Datum		last[INDEX_MAX_KEYS];
+
+	/* walking; in this transaction */
+	IndexScanDesc scan;
+	SnapshotData dirty;
+	bool		at_entry;		/* the scan's entry is yet to be looked at */
+	int			misses;			/* in a row */
+	int			rows;			/* found */
+} KdbWalk;
+
 typedef struct KdbApplyTarget
 {
 	Oid			relid;			/* hash key */
@@ -84,7 +108,8 @@ typedef struct KdbApplyTarget
 	bool		updatable;		/* the identity's columns are part of what is sent as key */
 	bool	   *compared;		/* per column: sent, so part of a full row match */
 
-	bool		row_triggers;	/* BEFORE ROW triggers exist: rows are locked first */
+	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
+	bool		insert_triggers;	/* row triggers fire on INSERT */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_generated;	/* stored generated columns */
@@ -95,6 +120,8 @@ typedef struct KdbApplyTarget
 	bool		resolving;		/* any of them is not the engine's */
 	bool		converging;		/* the last update wins in all, and there is a key: converge.c */
 	KdbVersionRecordsKnown records;	/* are there any of this table? */
+	int			nmerged;
+	struct KdbMergedColumn *merged_columns;	/* merged_private.h */
 
 	/* open in this transaction */
 	Relation	rel;
@@ -103,6 +130,7 @@ typedef struct KdbApplyTarget
 	MemoryContext scan_context; /* of the scan; lasts as long as "context" */
 	int			scan_rows;		/* looked up by this scan */
 	SnapshotData dirty;
+	KdbWalk		walk;			/* on the identity index, too */
 	AclMode		checked;		/* privileges verified in this transaction */
 	dlist_node	open_link;
 } KdbApplyTarget;
@@ -130,6 +158,7 @@ struct KdbApplyRelation
 	int			ndefaults;
 	AttrNumber *default_attnums;	/* 0-based */
 	ExprState **default_exprs;
+	bool		volatile_defaults;	/* some are not fixed, but for nextval */
 	TupleDesc	tupdesc;
 	TupleTableSlot *search;		/* virtual, format of the local table */
 	KdbRemoteRow remote;
@@ -168,6 +197,9 @@ extern void KdbTargetCheck(KdbApplyTarget *target, AclMode mode);
 /* Raise the engine's error if updates and deletes cannot find their row there. */
 extern void KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel);
 
+/* merged_values.c: which columns of the target are merged, and how. */
+extern void KdbTargetBuildMerged(KdbApplyTarget *target);
+
 /* convert.c */
 extern void KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 							TupleTableSlot *slot, bool *sent);
@@ -178,11 +210,25 @@ extern void KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local,
 /* lookup.c */
 
 /*
+ * Scan keys on the identity index, which is open, with the values of "search"; false
+ * if one is NULL (no such row).
+ */
+extern bool KdbIdentityKey(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key);
+extern Relation KdbIdentityRelation(KdbApplyTarget *target);
+
+/*
  * Find the local row of the key in "search" (target's format): into
  * target->local, holding a pin.  Waits for transactions that are changing it.
  * Not locked.
  */
 extern bool KdbFindRow(KdbApplyTarget *target, TupleTableSlot *search);
+
+/*
+ * walk.c: find the row of the key on the identity index if keys come in ascending order;
+ * false says nothing.  Let go of the index: before a wait, and at the end.
+ */
+extern bool KdbWalkFind(KdbApplyTarget *target, Relation index, const ScanKeyData *key);
+extern void KdbWalkEnd(KdbApplyTarget *target);
 
 /* Lock the row in target->local; false if it has changed meanwhile. */
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
@@ -306,6 +352,16 @@ typedef bool (*KdbMayStay) (void *arg, TupleTableSlot *row);
 extern KdbWriteResult KdbWriteUpdateIf(KdbApplyTarget *target, TupleTableSlot *slot,
 									   Bitmapset *sent_columns, KdbMayStay may_stay, void *arg);
 extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
+
+/* Insert rows of a table without row triggers on INSERT; the engine's error if a key is taken. */
+extern void KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
+
+/*
+ * batch.c: collect the row with others of its table; false: it is to be inserted by
+ * itself.  target is NULL for a partitioned table.
+ */
+extern bool KdbBatchInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
+						   const KdbWireTuple *tuple);
 
 /* partition.c */
 extern KdbApplyTarget *KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot,

@@ -622,11 +622,13 @@ apply_delete(Change *change)
  * Returns NULL if the change is not for this worker.
  */
 static KdbApplyRelation *
-begin_change(uint32 remoteid)
+begin_change(uint32 remoteid, KdbOperation operation)
 {
 	KdbApplyRelation *rel;
 
 	KdbApplyBeginStep();
+	if (operation != KDB_INSERT)
+		KdbBatchFlush();
 	rel = KdbApplyRelationOpen(remoteid, RowExclusiveLock);
 	if (!KdbApplyRelationWanted(rel))
 	{
@@ -646,6 +648,14 @@ end_change(KdbApplyTarget *target, const KdbUserContext *user)
 	KdbApplyErrorContext.nspname = NULL;
 	KdbApplyErrorContext.relname = NULL;
 	KdbApplyEndStep();
+}
+
+/* The row is to be written later, and the step ends then. */
+static void
+end_batched_change(void)
+{
+	KdbApplyErrorContext.nspname = NULL;
+	KdbApplyErrorContext.relname = NULL;
 }
 
 /* The target of a table that is not partitioned: itself. */
@@ -691,12 +701,18 @@ converges(const Change *change)
 void
 KdbApplyInsert(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid);
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_INSERT);
 	Change		change = {.operation = KDB_INSERT};
 	KdbUserContext user;
 
 	if (rel == NULL)
 		return;
+	if (KdbBatchInsert(rel, rel->partitioned ? NULL : own_target(rel),
+					   &message->u.row.new_row))
+	{
+		end_batched_change();
+		return;
+	}
 	KdbSwitchToTableOwner(rel->rel, &user);
 	KdbConvertTuple(rel, &message->u.row.new_row, rel->remote.slot, rel->remote.sent);
 	KdbFillDefaults(rel, rel->remote.slot);
@@ -713,7 +729,7 @@ KdbApplyInsert(const KdbWireMessage *message)
 void
 KdbApplyUpdate(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid);
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_UPDATE);
 	Change		change = {.operation = KDB_UPDATE};
 	TupleTableSlot *key;
 	KdbUserContext user;
@@ -746,7 +762,7 @@ KdbApplyUpdate(const KdbWireMessage *message)
 void
 KdbApplyDelete(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid);
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_DELETE);
 	Change		change = {.operation = KDB_DELETE};
 	KdbUserContext user;
 

@@ -87,12 +87,14 @@ KdbTargetsForgetOptions(void)
 /*
  * Functions of the triggers that fire in replica role, and whether rows are locked
  * first.  The engine would look a function up when it first calls it, in the memory
- * context of the time, which here lasts for one message.
+ * context of the time, which here lasts for one message.  A table where none fires
+ * (those of foreign keys do not) is one without triggers.
  */
 static void
 prepare_triggers(KdbApplyTarget *target)
 {
 	TriggerDesc *desc = target->relinfo->ri_TrigDesc;
+	bool		fires = false;
 
 	if (desc == NULL)
 		return;
@@ -102,9 +104,18 @@ prepare_triggers(KdbApplyTarget *target)
 
 		if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS ||
 			trigger->tgenabled == TRIGGER_FIRES_ON_REPLICA)
+		{
 			fmgr_info_cxt(trigger->tgfoid, &target->relinfo->ri_TrigFunctions[i],
 						  target->context);
+			fires = true;
+		}
 	}
+	if (!fires)
+	{
+		target->relinfo->ri_TrigDesc = NULL;
+		return;
+	}
+	target->insert_triggers = desc->trig_insert_before_row || desc->trig_insert_after_row;
 	target->row_triggers = desc->trig_insert_before_row ||
 		desc->trig_update_before_row || desc->trig_delete_before_row;
 }
@@ -253,6 +264,12 @@ build_options(KdbApplyTarget *target)
 	KdbResolversSetAll(&last_update, KDB_RESOLVER_LAST_UPDATE_WINS);
 	target->converging = OidIsValid(target->identity_index) &&
 		memcmp(&last_update, &target->resolvers, sizeof(KdbResolvers)) == 0;
+	KdbTargetBuildMerged(target);
+	if (target->nmerged > 0 && target->resolving && !target->converging)
+		ereport(WARNING,
+				(errmsg("columns of table \"%s\" are not merged by subscription \"%s\"",
+						RelationGetRelationName(target->rel), MySubscription->name),
+				 errdetail("Values are merged where every type of conflict is resolved by last_update_wins and the table has a primary key.")));
 	if (target->resolving && !KdbResolversActive(&KdbMyOptions->resolvers))
 		KdbClockEnforce(KDB_CLOCK_TABLES, true);
 }
@@ -439,6 +456,7 @@ close_target(KdbApplyTarget *target)
 		target->scan = NULL;
 		MemoryContextReset(target->scan_context);
 	}
+	KdbWalkEnd(target);
 	ExecClearTuple(target->local);
 	ExecClearTuple(target->scratch);
 	ExecClearTuple(target->search);

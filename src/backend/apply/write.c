@@ -153,6 +153,30 @@ KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot, KdbNotice notice)
 	return inserted ? KDB_WRITE_DONE : KDB_WRITE_CONFLICT;
 }
 
+/* See relation_private.h. */
+void
+KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots)
+{
+	EState	   *estate = target->estate;
+
+	KdbTargetCheck(target, ACL_INSERT);
+	begin_write(target);
+	for (int i = 0; i < nslots; i++)
+	{
+		slots[i]->tts_tableOid = target->relid;
+		compute_and_check(target, slots[i]);
+		ResetPerTupleExprContext(estate);
+	}
+	table_multi_insert(target->rel, slots, nslots, estate->es_output_cid, 0, NULL);
+	for (int i = 0; i < nslots && target->nindexes > 0; i++)
+	{
+		(void) ExecInsertIndexTuples(target->relinfo, slots[i], estate, false, false,
+									 NULL, NIL);
+		ResetPerTupleExprContext(estate);
+	}
+	end_write(target);
+}
+
 /* The engine's way, for tables with BEFORE ROW triggers. */
 static KdbWriteResult
 update_locked(KdbApplyTarget *target, TupleTableSlot *slot)

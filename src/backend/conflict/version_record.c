@@ -240,8 +240,8 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	values[REC_KIND] = CharGetDatum((char) record->kind);
 	values[REC_INDEX] = ObjectIdGetDatum(index);
 	values[REC_KEY] = PointerGetDatum(image_of(key));
-	isnull[REC_CLAIMED] = claimed == NULL;
-	values[REC_CLAIMED] = claimed ? PointerGetDatum(image_of(claimed)) : (Datum) 0;
+	isnull[REC_CLAIMED] = claimed == NULL && record->merged == NULL;
+	values[REC_CLAIMED] = PointerGetDatum(claimed ? image_of(claimed) : record->merged);
 	values[REC_TS] = TimestampTzGetDatum(record->version.ts);
 	values[REC_NODE] = Int64GetDatum((int64) record->version.node);
 	values[REC_SHOWN_TS] = TimestampTzGetDatum(record->shown.ts);
@@ -261,8 +261,8 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
  */
 
 /*
- * A scan over the records of a table, by hash if there is one.  Restarts, with
- * *restarted set, when it had to wait for somebody.
+ * A scan over the records of a table, by hash if there is one; with a dirty snapshot
+ * if none is given.
  */
 typedef struct Look
 {
@@ -271,12 +271,13 @@ typedef struct Look
 } Look;
 
 static void
-begin_look(Look *look, Oid relid, const uint64 *hash)
+begin_look(Look *look, Oid relid, const uint64 *hash, Snapshot snapshot)
 {
 	InitDirtySnapshot(look->dirty);
+	look->dirty.xmin = InvalidTransactionId;
 	memset(&look->scan, 0, sizeof(look->scan));
 	look->scan.store = &records;
-	look->scan.snapshot = &look->dirty;
+	look->scan.snapshot = snapshot ? snapshot : &look->dirty;
 	look->scan.nkeys = hash ? 2 : 1;
 	look->scan.columns[0] = REC_RELID + 1;
 	look->scan.values[0] = ObjectIdGetDatum(relid);
@@ -320,6 +321,7 @@ read_record(TupleTableSlot *slot, KdbVersionRecord *record)
 	record->shown.ts = DatumGetTimestampTz(column(slot, REC_SHOWN_TS));
 	record->shown.node = (uint64) DatumGetInt64(column(slot, REC_SHOWN_NODE));
 	record->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
+	record->merged = NULL;
 }
 
 /* See version_record.h. */
@@ -335,7 +337,7 @@ KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
 	if (known->known && known->emptied == store_changes &&
 		(known->any || known->appended == now))
 		return known->any;
-	begin_look(&look, relid, NULL);
+	begin_look(&look, relid, NULL, NULL);
 	known->any = next_record(&look, &wait) != NULL;
 	KdbRecordScanEnd(&look.scan);
 	known->known = true;
@@ -351,13 +353,13 @@ KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
 typedef bool (*RecordFilter) (void *arg, TupleTableSlot *slot);
 
 static bool
-look_once(Oid relid, uint64 hash, RecordFilter filter, void *arg)
+look_once(Oid relid, uint64 hash, Snapshot snapshot, RecordFilter filter, void *arg)
 {
 	TransactionId wait = InvalidTransactionId;
 	TupleTableSlot *slot;
 	Look		look;
 
-	begin_look(&look, relid, &hash);
+	begin_look(&look, relid, &hash, snapshot);
 	while ((slot = next_record(&look, &wait)) != NULL)
 	{
 		if (TransactionIdIsValid(wait))
@@ -390,6 +392,8 @@ of_key(void *arg, TupleTableSlot *slot)
 		KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
 
 		*copy = record;
+		if (record.kind == KDB_RECORD_MERGED)
+			copy->merged = DatumGetByteaPCopy(column(slot, REC_CLAIMED));
 		look->found = lappend(look->found, copy);
 	}
 	return true;
@@ -400,11 +404,19 @@ void
 KdbVersionRecordsOfKey(Oid relid, const KdbRecordedKey *key,
 					   KdbVersionRecordCallback callback, void *arg)
 {
+	KdbVersionRecordsOfKeyIn(relid, key, NULL, callback, arg);
+}
+
+/* See version_record.h. */
+void
+KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snapshot snapshot,
+						 KdbVersionRecordCallback callback, void *arg)
+{
 	KeyLook		look = {key, NIL};
 	uint64		hash = hash_of(key, InvalidOid);
 	ListCell   *lc;
 
-	while (!look_once(relid, hash, of_key, &look))
+	while (!look_once(relid, hash, snapshot, of_key, &look))
 		look.found = NIL;
 	foreach(lc, look.found)
 		callback(arg, lfirst(lc));
@@ -442,7 +454,7 @@ KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
 	ClaimLook	look = {claimed, key, index, version, false};
 	uint64		hash = hash_of(claimed, index);
 
-	while (!look_once(relid, hash, is_newer_claim, &look))
+	while (!look_once(relid, hash, NULL, is_newer_claim, &look))
 		continue;
 	return look.found;
 }

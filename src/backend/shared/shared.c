@@ -11,6 +11,7 @@
 #include "storage/shmem.h"
 
 #include "krahodb/conflict_counters.h"
+#include "krahodb/copy_shared.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
@@ -40,6 +41,7 @@ request_shared(void)
 	RequestAddinShmemSpace(KdbSeenAheadSize());
 	RequestAddinShmemSpace(KdbSeenPositionsSize());
 	RequestAddinShmemSpace(KdbConflictCountersSize());
+	RequestAddinShmemSpace(KdbCopySharedSize());
 	KdbHorizonRequestShared();
 }
 
@@ -62,6 +64,9 @@ start_shared(void)
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_wait_us, 0);
+		pg_atomic_init_u64(&KdbShared->fetched_rows, 0);
+		pg_atomic_init_u64(&KdbShared->fetch_us, 0);
+		pg_atomic_init_u64(&KdbShared->fetch_failures, 0);
 		pg_atomic_init_u64(&KdbShared->version_records, 0);
 		pg_atomic_init_u64(&KdbShared->merge_events, 0);
 		pg_atomic_init_u32(&KdbShared->merging, 0);
@@ -73,6 +78,7 @@ start_shared(void)
 	KdbSeenAheadStart();
 	KdbSeenPositionsStart();
 	KdbConflictCountersStart();
+	KdbCopySharedStart();
 	KdbHorizonStartShared();
 	LWLockRelease(AddinShmemInitLock);
 }

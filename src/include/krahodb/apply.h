@@ -22,6 +22,15 @@ extern PGDLLEXPORT void KdbApplyWorkerMain(Datum main_arg);
 /* KrahoDB's options of MySubscription; kept current with it. */
 extern KdbSubscriptionOptions *KdbMyOptions;
 
+/* krahodb.fetch_timeout, milliseconds: how long fetching a row may take. */
+extern int	KdbFetchTimeout;
+
+/*
+ * At the start of a worker, in a transaction: read both for
+ * MyLogicalRepWorker->subid, or exit if there is nothing to work for.
+ */
+extern void KdbSubscriptionLoad(void);
+
 /*
  * Table synchronisation plugs in here (sync is a layer above apply, so it
  * registers itself; KdbSyncInit does).

@@ -34,6 +34,11 @@ typedef struct KdbSharedState
 	pg_atomic_uint64 merge_events;	/* keys that have died, values that were claimed */
 	pg_atomic_uint32 merging;	/* remote transactions that are being merged */
 
+	/* apply/fetch.c: rows fetched from publishers since the server started */
+	pg_atomic_uint64 fetched_rows;
+	pg_atomic_uint64 fetch_us;	/* and how long that took, in microseconds */
+	pg_atomic_uint64 fetch_failures;
+
 	/* apply/retry.c: workers to be started again soon; LogicalRepWorkerLock */
 	int			nretries;		/* length of the array */
 	KdbRetryEntry retries[FLEXIBLE_ARRAY_MEMBER];

@@ -90,17 +90,17 @@ sub start
 	return 1;
 }
 
-# Kill -9 the postmaster, and wait until its children have noticed: until then it
-# cannot be started again.
+# Kill -9 the postmaster, and wait until it is gone and its children have noticed:
+# until then it cannot be started again.
 sub kill_server
 {
 	my ($self, $node) = @_;
-	my @children;
+	my @processes;
 
 	return if !defined $node->{_pid};
-	@children = split /\s+/, qx(pgrep -P $node->{_pid});
+	@processes = ($node->{_pid}, split /\s+/, qx(pgrep -P $node->{_pid}));
 	$node->kill9;
-	usleep(10_000) while grep { kill 0, $_ } @children;
+	usleep(10_000) while grep { kill 0, $_ } @processes;
 	unlink $node->data_dir . '/postmaster.pid';
 	return 1;
 }
@@ -117,6 +117,16 @@ sub set_clock
 	close $out or die "$file: $!";
 	rename "$file.new", $file or die "$file: $!";
 	return 1;
+}
+
+# Arm a fault point on a node, or disarm it.
+sub fault_point
+{
+	my ($self, $node, $point) = @_;
+
+	disarm_fault($node);
+	arm_fault($node, $point) if $point;
+	return $self->ask($node, 'SELECT pg_reload_conf()');
 }
 
 # Run SQL on a node that may be going down: returns what it prints, or undef.
@@ -169,6 +179,7 @@ sub heal
 		$self->set_clock($node, 0);
 		$self->start($node) if !defined $node->{_pid};
 		$self->insist($node, 'SELECT 1');
+		$self->fault_point($node);
 	}
 	$self->insist($_->{node}, "ALTER SUBSCRIPTION $_->{name} ENABLE") foreach @{ $self->{links} };
 	return;

@@ -10,6 +10,7 @@ package KrahoDB::Nemesis;
 use strict;
 use warnings;
 
+use KrahoDB::Nodes;
 use Time::HiRes qw(usleep time);
 
 my $clock_range = 1.5;	# seconds ahead or behind
@@ -17,6 +18,10 @@ my $clock_range = 1.5;	# seconds ahead or behind
 my $apply_workers = 'SELECT pid FROM pg_stat_subscription WHERE pid IS NOT NULL';
 my $walsenders = 'SELECT pid FROM pg_stat_replication';
 my $backends = q{SELECT pid FROM pg_stat_activity WHERE application_name = 'chaos'};
+
+# Points in the apply worker where it fails, is killed, or is held up; see krahodb/fault.h.
+my @points = qw(apply_begin apply_change apply_before_commit apply_after_commit apply_before_feedback spool_write
+  converge_insert converge_inserted converge_overwrite converge_bury converge_buried converge_claim converge_claimed);
 
 # Weight of each fault, what it does, and, if it lasts, what ends it.  They get the
 # mesh and the entry of the schedule, and return undef if there was nothing to break.
@@ -34,8 +39,9 @@ my %fault = (
 	stop_server => { weight => 3, do => \&stop_server, until => \&start_server },
 	cut_link => { weight => 6, do => sub { $_[1]{link}{link}->cut }, until => \&heal_link },
 	pause_link => { weight => 6, do => sub { $_[1]{link}{link}->pause }, until => \&heal_link },
-	shift_clock => { weight => 4, do => sub { $_[0]->set_clock($_[1]{node}, $_[1]{offset}) } },
-	drift_clock => { weight => 3, do => sub { $_[0]->set_clock($_[1]{node}, $_[1]{offset}) } },
+	shift_clock => { weight => 4, do => \&set_clock },
+	drift_clock => { weight => 3, do => \&set_clock, until => \&set_clock },
+	fault_point => { weight => 5, do => sub { $_[0]->fault_point($_[1]{node}, $_[1]{point}) }, until => sub { $_[0]->fault_point($_[1]{node}) } },
 	vacuum => { weight => 3, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM') } },
 	vacuum_freeze => { weight => 2, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM (FREEZE)') } },
 	checkpoint => { weight => 1, do => sub { $_[0]->ask($_[1]{node}, 'CHECKPOINT') } },
@@ -91,11 +97,14 @@ sub new
 		};
 		my $length = 0.3 + $self->random($self->random(10) < 1 ? 20 : 4);
 
-		$entry->{options} = sprintf 'streaming = %s, binary = %s', map { $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2;
+		$entry->{point} = sprintf '%s@%d=%s', $points[ int $self->random(scalar @points) ], 1 + $self->random(50),
+		  (qw(error kill wait))[ int $self->random(3) ];
+		$entry->{options} = sprintf 'streaming = %s, binary = %s, compression = %s',
+		  map({ $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2), (qw(off lz4 zstd))[ int $self->random(3) ];
 		$entry->{node} = $link->{node} if $name =~ /subscription/;
 		if ($name eq 'drift_clock')
 		{
-			push @{ $self->{schedule} }, map { { %$entry, at => $at + $length * $_ / 10, offset => sprintf '%.3f', $entry->{offset} * $_ / 10 } } 1 .. 10;
+			push @{ $self->{schedule} }, map { { %$entry, at => $at + $length * $_ / 10, offset => sprintf('%.3f', $entry->{offset} * $_ / 10), ends => $_ > 1 } } 1 .. 10;
 			next;
 		}
 		push @{ $self->{schedule} }, $entry;
@@ -114,11 +123,11 @@ sub lines
 	return map {
 		my $where = $_->{name} =~ /link|subscription/ ? $_->{link}{name} : $_->{node}->name;
 		sprintf '%6.1f s  %s%s %s%s', $_->{at}, $_->{ends} ? 'end of ' : '', $_->{name}, $where,
-		  $_->{name} =~ /_clock$/ ? " to $_->{offset} s" : $_->{name} eq 'set_subscription' ? " $_->{options}" : ''
+		  $_->{name} =~ /_clock$/ ? " to $_->{offset} s" : $_->{name} eq 'fault_point' ? " $_->{point}" : $_->{name} eq 'set_subscription' ? " $_->{options}" : ''
 	} @{ $self->{schedule} };
 }
 
-# Number of faults by kind that took place; of a drift each step counts.
+# Number of faults by kind that took place.
 sub done { return %{ $_[0]{done} }; }
 
 sub run
@@ -146,6 +155,9 @@ sub run
 }
 
 # ---- faults ---------------------------------------------------------------------
+
+# A drift is ten steps, of which the first is the fault.
+sub set_clock { return $_[0]->set_clock($_[1]{node}, $_[1]{offset}); }
 
 sub signal_one
 {
