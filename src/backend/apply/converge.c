@@ -177,6 +177,9 @@ merge(KdbConverge *c)
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 	KdbMergeWrite write = {0};
 
+	write.unsent = KdbRowIsIncomplete(c);
+	if (write.unsent && !TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		KdbAwaitSeen();			/* nothing is locked yet */
 	if (!context_ready)
 		begin_transaction();
 	context.resolvers = &target->resolvers;
@@ -188,7 +191,6 @@ merge(KdbConverge *c)
 	c->holders = holders;
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
-	write.unsent = KdbRowIsIncomplete(c);
 	write.unique = target->has_unique;
 	if (target->nmerged > 0 && c->operation != KDB_DELETE)
 		KdbMergedBegin(c);
