@@ -68,6 +68,7 @@ report(void *arg, const KdbMergeReport *r)
 	KdbConflictSide remote = {0};
 	int			n = 0;
 
+	KdbLaneMustBeFirst();
 	if (r->local && r->local->state != KDB_ROW_ABSENT)
 		fill_side(&sides[n++],
 				  r->local->state == KDB_ROW_LIVE && !TTS_EMPTY(side->target->local) ?
@@ -107,7 +108,7 @@ KdbConvergeEnd(void)
 	if (!context_ready)
 		return;
 	context_ready = false;
-	pg_atomic_fetch_sub_u32(&KdbShared->merging, 1);
+	KdbCountMerging(false);
 }
 
 static void
@@ -124,7 +125,7 @@ begin_transaction(void)
 	context.horizon = INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
-	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
+	KdbCountMerging(true);
 }
 
 /*

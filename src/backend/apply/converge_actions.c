@@ -250,6 +250,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	}
 	if (KdbWriteInsert(target, slot, notice_of(c)) != KDB_WRITE_DONE)
 	{
+		(void) KdbLaneSettle();
 		c->clashes++;
 		return KDB_MERGE_CHANGED;
 	}
@@ -301,7 +302,10 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 							sent_columns(c->row, target->tupdesc->natts),
 							notice && c->clashes < KDB_CONVERGE_CLASHES);
 	if (result == KDB_WRITE_CONFLICT)
+	{
+		(void) KdbLaneSettle();
 		c->clashes++;
+	}
 	if (result != KDB_WRITE_DONE)
 		return KDB_MERGE_CHANGED;
 	c->written = target->merged;
@@ -337,6 +341,7 @@ KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVersion version, bool rem
 	KdbRecordedKey key;
 
 	CHECK_FOR_INTERRUPTS();
+	KdbLaneMustBeFirst();
 	if (!delete_other_row(target, &row->tid))
 		return KDB_MERGE_CHANGED;
 	KdbKeyOfRow(target, row->copy, &key);
@@ -352,6 +357,7 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 	KdbConvergeSide *side = KdbSideOf(c, which);
 	KdbRecordedKey key;
 
+	KdbLaneMustBeFirst();
 	KdbKeyOfRow(side->target, side->key, &key);
 	add_record(c, side->target, &key, KDB_RECORD_DEAD, version);
 	KdbMergeEvent();
@@ -406,6 +412,7 @@ KdbActClaim(void *arg, KdbRowPart part, KdbVersion version)
 	KdbMergeHolder holders[KDB_MERGE_MAX_HOLDERS];
 	int			n;
 
+	KdbLaneMustBeFirst();
 	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c), claim_values, &claim);
 	KdbMergeEvent();
 

@@ -85,6 +85,7 @@ typedef struct KdbApplyTarget
 	bool	   *compared;		/* per column: sent, so part of a full row match */
 
 	bool		row_triggers;	/* BEFORE ROW triggers exist: rows are locked first */
+	bool		fires;			/* some triggers fire when changes are applied */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_generated;	/* stored generated columns */
@@ -156,6 +157,9 @@ extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
 									 KdbApplyRelation *remote);
 extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
+
+/* All of them were abandoned open by an aborted transaction, or may have been. */
+extern void KdbTargetsAbandon(void);
 extern void KdbTargetsForgetOptions(void);
 
 /*
@@ -310,5 +314,6 @@ extern KdbRemoteRow *KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target,
 extern TupleTableSlot *KdbRouteBack(KdbApplyRelation *rel, KdbApplyTarget *target,
 									TupleTableSlot *slot);
 extern void KdbRoutingClose(KdbApplyRelation *rel);
+extern void KdbRoutingAbandon(KdbApplyRelation *rel);
 
 #endif							/* RELATION_PRIVATE_H */

@@ -28,6 +28,8 @@
 #include "utils/inval.h"
 #include "utils/syscache.h"
 
+#include "krahodb/fault.h"
+
 #include "options_private.h"
 
 static const char *const single_options[] = {
@@ -35,7 +37,8 @@ static const char *const single_options[] = {
 	"filter_origins",
 	"replication_origin_id",
 	"conflict_resolution",
-	"run_as_owner"
+	"run_as_owner",
+	"apply_workers"
 };
 
 /* The mark of a stale subscription: a TimestampTz in decimal. */
@@ -106,6 +109,8 @@ normal_value(DefElem *def)
 		return psprintf("%u", KdbReadOriginId(name, value));
 	if (KdbIsDefaultValue(value))
 		return NULL;
+	if (strcmp(name, "apply_workers") == 0)
+		return psprintf("%d", KdbReadApplyWorkers(name, value));
 	if (strcmp(name, "conflict_resolution") == 0)
 		return pstrdup(KdbResolverName(KdbReadGeneralResolver(name, value)));
 	if (KdbConflictTypeFromName(name, &type))
@@ -210,6 +215,8 @@ KdbParseSubscriptionOptions(List *options)
 		value ? KdbReadOriginId("replication_origin_id", value) : InvalidRepOriginId;
 	value = option_value(options, "run_as_owner");
 	result->run_as_owner = value == NULL || strcmp(value, "true") == 0;
+	value = option_value(options, "apply_workers");
+	result->apply_workers = value ? KdbReadApplyWorkers("apply_workers", value) : KDB_DEFAULT_APPLY_WORKERS;
 	value = option_value(options, STALE_SINCE);
 	result->stale_since = value ? read_stale_since(value) : 0;
 
@@ -237,6 +244,7 @@ KdbSubscriptionOptionsEqual(const KdbSubscriptionOptions *a,
 				a->nfilter_origins * sizeof(RepOriginId)) == 0) &&
 		a->replication_origin_id == b->replication_origin_id &&
 		a->run_as_owner == b->run_as_owner &&
+		a->apply_workers == b->apply_workers &&
 		a->conflict_resolution == b->conflict_resolution &&
 		memcmp(&a->resolvers, &b->resolvers, sizeof(KdbResolvers)) == 0 &&
 		a->stale_since == b->stale_since;

@@ -12,6 +12,7 @@
 
 #include "krahodb/conflict_counters.h"
 #include "krahodb/horizon_shared.h"
+#include "krahodb/lanes_shared.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -39,6 +40,7 @@ request_shared(void)
 	RequestAddinShmemSpace(KdbSeenPositionsSize());
 	RequestAddinShmemSpace(KdbConflictCountersSize());
 	KdbHorizonRequestShared();
+	KdbLanesRequestShared();
 }
 
 static void
@@ -70,6 +72,7 @@ start_shared(void)
 	KdbSeenPositionsStart();
 	KdbConflictCountersStart();
 	KdbHorizonStartShared();
+	KdbLanesStartShared();
 	LWLockRelease(AddinShmemInitLock);
 }
 

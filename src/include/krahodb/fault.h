@@ -8,6 +8,9 @@
  * itself), "crash" (abort the server as a PANIC would), "error" (raise an
  * error) or "wait" (until the GUC, re-read on SIGHUP, has another value).
  * "name@number=action" does it from the number-th time on.
+ *
+ * krahodb.test_apply_workers belongs to test builds as well: it runs any test with
+ * lanes.
  */
 #ifndef KRAHODB_FAULT_H
 #define KRAHODB_FAULT_H
@@ -16,9 +19,12 @@
 
 #ifdef KRAHODB_FAULT_POINTS
 extern char *KdbFaultPointSetting;	/* the GUC's value */
+extern int	KdbTestApplyWorkers;	/* apply_workers of subscriptions that do not say it */
 extern void KdbFaultPoint(const char *name);
 #define KDB_FAULT_POINT(name)	KdbFaultPoint(name)
+#define KDB_DEFAULT_APPLY_WORKERS	KdbTestApplyWorkers
 #else
+#define KDB_DEFAULT_APPLY_WORKERS	1
 #define KDB_FAULT_POINT(name)	((void) 0)
 #endif
 
