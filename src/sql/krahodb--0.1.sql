@@ -85,6 +85,39 @@ AS 'MODULE_PATHNAME', 'krahodb_clock_state';
 
 CREATE VIEW clock AS SELECT * FROM krahodb.clock_state();
 
+-- Processes that apply beside a subscription's worker (apply_workers).  waits_for is the
+-- earliest transaction that a lane waits for, and the lane that has it.
+CREATE FUNCTION lane_states(
+	OUT subid oid,
+	OUT lane integer,
+	OUT pid integer,
+	OUT state text,
+	OUT since timestamptz,
+	OUT remote_xid xid,
+	OUT waits_for_xid xid,
+	OUT waits_for_pid integer,
+	OUT applied bigint,
+	OUT repeated bigint)
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_lane_states';
+
+CREATE VIEW lanes AS
+	SELECT
+		s.subname AS subscription,
+		l.lane,
+		l.pid,
+		l.state,
+		l.since,
+		l.remote_xid,
+		l.waits_for_xid,
+		l.waits_for_pid,
+		l.applied,
+		l.repeated
+	FROM krahodb.lane_states() l
+	JOIN pg_catalog.pg_subscription s ON s.oid = l.subid
+	ORDER BY s.subname, l.lane;
+
 -- Conflicts since the server started, per subscription, table and type.  What was
 -- dropped is not shown.  There is room for some thousands; the rest is counted in
 -- rows of which subscription, schema and table are NULL.
@@ -242,7 +275,7 @@ CREATE INDEX ON version_records_4 (stamp);
 CREATE INDEX ON version_records_4 (relid, hash);
 
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables, clock, conflict_stats TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, clock, lanes, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
 -- The retention horizon: until when all changes of all peers have come, and which

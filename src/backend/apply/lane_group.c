@@ -14,7 +14,10 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "storage/proc.h"
@@ -23,6 +26,8 @@
 
 #include "krahodb/init.h"
 #include "lanes_private.h"
+
+#define KDB_LANE_END_MS	500L	/* then it is terminated */
 
 KdbLaneGroup *KdbMyLaneGroup = NULL;
 
@@ -81,17 +86,42 @@ KdbLaneGroupCreate(void)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * Have it end without a word: what it does is cancelled, and it finds that it is to
+ * stop.  One that has not come so far is ended by the postmaster.
+ */
 static void
-wake_all(KdbLaneGroup *group)
+ask_to_end(KdbLaneSlot *slot, int number, BackgroundWorkerHandle *handle)
 {
-	int			n = pg_atomic_read_u32(&group->nlanes);
+	bool		there;
 
-	for (int i = 0; i < n; i++)
+	/* The lock keeps the slot the lane's: it may have ended, and another one come. */
+	LWLockAcquire(KdbLanes->lock, LW_SHARED);
+	there = slot->proc != NULL && slot->pid != 0 &&
+		slot->subid == MySubscription->oid && slot->number == number;
+	if (there)
 	{
-		PGPROC	   *proc = KdbLaneOf(group, i)->proc;
+		SetLatch(&slot->proc->procLatch);
+		kill(slot->pid, SIGINT);
+	}
+	LWLockRelease(KdbLanes->lock);
+	if (!there)
+		TerminateBackgroundWorker(handle);
+}
 
-		if (proc != NULL)
-			SetLatch(&proc->procLatch);
+static void
+wait_until_ended(BackgroundWorkerHandle *handle)
+{
+	pid_t		pid;
+
+	while (GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+	{
+		int			rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								   KDB_LANE_END_MS, PG_WAIT_EXTENSION);
+
+		ResetLatch(MyLatch);
+		if (rc & WL_TIMEOUT)
+			TerminateBackgroundWorker(handle);
 	}
 }
 
@@ -106,13 +136,12 @@ KdbLaneGroupEnd(void)
 		return;
 	KdbMyLaneGroup = NULL;
 	pg_atomic_write_u32(&group->stopping, 1);
-	wake_all(group);
 	n = pg_atomic_read_u32(&group->nlanes);
 	for (int i = 0; i < n; i++)
-		TerminateBackgroundWorker(handles[i]);
+		ask_to_end(KdbLaneOf(group, i), i + 1, handles[i]);
 	for (int i = 0; i < n; i++)
 	{
-		(void) WaitForBackgroundWorkerShutdown(handles[i]);
+		wait_until_ended(handles[i]);
 		pfree(handles[i]);
 	}
 	dsa_detach(area);

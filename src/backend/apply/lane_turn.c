@@ -134,6 +134,15 @@ give_way_if_needed(void)
 
 /* ---- waiting ---- */
 
+/* See lanes_private.h. */
+void
+KdbLaneStopIfAsked(void)
+{
+	if (pg_atomic_read_u32(&KdbMyLaneGroup->stopping))
+		proc_exit(0);
+	CHECK_FOR_INTERRUPTS();
+}
+
 static void
 sleep_until_committed(uint64 seq)
 {
@@ -145,7 +154,7 @@ sleep_until_committed(uint64 seq)
 								   nap, PG_WAIT_EXTENSION);
 
 		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		KdbLaneStopIfAsked();
 		if (rc & WL_TIMEOUT)
 		{
 			give_way_if_needed();

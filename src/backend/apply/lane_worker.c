@@ -241,9 +241,7 @@ hand_back(const ErrorData *error)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
-		if (pg_atomic_read_u32(&group->stopping))
-			proc_exit(0);
-		CHECK_FOR_INTERRUPTS();
+		KdbLaneStopIfAsked();
 	}
 }
 
@@ -279,11 +277,11 @@ try_to_apply(const KdbLaneTransaction *transaction, ErrorData **error)
 	}
 	PG_CATCH();
 	{
-		/* A shutdown is no error of the transaction. */
 		MemoryContextSwitchTo(ApplyContext);
 		*error = CopyErrorData();
 		FlushErrorState();
 		abandon();
+		KdbLaneStopIfAsked();
 	}
 	PG_END_TRY();
 	return done;
@@ -344,11 +342,9 @@ take(void)
 }
 
 static void
-stop_if_asked(void)
+look_up(void)
 {
-	if (pg_atomic_read_u32(&KdbMyLaneGroup->stopping))
-		proc_exit(0);
-	CHECK_FOR_INTERRUPTS();
+	KdbLaneStopIfAsked();
 	if (ConfigReloadPending)
 	{
 		ConfigReloadPending = false;
@@ -398,7 +394,7 @@ lane_loop(void)
 	{
 		uint64		seq;
 
-		stop_if_asked();
+		look_up();
 		seq = take();
 		if (seq != 0)
 		{

@@ -170,6 +170,9 @@ typedef struct KdbLaneTurn
 
 extern KdbLaneTurn KdbMyTurn;
 
+/* End this process if the leader wants it; other interrupts too. */
+extern void KdbLaneStopIfAsked(void);
+
 extern void KdbLaneTurnInit(KdbLaneSlot *slot);
 extern void KdbLaneTurnBegin(uint64 seq);
 
