@@ -276,14 +276,22 @@ merge_state(KdbMergeRun *run)
 
 /*
  * The state that was fetched is a later one than the write's, or a dead one: what
- * the write itself claims counts, then that state is merged instead of it.
+ * the write itself claims counts, then that state is merged instead of it.  What
+ * was here is gone all the same, so the conflict is the write's.
  */
 static KdbMergeResult
-put_state_instead(KdbMergeRun *run)
+put_state_instead(KdbMergeRun *run, const judgement *j, const KdbLocalRow *local)
 {
+	judgement	done = *j;
+
 	if (claim_only(run, KDB_PART_WRITTEN, run->context->version) == KDB_MERGE_CHANGED)
 		return KDB_MERGE_CHANGED;
-	return merge_state(run);
+	if (merge_state(run) == KDB_MERGE_CHANGED)
+		return KDB_MERGE_CHANGED;
+	if (run->fetched.state == KDB_ROW_DEAD)
+		done.decision.action = local->state == KDB_ROW_LIVE ? KDB_ACTION_DELETE : KDB_ACTION_SKIP;
+	report(run, &done, local);
+	return KDB_MERGE_DONE;
 }
 
 /* Where the values that were not sent come from; fetches the row if need be. */
@@ -326,7 +334,7 @@ put_winning(KdbMergeRun *run, const judgement *j, KdbLocalRow *local)
 	if (row.unsent == KDB_PART_FETCHED &&
 		(run->fetched.state == KDB_ROW_DEAD ||
 		 KdbVersionCompare(run->fetched.version, run->context->version) != 0))
-		return put_state_instead(run);
+		return put_state_instead(run, j, local);
 
 	if (unique_matters(run, local))
 	{

@@ -118,6 +118,41 @@ CREATE VIEW lanes AS
 	JOIN pg_catalog.pg_subscription s ON s.oid = l.subid
 	ORDER BY s.subname, l.lane;
 
+-- The state that a key has here, for subscribers that have to fetch a row because a
+-- change did not contain all of it.  Tables are named as the stream names them.
+-- writer is the transaction that is being applied there, own that the state is what it
+-- has left; written_at (microseconds) and written_by (a node) are the version.  Needs
+-- SELECT on the columns.
+CREATE FUNCTION row_state(
+	schema text,
+	"table" text,
+	key_columns text[],
+	key_values text[],
+	columns text[],
+	publications text[],
+	writer xid,
+	OUT node bigint,
+	OUT state text,
+	OUT own boolean,
+	OUT written_at bigint,
+	OUT written_by bigint,
+	OUT row_values text[])
+RETURNS record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_row_state';
+
+-- Rows that this server's apply workers have fetched from publishers since the server
+-- started, and fetches that failed.
+CREATE FUNCTION fetch_state(
+	OUT fetched bigint,
+	OUT fetch_ms double precision,
+	OUT failed bigint)
+RETURNS record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_fetch_state';
+
+CREATE VIEW fetch_stats AS SELECT * FROM krahodb.fetch_state();
+
 -- Conflicts since the server started, per subscription, table and type.  What was
 -- dropped is not shown.  There is room for some thousands; the rest is counted in
 -- rows of which subscription, schema and table are NULL.
@@ -148,6 +183,20 @@ CREATE VIEW conflict_stats AS
 	LEFT JOIN pg_catalog.pg_class c ON c.oid = k.relid
 	LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 	WHERE k.subid = 0 OR (s.oid IS NOT NULL AND c.oid IS NOT NULL);
+
+-- The identity of this database as a node, as it stands in row versions.
+CREATE FUNCTION node_identity()
+RETURNS numeric
+LANGUAGE SQL STABLE
+AS $$ SELECT pg_catalog.split_part(pg_catalog.current_setting('krahodb.node'), '/', 1)::pg_catalog.numeric $$;
+
+-- For copies of a server that cannot be noticed (storage snapshots): all databases of
+-- this server are other nodes from its next start on.
+CREATE FUNCTION reset_node_identity()
+RETURNS void
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_reset_node_identity';
+REVOKE ALL ON FUNCTION reset_node_identity() FROM PUBLIC;
 
 -- Counters of this database, and those for the rest, start at nothing again.
 CREATE FUNCTION reset_conflict_stats()
@@ -275,11 +324,11 @@ CREATE INDEX ON version_records_4 (stamp);
 CREATE INDEX ON version_records_4 (relid, hash);
 
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables, clock, lanes, conflict_stats TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, clock, lanes, fetch_stats, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
--- The retention horizon: until when all changes of all peers have come, and which
--- peer it waits for.  One row for each subscription of the server that resolves
+-- The retention horizon: until when all changes of all nodes have come, here and to all
+-- peers, and which peer it waits for.  One row for each subscription of the server that resolves
 -- conflicts.  xmin is the oldest transaction whose deleted rows vacuum keeps.
 CREATE FUNCTION horizon_state(OUT horizon timestamptz, OUT xmin xid)
 RETURNS record
@@ -291,6 +340,7 @@ CREATE FUNCTION horizon_peers(
 	OUT state text,
 	OUT since timestamptz,
 	OUT applied_until timestamptz,
+	OUT received_until timestamptz,
 	OUT reason text)
 RETURNS SETOF record
 LANGUAGE C STRICT VOLATILE
@@ -307,6 +357,7 @@ CREATE VIEW horizon AS
 		p.state,
 		p.since,
 		p.applied_until,
+		p.received_until,
 		p.reason
 	FROM krahodb.horizon_state() h
 	CROSS JOIN krahodb.horizon_peers() p

@@ -8,6 +8,7 @@
  *	retry.c			starting again at once after a deadlock and the like
  *	subscription.c	MySubscription and KdbMyOptions, re-read on change
  *	loop.c			receive, wait, time out
+ *	frame.c			payloads of the stream, plain or compressed
  *	feedback.c		what is flushed locally, and telling the publisher
  *	dispatch.c		one message: decode, then to the function for its type
  *	transaction.c	begin, commit, two-phase, origin position
@@ -21,8 +22,11 @@
  *	relation.c		KdbApplyRelation: remote relation to local relation
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
+ *	walk.c			the same for keys in ascending order, without a descent for each
  *	row.c			INSERT, UPDATE, DELETE
+ *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
+ *	fetch.c			a row from the publisher, where a change has not all of it
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
  *
@@ -51,6 +55,7 @@
 #include "utils/rel.h"
 
 #include "krahodb/apply.h"
+#include "krahodb/compress.h"
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_rules.h"
 #include "krahodb/options.h"
@@ -116,6 +121,11 @@ extern void KdbApplyStreamStart(const KdbWireMessage *message);
 extern void KdbApplyStreamStop(const KdbWireMessage *message);
 extern void KdbApplyStreamAbort(const KdbWireMessage *message);
 
+/* frame.c: at the start of the stream, then for each payload. */
+extern void KdbApplyFramesStart(KdbCompression compression);
+extern bool KdbApplyFrameOpen(const char *payload, size_t len, const char **raw,
+							  size_t *raw_len, KdbWireError *error);
+
 /*
  * dispatch.c: data is one message, without frame.  KdbApplyMessageContext is
  * reset behind it.
@@ -138,9 +148,17 @@ extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
 extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
-/* progress.c: for the retention horizon; only apply workers report. */
+/*
+ * progress.c: for the retention horizon; only apply workers report.  Clear: a worker
+ * is about to take that slot of the engine's array.  SeenUntil: see KdbSetStreamSeenUntil.
+ */
+extern void KdbProgressClear(int slot);
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
+extern TimestampTz KdbProgressSeenUntil(void);
+
+/* This process applies for the worker in that slot of the engine's array. */
+extern void KdbProgressInLane(int slot);
 extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */
@@ -221,6 +239,12 @@ extern void KdbApplyRelationsForgetOptions(void);
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
+
+/* batch.c: write the rows that are collected; before anything else is done to any table. */
+extern void KdbBatchFlush(void);
+
+/* The transaction was aborted, and they with it. */
+extern void KdbBatchAbandon(void);
 
 /* converge.c: the remote transaction is over. */
 extern void KdbConvergeEnd(void);

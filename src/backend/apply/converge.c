@@ -44,7 +44,7 @@ applied_row(KdbConverge *c, KdbAction action)
 {
 	if (action != KDB_ACTION_INSERT && action != KDB_ACTION_UPDATE)
 		return NULL;
-	return c->written ? c->written : KdbNewRow(c);
+	return c->written ? c->written : KdbNewRow(c, KDB_PART_WRITTEN);
 }
 
 /* An update of the key is a deletion and an insertion. */
@@ -115,6 +115,7 @@ static void
 begin_transaction(void)
 {
 	static bool registered = false;
+	TimestampTz seen_until;
 
 	if (!registered)
 		before_shmem_exit(leave, (Datum) 0);
@@ -122,7 +123,8 @@ begin_transaction(void)
 	memset(&context, 0, sizeof(context));
 	context.version.ts = KdbApply.remote_commit_time;
 	context.version.node = KdbApply.remote_node;
-	context.horizon = INT64_MIN;
+	seen_until = KdbProgressSeenUntil();
+	context.horizon = seen_until != 0 ? seen_until : INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
 	KdbCountMerging(true);
@@ -175,12 +177,6 @@ contribute(void *arg, bool with_base)
 	no_merged_columns();
 }
 
-static void
-fetch(void *arg, KdbFetched *fetched)
-{
-	elog(ERROR, "rows are not fetched");
-}
-
 static const KdbMergeOps ops = {
 	.find = KdbFactFind,
 	.unique_changes = KdbFactUniqueChanges,
@@ -188,7 +184,7 @@ static const KdbMergeOps ops = {
 	.newer_claim = KdbFactNewerClaim,
 	.position = KdbFactPosition,
 	.progress = KdbFactProgress,
-	.fetch = fetch,
+	.fetch = KdbFetchRow,
 	.history = history,
 	.contribution = contribution,
 	.fold_start = fold,
@@ -215,12 +211,13 @@ merge(KdbConverge *c)
 	context.resolvers = &target->resolvers;
 
 	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
+	KdbStartLook(c);
 	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
 	c->context = &context;
 	c->holders = holders;
-	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
+	write.unsent = KdbRowIsIncomplete(c);
 	write.unique = target->has_unique;
 	KdbMerge(&ops, c, &context, &write);
 	if (c->old_row)

@@ -9,10 +9,18 @@
  * of another one that remembers the deletion of that key, which it has not found.
  * So each does its part first and looks then: who buries a key or claims values
  * looks for live rows once more afterwards, with a dirty snapshot, and takes away
- * what is older; who inserts looks at a counter of such events afterwards, and if
- * it has moved, for deletions and claims, records of running transactions
+ * what is older; who writes a row looks at a counter of such events afterwards, and
+ * if it has moved, for deletions and claims, records of running transactions
  * included.  Whatever the order, one of the two finds the other; if both do, they
  * wait for each other, which the deadlock detector ends.
+ *
+ * A user's transaction that has inserted and deleted the key, or taken and given
+ * back a unique value, between the look and the write is no such event.  It moves
+ * the number of the clock rule, which is looked at likewise.
+ *
+ * A row that is found to be overtaken is taken back: an inserted one is deleted
+ * again, an overwritten one is rolled back with its subtransaction.  Then the rules
+ * start again.  src/test/tap/t/152_two_workers.pl forces each order.
  */
 #include "postgres.h"
 
@@ -22,6 +30,8 @@
 #include "miscadmin.h"
 #include "utils/snapmgr.h"
 
+#include "krahodb/clock.h"
+#include "krahodb/fault.h"
 #include "krahodb/shared.h"
 
 #include "converge_private.h"
@@ -68,91 +78,6 @@ delete_other_row(KdbApplyTarget *target, ItemPointer where)
 	return KdbWriteDelete(target, &tid) == KDB_WRITE_DONE;
 }
 
-/* Partitions may have their columns in another order. */
-static AttrNumber
-column_of(TupleDesc desc, const char *name)
-{
-	for (int i = 0; i < desc->natts; i++)
-	{
-		if (!TupleDescAttr(desc, i)->attisdropped &&
-			strcmp(NameStr(TupleDescAttr(desc, i)->attname), name) == 0)
-			return i + 1;
-	}
-	return 0;
-}
-
-/* A column's value in the row that the old key had, if that has the column. */
-static bool
-take_from_old_row(KdbConverge *c, int column)
-{
-	TupleTableSlot *slot = c->row->slot;
-	AttrNumber	attnum = 0;
-
-	if (c->old_row)
-		attnum = column_of(c->old_row->tts_tupleDescriptor,
-						   NameStr(TupleDescAttr(slot->tts_tupleDescriptor, column)->attname));
-	if (attnum == 0)
-		return false;
-	slot->tts_values[column] = slot_getattr(c->old_row, attnum, &slot->tts_isnull[column]);
-	return true;
-}
-
-/*
- * Values that were not sent, for a row that is inserted or gets another key: of
- * the row that the old key had.  There is nowhere else to take them from.
- */
-static void
-complete_row(KdbConverge *c)
-{
-	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-
-	for (int i = 0; i < target->tupdesc->natts; i++)
-	{
-		if (!target->compared[i] || c->row->sent[i])
-			continue;
-		if (!take_from_old_row(c, i))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("cannot insert the row of an UPDATE because the publisher did not send column \"%s\"",
-							NameStr(TupleDescAttr(target->tupdesc, i)->attname)),
-					 errdetail("The row to be updated does not exist here, and an unchanged out-of-line value is not part of the change."),
-					 errhint("Copy the row from the publisher, set REPLICA IDENTITY FULL on the publisher's table, or set the resolver of update_missing and update_deleted to skip.")));
-		c->row->sent[i] = true;
-	}
-}
-
-/* Columns that the publisher does not have: as they were, or defaults. */
-static void
-complete_local_columns(KdbConverge *c)
-{
-	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *routed;
-	TupleTableSlot *root;
-	bool		old = false;
-
-	if (c->local_completed || c->rel->ndefaults == 0)
-		return;
-	c->local_completed = true;
-	for (int i = 0; i < side->target->tupdesc->natts; i++)
-	{
-		if (!side->target->compared[i] &&
-			!TupleDescAttr(side->target->tupdesc, i)->attisdropped &&
-			!TupleDescAttr(side->target->tupdesc, i)->attgenerated)
-			old |= take_from_old_row(c, i);
-	}
-	if (old)
-		return;
-	if (!c->rel->partitioned)
-	{
-		KdbFillDefaults(c->rel, c->row->slot);
-		return;
-	}
-	root = KdbRouteBack(c->rel, side->target, c->row->slot);
-	KdbFillDefaults(c->rel, root);
-	(void) KdbRoute(c->rel, root, &routed);
-	ExecCopySlot(c->row->slot, routed);
-}
-
 /* A row of this version was put: its truth, if that is another than is shown. */
 static void
 note_truth(KdbConverge *c, const KdbMergePut *put)
@@ -166,24 +91,37 @@ note_truth(KdbConverge *c, const KdbMergePut *put)
 	add_record(c, side->target, &key, KDB_RECORD_TRUTH, put->version);
 }
 
-/* Has another worker meanwhile remembered something that beats the inserted row? */
+/* Is there still nothing newer than what was found when the key was looked at? */
 static bool
-is_overtaken(KdbConverge *c, KdbVersion version)
+is_undisturbed(KdbConverge *c, KdbVersion version)
+{
+	uint64		clock;
+
+	pg_memory_barrier();
+	if (pg_atomic_read_u64(&KdbShared->merge_events) != c->events)
+		return false;
+	clock = KdbClockMark();
+	return clock != 0 && (clock == c->clock || (TimestampTz) clock < version.ts);
+}
+
+/* Has somebody meanwhile done something that beats the inserted row? */
+static bool
+is_overtaken(KdbConverge *c, const KdbMergePut *put)
 {
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbLocalRow dead = {0};
 
-	pg_memory_barrier();
-	if (pg_atomic_read_u64(&KdbShared->merge_events) == c->events)
+	if (is_undisturbed(c, put->version))
 		return false;
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
-		!dead.same_transaction && KdbVersionCompare(dead.version, version) > 0)
+		!dead.same_transaction && KdbVersionCompare(dead.version, put->version) > 0)
 		return true;
 	c->unclaimed = false;
 	return side->target->has_unique &&
-		KdbFactNewerClaim(c, KDB_PART_WRITTEN, version);
+		KdbFactNewerClaim(c, put->chosen, put->version);
 }
 
+/* The row is to be deleted, and gone for whoever looks for it next: a command each. */
 static void
 take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 {
@@ -191,6 +129,7 @@ take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 	c->context->newest = false;
 	if (!delete_other_row(target, where))
 		elog(ERROR, "could not take back an inserted row");
+	CommandCounterIncrement();
 }
 
 /*
@@ -198,10 +137,10 @@ take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
  * they had been sent.
  */
 static bool
-fire_before_insert(KdbConverge *c)
+fire_before_insert(KdbConverge *c, KdbRemoteRow *row)
 {
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-	TupleTableSlot *slot = c->row->slot;
+	TupleTableSlot *slot = row->slot;
 	Bitmapset  *changed;
 
 	ExecCopySlot(target->merged, slot);
@@ -211,7 +150,7 @@ fire_before_insert(KdbConverge *c)
 	for (int i = 0; i < target->tupdesc->natts; i++)
 	{
 		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
-			c->row->sent[i] = true;
+			row->sent[i] = true;
 	}
 	return true;
 }
@@ -234,20 +173,21 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 {
 	KdbConverge *c = arg;
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-	TupleTableSlot *slot = c->row->slot;
+	KdbRemoteRow *row = KdbRowOfPart(c, put->chosen);
+	TupleTableSlot *slot = row->slot;
 
 	CHECK_FOR_INTERRUPTS();
-	if (c->operation == KDB_UPDATE)
-	{
-		complete_row(c);
-		complete_local_columns(c);
-	}
+	if (put->chosen == KDB_PART_WRITTEN)
+		KdbCompleteRow(c, put->unsent);
+	if (c->operation == KDB_UPDATE || put->chosen == KDB_PART_FETCHED)
+		KdbCompleteLocalColumns(c, row);
 	if (KdbHasBeforeInsertTriggers(target) && !c->triggers_fired)
 	{
 		c->triggers_fired = true;
-		if (!fire_before_insert(c))
+		if (!fire_before_insert(c, row))
 			return KDB_MERGE_DONE;
 	}
+	KDB_FAULT_POINT("converge_insert");
 	if (KdbWriteInsert(target, slot, notice_of(c)) != KDB_WRITE_DONE)
 	{
 		(void) KdbLaneSettle();
@@ -255,11 +195,12 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	}
 	c->written = slot;
-	if (is_overtaken(c, put->version))
+	if (is_overtaken(c, put))
 	{
 		take_back(c, target, &slot->tts_tid);
 		return KDB_MERGE_CHANGED;
 	}
+	KDB_FAULT_POINT("converge_inserted");
 	note_truth(c, put);
 	return KDB_MERGE_DONE;
 }
@@ -278,6 +219,26 @@ sent_columns(const KdbRemoteRow *row, int natts)
 	return columns;
 }
 
+typedef struct Overwrite
+{
+	KdbConverge *c;
+	KdbVersion	version;
+} Overwrite;
+
+/* The row is in the heap; has somebody meanwhile claimed one of its unique values? */
+static bool
+may_stay(void *arg, TupleTableSlot *row)
+{
+	Overwrite  *overwrite = arg;
+	KdbConverge *c = overwrite->c;
+
+	if (is_undisturbed(c, overwrite->version))
+		return true;
+	c->unclaimed = false;
+	c->context->newest = false;
+	return !KdbClaimedByAnother(c, row, overwrite->version);
+}
+
 /* See merge.h. */
 KdbMergeResult
 KdbActOverwrite(void *arg, const KdbMergePut *put)
@@ -285,22 +246,28 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbApplyTarget *target = side->target;
+	KdbRemoteRow *row = KdbRowOfPart(c, put->chosen);
+	Overwrite	overwrite = {c, put->version};
+	Bitmapset  *columns;
 	bool		notice = false;
 	KdbWriteResult result;
 
 	CHECK_FOR_INTERRUPTS();
+	KDB_FAULT_POINT("converge_overwrite");
 	if (!KdbSideIsLocal(side))
 		return KDB_MERGE_CHANGED;
-	if (c->key_changed)
-		complete_row(c);
-	KdbMergeRow(target->merged, target->local, c->row);
+	if (put->chosen == KDB_PART_WRITTEN)
+		KdbCompleteRow(c, put->unsent);
+	KdbMergeRow(target->merged, target->local, row);
 	KdbComputeGenerated(target, target->merged);
 	if (target->has_unique)
 		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
 															  target->merged));
-	result = KdbWriteUpdate(target, target->merged,
-							sent_columns(c->row, target->tupdesc->natts),
-							notice && c->clashes < KDB_CONVERGE_CLASHES);
+	columns = sent_columns(row, target->tupdesc->natts);
+	if (notice && c->clashes < KDB_CONVERGE_CLASHES)
+		result = KdbWriteUpdateIf(target, target->merged, columns, may_stay, &overwrite);
+	else
+		result = KdbWriteUpdate(target, target->merged, columns, false);
 	if (result == KDB_WRITE_CONFLICT)
 	{
 		(void) KdbLaneSettle();
@@ -358,9 +325,11 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 	KdbRecordedKey key;
 
 	KdbLaneMustBeFirst();
+	KDB_FAULT_POINT("converge_bury");
 	KdbKeyOfRow(side->target, side->key, &key);
 	add_record(c, side->target, &key, KDB_RECORD_DEAD, version);
 	KdbMergeEvent();
+	KDB_FAULT_POINT("converge_buried");
 
 	/* Somebody may have inserted it meanwhile. */
 	while (KdbFindRow(side->target, side->key))
@@ -395,12 +364,32 @@ claim_values(void *arg, const KdbUniqueValues *unique)
 	KdbVersionRecord record = {KDB_RECORD_CLAIM, claim->version, claim->version, true};
 	KdbRecordedKey key;
 
-	if (!unique->by_equality)
-		return false;
 	KdbKeyOfRow(side->target, side->key, &key);
 	KdbVersionRecordAdd(side->target->relid, &record, &key,
 						RelationGetRelid(unique->index), &unique->values);
 	return false;
+}
+
+/* False if one of them has changed, so that all is to be looked at again. */
+static bool
+kill_older_holders(KdbConverge *c, KdbRowPart part, KdbVersion version)
+{
+	KdbMergeHolder holders[KDB_MERGE_MAX_HOLDERS];
+	int			n = KdbFactHolders(c, part, holders, KDB_MERGE_MAX_HOLDERS);
+	int			killed = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		KdbVersion	own = holders[i].row.version_known ? holders[i].row.version : (KdbVersion) {0, 0};
+
+		if (KdbVersionCompare(own, version) >= 0)
+			continue;
+		if (KdbActKill(c, &holders[i], own,
+					   KdbVersionCompare(own, c->context->version) != 0) != KDB_MERGE_DONE)
+			return false;
+		killed++;
+	}
+	return killed < KDB_MERGE_MAX_HOLDERS;
 }
 
 /* See merge.h. */
@@ -409,21 +398,14 @@ KdbActClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
 	KdbConverge *c = arg;
 	Claim		claim = {c, version};
-	KdbMergeHolder holders[KDB_MERGE_MAX_HOLDERS];
-	int			n;
 
 	KdbLaneMustBeFirst();
-	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c), claim_values, &claim);
+	KDB_FAULT_POINT("converge_claim");
+	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c, part), claim_values, &claim);
 	KdbMergeEvent();
+	KDB_FAULT_POINT("converge_claimed");
 
-	/* Somebody may have inserted an older row with one of the values meanwhile. */
-	n = KdbFactHolders(c, part, holders, KDB_MERGE_MAX_HOLDERS);
-	for (int i = 0; i < n; i++)
-	{
-		KdbVersion	own = holders[i].row.version_known ? holders[i].row.version : (KdbVersion) {0, 0};
-
-		if (KdbVersionCompare(own, version) < 0)
-			(void) KdbActKill(c, &holders[i], own,
-							  KdbVersionCompare(own, c->context->version) != 0);
-	}
+	/* Somebody may have written an older row with one of the values meanwhile. */
+	while (!kill_older_holders(c, part, version))
+		;
 }

@@ -21,6 +21,7 @@
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/node.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -32,6 +33,7 @@ void
 KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key)
 {
 	key->n = target->nkeys;
+	key->operators = NULL;
 	for (int i = 0; i < target->nkeys; i++)
 	{
 		AttrNumber	attnum = target->key_attnum[i];
@@ -222,6 +224,15 @@ is_new_key(KdbConverge *c, KdbConvergeSide *side)
 		!KdbKeyHasTuples(side->target, side->key);
 }
 
+/* See converge_private.h. */
+void
+KdbStartLook(KdbConverge *c)
+{
+	c->clock = KdbClockMark();
+	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
+	pg_memory_barrier();
+}
+
 static void
 find(KdbConverge *c, KdbMergeKey which, KdbLocalRow *local)
 {
@@ -229,8 +240,7 @@ find(KdbConverge *c, KdbMergeKey which, KdbLocalRow *local)
 	bool		new_key;
 
 	memset(local, 0, sizeof(KdbLocalRow));
-	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
-	pg_memory_barrier();
+	KdbStartLook(c);
 	new_key = is_new_key(c, side);
 	side->live = !new_key && KdbFindRow(side->target, side->key);
 	if (new_key && !KdbVersionRecordsAny(side->target->relid, &side->target->records))
@@ -290,21 +300,6 @@ KdbSideIsLocal(KdbConvergeSide *side)
 		ItemPointerEquals(&target->local->tts_tid, &side->tid);
 }
 
-/* See converge_private.h. */
-TupleTableSlot *
-KdbNewRow(KdbConverge *c)
-{
-	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *row = side->target->merged;
-
-	if (!side->live || !KdbSideIsLocal(side))
-		row = c->row->slot;
-	else
-		KdbMergeRow(row, side->target->local, c->row);
-	KdbComputeGenerated(side->target, row);
-	return row;
-}
-
 /* See merge.h. */
 bool
 KdbFactUniqueChanges(void *arg, KdbRowPart part)
@@ -313,7 +308,7 @@ KdbFactUniqueChanges(void *arg, KdbRowPart part)
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 
 	return KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
-														KdbNewRow(c)));
+														KdbNewRow(c, part)));
 }
 
 /* Do two rows have the same key? */
@@ -348,7 +343,7 @@ KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 {
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	TupleTableSlot *row = KdbNewRow(c);
+	TupleTableSlot *row = KdbNewRow(c, part);
 	int			found;
 	int			n = 0;
 
@@ -443,22 +438,27 @@ claimed_by_another(void *arg, const KdbUniqueValues *unique)
 
 	if (!search->c->unclaimed && claimed_in_heap(search, unique))
 		return true;
-	if (!unique->by_equality ||
-		!KdbVersionRecordsAny(side->target->relid, &side->target->records))
+	if (!KdbVersionRecordsAny(side->target->relid, &side->target->records))
 		return false;
 	KdbKeyOfRow(side->target, side->key, &key);
 	return KdbVersionRecordsClaimed(side->target->relid, RelationGetRelid(unique->index),
 									&unique->values, &key, search->version);
 }
 
+/* See converge_private.h. */
+bool
+KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version)
+{
+	ClaimSearch search = {c, version};
+
+	return KdbForEachUnique(c->sides[KDB_KEY_NEW].target, row, claimed_by_another, &search);
+}
+
 /* See merge.h. */
 bool
 KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
-	KdbConverge *c = arg;
-	ClaimSearch search = {c, version};
-	bool		claimed = KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c),
-										   claimed_by_another, &search);
+	bool		claimed = KdbClaimedByAnother(arg, KdbNewRow(arg, part), version);
 
 	if (claimed)
 		KdbLaneMustBeFirst();

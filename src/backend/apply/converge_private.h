@@ -5,6 +5,8 @@
  *	converge.c			the change, which table and key it is for, the report
  *	converge_facts.c	what is known here: heap, dead rows, records, claims
  *	converge_actions.c	what the rules order: rows written, killed, remembered
+ *	converge_row.c		the rows that are written, from what was sent, is here, was fetched
+ *	fetch.c				the row of the key from the publisher
  */
 #ifndef CONVERGE_PRIVATE_H
 #define CONVERGE_PRIVATE_H
@@ -30,12 +32,14 @@ typedef struct KdbConverge
 	KdbConvergeSide sides[2];	/* by KdbMergeKey; the same unless key_changed */
 	bool		key_changed;
 	KdbRemoteRow *row;			/* new row, format of the new side; NULL for a delete */
+	KdbRemoteRow fetched;		/* the row as the publisher has it, likewise; slot NULL: not fetched */
 	KdbMergeContext *context;
 
 	TupleTableSlot *old_row;	/* key_changed: copy of the old key's row, or NULL */
 	TupleTableSlot *written;	/* the row as it was written last, for the record */
 	KdbHolder  *holders;		/* as listed last: KDB_MERGE_MAX_HOLDERS */
 	uint64		events;			/* KdbShared->merge_events when the key was looked at */
+	uint64		clock;			/* KdbClockMark at that time */
 	bool		local_completed;	/* columns that the publisher does not have */
 	bool		triggers_fired; /* BEFORE ROW, of the insert */
 	bool		unclaimed;		/* no tuple has a unique value of the new row */
@@ -79,8 +83,31 @@ extern bool KdbTrueDeath(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot 
 /* Is there a KILLED record of the key for what this transaction shows? */
 extern bool KdbKilledBefore(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key);
 
-/* The new row as far as it is known; in the message context's life. */
-extern TupleTableSlot *KdbNewRow(KdbConverge *c);
+/* Has another key claimed a unique value of the row at a greater version? */
+extern bool KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version);
+
+/* What is found from here on must hold when the row is written. */
+extern void KdbStartLook(KdbConverge *c);
+
+/* converge_row.c */
+
+/* The row that is written or fetched; part is one of these. */
+extern KdbRemoteRow *KdbRowOfPart(KdbConverge *c, KdbRowPart part);
+
+/* Are values of the new row missing? */
+extern bool KdbRowIsIncomplete(KdbConverge *c);
+
+/* That row put over the live one, as far as it is known; in the message context's life. */
+extern TupleTableSlot *KdbNewRow(KdbConverge *c, KdbRowPart part);
+
+/* Put what was not sent into the new row; unsent is where from, as in KdbMergePut. */
+extern void KdbCompleteRow(KdbConverge *c, KdbRowPart unsent);
+
+/* Columns that the publisher does not have, of a row to be inserted. */
+extern void KdbCompleteLocalColumns(KdbConverge *c, KdbRemoteRow *row);
+
+/* fetch.c; see merge.h. */
+extern void KdbFetchRow(void *arg, KdbFetched *fetched);
 
 /* converge_actions.c */
 extern KdbMergeResult KdbActInsert(void *arg, const KdbMergePut *put);

@@ -47,6 +47,7 @@ init_group(KdbLaneGroup *group)
 {
 	memset(group, 0, offsetof(KdbLaneGroup, transactions));
 	group->worker = *MyLogicalRepWorker;
+	group->worker_slot = MyLogicalRepWorker - KdbLauncherAttach()->workers;
 	group->origin = KdbApply.origin;
 	group->krahodb_stream = KdbApply.krahodb_stream;
 	group->remote_node = KdbApply.remote_node;

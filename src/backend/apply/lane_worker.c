@@ -125,6 +125,7 @@ become_lane(KdbLaneSlot *slot)
 	KdbApply.remote_node = KdbMyLaneGroup->remote_node;
 	replorigin_session_origin = KdbApply.origin;
 	KdbApplySeenReset();
+	KdbProgressInLane(KdbMyLaneGroup->worker_slot);
 	KdbDispatchInLane();
 	name = psprintf("pg_%u", MySubscription->oid);
 	KdbApplyErrorContext.origin_name = MemoryContextStrdup(ApplyContext, name);

@@ -60,6 +60,7 @@ typedef struct KdbLaneGroup
 {
 	/* fixed when the segment is made */
 	LogicalRepWorker worker;	/* of the leader, as a lane needs it */
+	int			worker_slot;	/* in the engine's array */
 	RepOriginId origin;
 	bool		krahodb_stream;
 	uint64		remote_node;

@@ -2,8 +2,8 @@
  * lookup.c
  *		Finding the local row that a change is about.
  *
- * By the replica identity index or primary key; without one, by comparing full
- * rows.  Both with a dirty snapshot, so that rows which other transactions are
+ * By the replica identity index or primary key (walk.c first: keys in ascending
+ * order need no descent each); without one, by comparing full rows.  Both with a dirty snapshot, so that rows which other transactions are
  * changing are seen and waited for.
  *
  * A dirty scan is no consistent snapshot: a row that a concurrent update moves
@@ -33,13 +33,14 @@
 
 /* Another transaction is at the row: wait for it; then the scan starts again. */
 static bool
-wait_for_other(const SnapshotData *snapshot)
+wait_for_other(KdbApplyTarget *target, const SnapshotData *snapshot)
 {
 	TransactionId xwait = TransactionIdIsValid(snapshot->xmin) ?
 		snapshot->xmin : snapshot->xmax;
 
 	if (!TransactionIdIsValid(xwait))
 		return false;
+	KdbWalkEnd(target);
 	XactLockTableWait(xwait, NULL, NULL, XLTW_None);
 	return true;
 }
@@ -136,11 +137,13 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 
 	if (!fill_key(target, search, key))
 		return false;
+	if (KdbWalkFind(target, identity_relation(target), key))
+		return true;
 	for (;;)
 	{
 		if (look_up_key(target, key))
 		{
-			if (!wait_for_other(&target->dirty))
+			if (!wait_for_other(target, &target->dirty))
 				return true;
 		}
 		else if (!visible_by_index(target, key))
@@ -219,7 +222,7 @@ find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
 		InitDirtySnapshot(dirty);
 		if (scan_for_row(target, search, &dirty))
 		{
-			if (!wait_for_other(&dirty))
+			if (!wait_for_other(target, &dirty))
 				return true;
 			continue;
 		}

@@ -70,14 +70,16 @@ take_message(const char *data, size_t len)
 static void
 apply_frame(const char *data, size_t len)
 {
-	KdbWireError error = {0, "not a frame"};
+	KdbWireError error = {0, NULL};
 	size_t		position = 0;
+	const char *frame;
+	size_t		frame_len;
 	const char *message;
 	size_t		message_len;
 
-	if (len > 0 && data[0] == KDB_WIRE_FRAME)
+	if (KdbApplyFrameOpen(data, len, &frame, &frame_len, &error))
 	{
-		while (KdbWireFrameNext(data + 1, len - 1, &position,
+		while (KdbWireFrameNext(frame, frame_len, &position,
 								&message, &message_len, &error))
 		{
 			CHECK_FOR_INTERRUPTS();

@@ -19,11 +19,15 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "catalog/pg_subscription.h"
 #include "common/hashfn.h"
+#include "storage/lwlock.h"
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
 #include "krahodb/horizon_shared.h"
+#include "krahodb/stream.h"
 #include "apply_private.h"
 
 /* Between reports while the stream does not pause, ms. */
@@ -57,10 +61,73 @@ forget_others(Oid subid)
 	}
 }
 
+/* See apply_private.h. */
+void
+KdbProgressClear(int slot)
+{
+	KdbSharedProgress *progress = &KdbHorizon->progress[slot];
+
+	SpinLockAcquire(&progress->mutex);
+	progress->node = 0;
+	SpinLockRelease(&progress->mutex);
+}
+
+/* Does another worker that is running get the stream of a twin of the publisher? */
+static Oid
+find_twin(const KdbPublisher *publisher)
+{
+	KdbLauncherShared *shared = KdbLauncherAttach();
+	Oid			found = InvalidOid;
+
+	if (publisher->node == 0)
+		return InvalidOid;
+	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
+	for (int i = 0; i < KdbHorizon->nprogress; i++)
+	{
+		KdbSharedProgress *progress = &KdbHorizon->progress[i];
+
+		if (shared->workers[i].proc == NULL || &shared->workers[i] == MyLogicalRepWorker)
+			continue;
+		SpinLockAcquire(&progress->mutex);
+		if (progress->subid == shared->workers[i].subid && !OidIsValid(shared->workers[i].relid) &&
+			progress->node == publisher->node && progress->incarnation != publisher->incarnation)
+			found = progress->subid;
+		SpinLockRelease(&progress->mutex);
+	}
+	LWLockRelease(LogicalRepWorkerLock);
+	return found;
+}
+
+/*
+ * Two servers that write versions of one node cannot be told apart, so what comes
+ * from one would be taken for the other's.  After a restart of the publisher, the
+ * other worker may not have noticed yet that it has lost its connection: then the
+ * next attempt succeeds.
+ */
+static void
+refuse_twins(const KdbPublisher *publisher)
+{
+	Oid			other;
+
+	if (!KdbResolversActive(&KdbMyOptions->resolvers))
+		return;
+	other = find_twin(publisher);
+	if (!OidIsValid(other))
+		return;
+	StartTransactionCommand();
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the publishers of subscriptions \"%s\" and \"%s\" are two servers with the same node identity",
+					MySubscription->name, get_subscription_name(other, true)),
+			 errdetail("One of them is a copy of the other one, made in a way that cannot be noticed, such as a storage snapshot."),
+			 errhint("Call krahodb.reset_node_identity() in the copy and restart it.")));
+}
+
 /* The origin is set up; nothing has been received. */
 void
 KdbProgressStart(void)
 {
+	KdbPublisher publisher;
 	KdbSharedProgress *progress =
 		&KdbHorizon->progress[MyLogicalRepWorker - KdbLauncherAttach()->workers];
 	uint32		stream = KdbStreamHash(MySubscription->conninfo, MySubscription->slotname);
@@ -68,17 +135,29 @@ KdbProgressStart(void)
 	/* Commits of the worker before us may not have been flushed yet. */
 	(void) replorigin_session_get_progress(true);
 
+	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
 	forget_others(MySubscription->oid);
 	SpinLockAcquire(&progress->mutex);
 	progress->subid = MySubscription->oid;
 	progress->stream = stream;
 	progress->origin = KdbApply.origin;
+	progress->node = publisher.node;
+	progress->incarnation = publisher.incarnation;
 	progress->tables_ready = false;
 	progress->durable = InvalidXLogRecPtr;
 	progress->wanted = InvalidXLogRecPtr;
+	progress->seen_until = 0;
 	SpinLockRelease(&progress->mutex);
 	my_progress = progress;
+	refuse_twins(&publisher);
 	KdbHorizonWake();
+}
+
+/* See apply_private.h. */
+void
+KdbProgressInLane(int slot)
+{
+	my_progress = &KdbHorizon->progress[slot];
 }
 
 /* Everything before received has been received; between remote transactions. */
@@ -158,4 +237,33 @@ KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result)
 			return true;
 	}
 	return false;
+}
+
+/* See apply.h. */
+void
+KdbSetStreamSeenUntil(Oid subid, uint32 stream, TimestampTz seen_until)
+{
+	for (int i = 0; i < KdbHorizon->nprogress; i++)
+	{
+		KdbSharedProgress *progress = &KdbHorizon->progress[i];
+
+		SpinLockAcquire(&progress->mutex);
+		if (progress->subid == subid && progress->stream == stream)
+			progress->seen_until = seen_until;
+		SpinLockRelease(&progress->mutex);
+	}
+}
+
+/* See apply_private.h. */
+TimestampTz
+KdbProgressSeenUntil(void)
+{
+	TimestampTz result;
+
+	if (my_progress == NULL)
+		return 0;
+	SpinLockAcquire(&my_progress->mutex);
+	result = my_progress->seen_until;
+	SpinLockRelease(&my_progress->mutex);
+	return result;
 }

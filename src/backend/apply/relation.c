@@ -100,6 +100,7 @@ close_relation(KdbApplyRelation *rel)
 void
 KdbApplyRelationsClose(void)
 {
+	KdbBatchFlush();
 	while (!dlist_is_empty(&open_relations))
 		close_relation(dlist_head_element(KdbApplyRelation, open_link, &open_relations));
 	KdbTargetsClose();
@@ -117,6 +118,7 @@ KdbApplyRelationsAbandon(void)
 	KdbApplyRelation *rel;
 
 	dlist_init(&open_relations);
+	KdbBatchAbandon();
 	KdbTargetsAbandon();
 	if (relations == NULL)
 		return;
@@ -158,6 +160,7 @@ KdbApplyHandleRelation(const KdbWireMessage *message)
 	uint32		remoteid = message->u.relation.relid;
 	bool		found;
 
+	KdbBatchFlush();
 	if (relations == NULL)
 		relations_init();
 
@@ -271,8 +274,10 @@ prepare_defaults(KdbApplyRelation *rel)
 		expr = (Expr *) build_column_default(rel->rel, i + 1);
 		if (expr == NULL)
 			continue;
+		expr = expression_planner(expr);
+		rel->volatile_defaults |= contain_volatile_functions_not_nextval((Node *) expr);
 		rel->default_attnums[rel->ndefaults] = i;
-		rel->default_exprs[rel->ndefaults++] = ExecInitExpr(expression_planner(expr), NULL);
+		rel->default_exprs[rel->ndefaults++] = ExecInitExpr(expr, NULL);
 	}
 }
 
@@ -288,6 +293,7 @@ build_local(KdbApplyRelation *rel)
 	rel->tupdesc = CreateTupleDescCopyConstr(RelationGetDescr(rel->rel));
 	rel->partitioned = rel->rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
 	rel->ndefaults = 0;
+	rel->volatile_defaults = false;
 	map_columns(rel);
 	prepare_defaults(rel);
 	rel->search = MakeSingleTupleTableSlot(rel->tupdesc, &TTSOpsVirtual);

@@ -53,6 +53,30 @@ typedef struct KdbRemoteRow
 	bool	   *sent;			/* per column: the publisher sent a value */
 } KdbRemoteRow;
 
+/* Keys in ascending order are looked up by walking along the index; walk.c. */
+typedef struct KdbWalk
+{
+	/* kept */
+	bool		prepared;
+	bool		possible;
+	FmgrInfo	order[INDEX_MAX_KEYS];
+	FmgrInfo	greater_equal;	/* of the first column */
+	MemoryContext context;		/* of the scan */
+	int			pause;			/* lookups until keys are counted again */
+	int			last_pause;
+
+	/* waiting */
+	int			ascending;		/* keys in a row */
+	Datum		last[INDEX_MAX_KEYS];
+
+	/* walking; in this transaction */
+	IndexScanDesc scan;
+	SnapshotData dirty;
+	bool		at_entry;		/* the scan's entry is yet to be looked at */
+	int			misses;			/* in a row */
+	int			rows;			/* found */
+} KdbWalk;
+
 typedef struct KdbApplyTarget
 {
 	Oid			relid;			/* hash key */
@@ -84,7 +108,8 @@ typedef struct KdbApplyTarget
 	bool		updatable;		/* the identity's columns are part of what is sent as key */
 	bool	   *compared;		/* per column: sent, so part of a full row match */
 
-	bool		row_triggers;	/* BEFORE ROW triggers exist: rows are locked first */
+	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
+	bool		insert_triggers;	/* row triggers fire on INSERT */
 	bool		fires;			/* some triggers fire when changes are applied */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
@@ -104,6 +129,7 @@ typedef struct KdbApplyTarget
 	MemoryContext scan_context; /* of the scan; lasts as long as "context" */
 	int			scan_rows;		/* looked up by this scan */
 	SnapshotData dirty;
+	KdbWalk		walk;			/* on the identity index, too */
 	AclMode		checked;		/* privileges verified in this transaction */
 	dlist_node	open_link;
 } KdbApplyTarget;
@@ -131,6 +157,7 @@ struct KdbApplyRelation
 	int			ndefaults;
 	AttrNumber *default_attnums;	/* 0-based */
 	ExprState **default_exprs;
+	bool		volatile_defaults;	/* some are not fixed, but for nextval */
 	TupleDesc	tupdesc;
 	TupleTableSlot *search;		/* virtual, format of the local table */
 	KdbRemoteRow remote;
@@ -187,6 +214,13 @@ extern void KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local,
  * Not locked.
  */
 extern bool KdbFindRow(KdbApplyTarget *target, TupleTableSlot *search);
+
+/*
+ * walk.c: find the row of the key on the identity index if keys come in ascending order;
+ * false says nothing.  Let go of the index: before a wait, and at the end.
+ */
+extern bool KdbWalkFind(KdbApplyTarget *target, Relation index, const ScanKeyData *key);
+extern void KdbWalkEnd(KdbApplyTarget *target);
 
 /* Lock the row in target->local; false if it has changed meanwhile. */
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
@@ -245,7 +279,6 @@ typedef struct KdbUniqueValues
 	IndexInfo  *info;
 	int			nkeys;
 	ScanKeyData key[INDEX_MAX_KEYS];	/* finds rows with these values */
-	bool		by_equality;	/* a unique index; else operators of a constraint */
 	KdbRecordedKey values;
 } KdbUniqueValues;
 
@@ -304,7 +337,23 @@ extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slo
 									 KdbNotice notice);
 extern KdbWriteResult KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot,
 									 Bitmapset *sent_columns, bool notice_conflicts);
+
+/* Asked when the row is in heap and indexes: if it may not stay it is rolled back. */
+typedef bool (*KdbMayStay) (void *arg, TupleTableSlot *row);
+
+extern KdbWriteResult KdbWriteUpdateIf(KdbApplyTarget *target, TupleTableSlot *slot,
+									   Bitmapset *sent_columns, KdbMayStay may_stay, void *arg);
 extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
+
+/* Insert rows of a table without row triggers on INSERT; the engine's error if a key is taken. */
+extern void KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
+
+/*
+ * batch.c: collect the row with others of its table; false: it is to be inserted by
+ * itself.  target is NULL for a partitioned table.
+ */
+extern bool KdbBatchInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
+						   const KdbWireTuple *tuple);
 
 /* partition.c */
 extern KdbApplyTarget *KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot,

@@ -637,11 +637,13 @@ apply_delete(Change *change)
  * Returns NULL if the change is not for this worker.
  */
 static KdbApplyRelation *
-begin_change(uint32 remoteid)
+begin_change(uint32 remoteid, KdbOperation operation)
 {
 	KdbApplyRelation *rel;
 
 	KdbApplyBeginStep();
+	if (operation != KDB_INSERT)
+		KdbBatchFlush();
 	rel = KdbApplyRelationOpen(remoteid, RowExclusiveLock);
 	if (!KdbApplyRelationWanted(rel))
 	{
@@ -661,6 +663,14 @@ end_change(KdbApplyTarget *target, const KdbUserContext *user)
 	KdbApplyErrorContext.nspname = NULL;
 	KdbApplyErrorContext.relname = NULL;
 	KdbApplyEndStep();
+}
+
+/* The row is to be written later, and the step ends then. */
+static void
+end_batched_change(void)
+{
+	KdbApplyErrorContext.nspname = NULL;
+	KdbApplyErrorContext.relname = NULL;
 }
 
 /* The target of a table that is not partitioned: itself. */
@@ -706,12 +716,18 @@ converges(const Change *change)
 void
 KdbApplyInsert(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid);
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_INSERT);
 	Change		change = {.operation = KDB_INSERT};
 	KdbUserContext user;
 
 	if (rel == NULL)
 		return;
+	if (KdbBatchInsert(rel, rel->partitioned ? NULL : own_target(rel),
+					   &message->u.row.new_row))
+	{
+		end_batched_change();
+		return;
+	}
 	KdbSwitchToTableOwner(rel->rel, &user);
 	KdbConvertTuple(rel, &message->u.row.new_row, rel->remote.slot, rel->remote.sent);
 	KdbFillDefaults(rel, rel->remote.slot);
@@ -728,7 +744,7 @@ KdbApplyInsert(const KdbWireMessage *message)
 void
 KdbApplyUpdate(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid);
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_UPDATE);
 	Change		change = {.operation = KDB_UPDATE};
 	TupleTableSlot *key;
 	KdbUserContext user;
@@ -761,7 +777,7 @@ KdbApplyUpdate(const KdbWireMessage *message)
 void
 KdbApplyDelete(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid);
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_DELETE);
 	Change		change = {.operation = KDB_DELETE};
 	KdbUserContext user;
 

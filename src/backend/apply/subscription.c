@@ -162,6 +162,7 @@ same_connection(const Subscription *a, const KdbSubscriptionOptions *aopts,
 		a->owner == b->owner &&
 		equal(a->publications, b->publications) &&
 		aopts->apply_workers == bopts->apply_workers &&
+		aopts->compression == bopts->compression &&
 		same_origin_filter(aopts, bopts);
 }
 

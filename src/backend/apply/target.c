@@ -87,12 +87,14 @@ KdbTargetsForgetOptions(void)
 /*
  * Functions of the triggers that fire in replica role, and whether rows are locked
  * first.  The engine would look a function up when it first calls it, in the memory
- * context of the time, which here lasts for one message.
+ * context of the time, which here lasts for one message.  A table where none fires
+ * (those of foreign keys do not) is one without triggers.
  */
 static void
 prepare_triggers(KdbApplyTarget *target)
 {
 	TriggerDesc *desc = target->relinfo->ri_TrigDesc;
+	bool		fires = false;
 
 	if (desc == NULL)
 		return;
@@ -105,9 +107,16 @@ prepare_triggers(KdbApplyTarget *target)
 		{
 			fmgr_info_cxt(trigger->tgfoid, &target->relinfo->ri_TrigFunctions[i],
 						  target->context);
-			target->fires = true;
+			fires = true;
 		}
 	}
+	if (!fires)
+	{
+		target->relinfo->ri_TrigDesc = NULL;
+		return;
+	}
+	target->fires = true;
+	target->insert_triggers = desc->trig_insert_before_row || desc->trig_insert_after_row;
 	target->row_triggers = desc->trig_insert_before_row ||
 		desc->trig_update_before_row || desc->trig_delete_before_row;
 }
@@ -444,6 +453,7 @@ close_target(KdbApplyTarget *target)
 		target->scan = NULL;
 		MemoryContextReset(target->scan_context);
 	}
+	KdbWalkEnd(target);
 	ExecClearTuple(target->local);
 	ExecClearTuple(target->scratch);
 	ExecClearTuple(target->search);

@@ -407,6 +407,7 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 		AllTablesyncsReady();
 
 	KdbApply.krahodb_stream = KdbStreamStartReplication(LogRepWorkerWalRcvConn, &start);
+	KdbApplyFramesStart(KdbApply.krahodb_stream ? KdbMyOptions->compression : KDB_COMPRESSION_OFF);
 	KdbApplySeenReset();
 	if (!KdbApply.krahodb_stream)
 	{
@@ -429,6 +430,7 @@ KdbApplyWorkerMain(Datum main_arg)
 	XLogRecPtr	startpoint = InvalidXLogRecPtr;
 	char	   *slotname;
 
+	KdbProgressClear(DatumGetInt32(main_arg));
 	logicalrep_worker_attach(DatumGetInt32(main_arg));
 	KdbWorkerConnect();
 	KdbWorkerLoadSubscription();

@@ -153,6 +153,30 @@ KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot, KdbNotice notice)
 	return inserted ? KDB_WRITE_DONE : KDB_WRITE_CONFLICT;
 }
 
+/* See relation_private.h. */
+void
+KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots)
+{
+	EState	   *estate = target->estate;
+
+	KdbTargetCheck(target, ACL_INSERT);
+	begin_write(target);
+	for (int i = 0; i < nslots; i++)
+	{
+		slots[i]->tts_tableOid = target->relid;
+		compute_and_check(target, slots[i]);
+		ResetPerTupleExprContext(estate);
+	}
+	table_multi_insert(target->rel, slots, nslots, estate->es_output_cid, 0, NULL);
+	for (int i = 0; i < nslots && target->nindexes > 0; i++)
+	{
+		(void) ExecInsertIndexTuples(target->relinfo, slots[i], estate, false, false,
+									 NULL, NIL);
+		ResetPerTupleExprContext(estate);
+	}
+	end_write(target);
+}
+
 /* The engine's way, for tables with BEFORE ROW triggers. */
 static KdbWriteResult
 update_locked(KdbApplyTarget *target, TupleTableSlot *slot)
@@ -246,7 +270,8 @@ release_slots(KdbApplyTarget *target)
  * engine takes back queued trigger events, snapshots and locks.
  */
 static KdbWriteResult
-update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot)
+update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot,
+						 KdbMayStay may_stay, void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -261,8 +286,13 @@ update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot)
 	PG_TRY();
 	{
 		result = update_row(target, slot);
+		if (result == KDB_WRITE_DONE && may_stay && !may_stay(arg, slot))
+			result = KDB_WRITE_CHANGED;
 		release_slots(target);
-		ReleaseCurrentSubTransaction();
+		if (result == KDB_WRITE_DONE)
+			ReleaseCurrentSubTransaction();
+		else
+			RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
@@ -300,8 +330,21 @@ KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot, Bitmapset *sent_col
 	KdbTargetCheck(target, ACL_UPDATE);
 	target->rte->updatedCols = sent_columns;
 	if (notice_conflicts)
-		return update_in_subtransaction(target, slot);
+		return update_in_subtransaction(target, slot, NULL, NULL);
 	return update_row(target, slot);
+}
+
+/*
+ * The same, with conflicts noticed; CHANGED with nothing done also if the row may
+ * not stay.
+ */
+KdbWriteResult
+KdbWriteUpdateIf(KdbApplyTarget *target, TupleTableSlot *slot, Bitmapset *sent_columns,
+				 KdbMayStay may_stay, void *arg)
+{
+	KdbTargetCheck(target, ACL_UPDATE);
+	target->rte->updatedCols = sent_columns;
+	return update_in_subtransaction(target, slot, may_stay, arg);
 }
 
 /* Delete the row; target->local must hold it if the table has row triggers. */

@@ -28,6 +28,12 @@
  * transaction was later than everything before it, so it is enough to look at
  * the transactions back to that one.
  *
+ * WHO LOOKS (KdbClockMark, KdbClockIsNewest) must not take the number for complete
+ * while a transaction is visible whose timestamp is not in it yet.  So local
+ * committers count themselves in (clock_committing) before they read the clock, and
+ * out when the number has their timestamp.  Remote transactions do not count: those
+ * who merge know of each other (apply/converge.c).
+ *
  * WHERE IT HOLDS.  Only in a server with a subscription that resolves conflicts
  * (KdbClockEnforce): a plain server is not to wait for its clock.  From start-up
  * until the launcher has read the subscriptions it holds.
@@ -57,6 +63,9 @@ int			KdbMaxClockSkew = 10000;
 
 /* This transaction wrote, and follows the rule. */
 static bool committing = false;
+
+/* It is in clock_committing. */
+static bool counted = false;
 
 void
 KdbClockEnforce(uint32 reason, bool enforce)
@@ -148,6 +157,22 @@ refuse_local_clock(TimestampTz behind)
 			 errhint("The clock has been set back, or a peer's clock was ahead. Set the clock right, and see view krahodb.clock.")));
 }
 
+static void
+count_in(void)
+{
+	if (!counted)
+		pg_atomic_fetch_add_u32(&KdbShared->clock_committing, 1);
+	counted = true;
+}
+
+static void
+count_out(void)
+{
+	if (counted)
+		pg_atomic_fetch_sub_u32(&KdbShared->clock_committing, 1);
+	counted = false;
+}
+
 /* See clock.h. */
 void
 KdbClockBeforeCommit(void)
@@ -156,6 +181,7 @@ KdbClockBeforeCommit(void)
 
 	if (!rule_holds())
 		return;
+	count_in();
 	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
 		advance_max(find_max());
 
@@ -225,14 +251,31 @@ KdbClockBeforeApply(TimestampTz ts)
 }
 
 /* See clock.h. */
+uint64
+KdbClockMark(void)
+{
+	uint64		mark;
+
+	if (!rule_holds())
+		return 0;
+	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
+		advance_max(find_max());
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&KdbShared->clock_committing) != 0)
+		return 0;
+	pg_read_barrier();
+	mark = pg_atomic_read_u64(&KdbShared->clock_max);
+	pg_memory_barrier();
+	return mark;
+}
+
+/* See clock.h. */
 bool
 KdbClockIsNewest(TimestampTz ts)
 {
-	if (!rule_holds())
-		return false;
-	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
-		advance_max(find_max());
-	return (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max) < ts;
+	uint64		mark = KdbClockMark();
+
+	return mark != 0 && (TimestampTz) mark < ts;
 }
 
 /* Is this transaction's timestamp that of a remote one? */
@@ -260,10 +303,12 @@ clock_xact_callback(XactEvent event, void *arg)
 			else if (committing)
 				advance_max(GetCurrentTransactionStopTimestamp());
 			committing = false;
+			count_out();
 			break;
 		case XACT_EVENT_ABORT:
 		case XACT_EVENT_PREPARE:
 			committing = false;
+			count_out();
 			break;
 		default:
 			break;

@@ -122,6 +122,7 @@ check_publisher(WalReceiverConn *conn, const KdbPublisher *publisher)
 	if (command->creating)
 	{
 		KdbStreamCheckOptions(publisher, command->options);
+		KdbStreamCheckNode(publisher, command->options);
 		if (!bool_option(command->definition, "create_slot", true) && slot_name(command))
 			KdbStreamCheckSlot(conn, publisher, slot_name(command), command->options);
 	}

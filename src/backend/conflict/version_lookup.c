@@ -19,19 +19,20 @@
 #include "krahodb/origin_nodes.h"
 
 /*
- * The node that an origin id of this server stands for.  A stock publisher has
+ * The node that the origin id of a transaction stood for.  A stock publisher has
  * told no identity; its id here stands in for it.
  */
 static uint64
-node_of_origin(RepOriginId origin, RepOriginId remote_origin, uint64 remote_node)
+node_of(TransactionId xid, TimestampTz ts, RepOriginId origin,
+		RepOriginId remote_origin, uint64 remote_node)
 {
 	uint64		node;
 
 	if (origin == InvalidRepOriginId)
-		return KdbLocalNodeIdentity();
-	if (origin == remote_origin)
+		return KdbLocalNodeAt(ts);
+	node = KdbOriginNodeOf(origin, xid);
+	if (node == 0 && origin == remote_origin)
 		return remote_node;
-	node = KdbOriginNode(origin);
 	return node != 0 ? node : origin;
 }
 
@@ -48,7 +49,7 @@ KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 		TransactionIdIsNormal(xid) &&
 		TransactionIdGetCommitTsData(xid, &ts, &origin);
 	row->version.ts = ts;
-	row->version.node = node_of_origin(origin, remote_origin, remote_node);
+	row->version.node = node_of(xid, ts, origin, remote_origin, remote_node);
 	row->origin = origin;
 	row->xid = xid;
 	row->same_origin = row->version_known && origin == remote_origin &&

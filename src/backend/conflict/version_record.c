@@ -108,7 +108,9 @@ hash_of(const KdbRecordedKey *key, Oid place)
 												 TYPECACHE_HASH_EXTENDED_PROC_FINFO);
 		uint64		h = 0;
 
-		if (key->isnull[i])
+		if (key->operators)
+			h = 2;
+		else if (key->isnull[i])
 			h = 1;
 		else if (OidIsValid(type->hash_extended_proc_finfo.fn_oid))
 			h = DatumGetUInt64(FunctionCall2Coll(&type->hash_extended_proc_finfo,
@@ -152,7 +154,25 @@ image_of(const KdbRecordedKey *key)
 	return result;
 }
 
-/* Does the stored image hold an equal key?  Both have the same types, by the hash. */
+static bool
+same_value(const KdbRecordedKey *key, int i, Datum stored)
+{
+	TypeCacheEntry *type = lookup_type_cache(key->types[i], TYPECACHE_EQ_OPR_FINFO);
+
+	if (key->operators)
+		return DatumGetBool(FunctionCall2Coll(unconstify(FmgrInfo *, &key->operators[i].sk_func),
+											  key->operators[i].sk_collation,
+											  stored, key->values[i]));
+	if (OidIsValid(type->eq_opr_finfo.fn_oid))
+		return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, key->collations[i],
+											  stored, key->values[i]));
+	return datum_image_eq(stored, key->values[i], type->typbyval, type->typlen);
+}
+
+/*
+ * Does the stored image hold an equal (or conflicting) key?  Both have the same
+ * types, by the hash.
+ */
 static bool
 same_key(const KdbRecordedKey *key, Datum image)
 {
@@ -164,7 +184,6 @@ same_key(const KdbRecordedKey *key, Datum image)
 	memcpy(copy, VARDATA_ANY(stored), size);
 	for (int i = 0; i < key->n; i++)
 	{
-		TypeCacheEntry *type = lookup_type_cache(key->types[i], TYPECACHE_EQ_OPR_FINFO);
 		bool		isnull;
 		Datum		value;
 
@@ -175,10 +194,7 @@ same_key(const KdbRecordedKey *key, Datum image)
 			return false;
 		if (isnull)
 			continue;
-		if (OidIsValid(type->eq_opr_finfo.fn_oid) ?
-			!DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo, key->collations[i],
-											value, key->values[i])) :
-			!datum_image_eq(value, key->values[i], type->typbyval, type->typlen))
+		if (!same_value(key, i, value))
 			return false;
 	}
 	return true;
@@ -245,8 +261,8 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
  */
 
 /*
- * A scan over the records of a table, by hash if there is one.  Restarts, with
- * *restarted set, when it had to wait for somebody.
+ * A scan over the records of a table, by hash if there is one; with a dirty snapshot
+ * if none is given.
  */
 typedef struct Look
 {
@@ -255,12 +271,13 @@ typedef struct Look
 } Look;
 
 static void
-begin_look(Look *look, Oid relid, const uint64 *hash)
+begin_look(Look *look, Oid relid, const uint64 *hash, Snapshot snapshot)
 {
 	InitDirtySnapshot(look->dirty);
+	look->dirty.xmin = InvalidTransactionId;
 	memset(&look->scan, 0, sizeof(look->scan));
 	look->scan.store = &records;
-	look->scan.snapshot = &look->dirty;
+	look->scan.snapshot = snapshot ? snapshot : &look->dirty;
 	look->scan.nkeys = hash ? 2 : 1;
 	look->scan.columns[0] = REC_RELID + 1;
 	look->scan.values[0] = ObjectIdGetDatum(relid);
@@ -319,7 +336,7 @@ KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
 	if (known->known && known->emptied == store_changes &&
 		(known->any || known->appended == now))
 		return known->any;
-	begin_look(&look, relid, NULL);
+	begin_look(&look, relid, NULL, NULL);
 	known->any = next_record(&look, &wait) != NULL;
 	KdbRecordScanEnd(&look.scan);
 	known->known = true;
@@ -335,13 +352,13 @@ KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
 typedef bool (*RecordFilter) (void *arg, TupleTableSlot *slot);
 
 static bool
-look_once(Oid relid, uint64 hash, RecordFilter filter, void *arg)
+look_once(Oid relid, uint64 hash, Snapshot snapshot, RecordFilter filter, void *arg)
 {
 	TransactionId wait = InvalidTransactionId;
 	TupleTableSlot *slot;
 	Look		look;
 
-	begin_look(&look, relid, &hash);
+	begin_look(&look, relid, &hash, snapshot);
 	while ((slot = next_record(&look, &wait)) != NULL)
 	{
 		if (TransactionIdIsValid(wait))
@@ -384,11 +401,19 @@ void
 KdbVersionRecordsOfKey(Oid relid, const KdbRecordedKey *key,
 					   KdbVersionRecordCallback callback, void *arg)
 {
+	KdbVersionRecordsOfKeyIn(relid, key, NULL, callback, arg);
+}
+
+/* See version_record.h. */
+void
+KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snapshot snapshot,
+						 KdbVersionRecordCallback callback, void *arg)
+{
 	KeyLook		look = {key, NIL};
 	uint64		hash = hash_of(key, InvalidOid);
 	ListCell   *lc;
 
-	while (!look_once(relid, hash, of_key, &look))
+	while (!look_once(relid, hash, snapshot, of_key, &look))
 		look.found = NIL;
 	foreach(lc, look.found)
 		callback(arg, lfirst(lc));
@@ -426,7 +451,7 @@ KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
 	ClaimLook	look = {claimed, key, index, version, false};
 	uint64		hash = hash_of(claimed, index);
 
-	while (!look_once(relid, hash, is_newer_claim, &look))
+	while (!look_once(relid, hash, NULL, is_newer_claim, &look))
 		continue;
 	return look.found;
 }

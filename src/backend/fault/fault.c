@@ -69,22 +69,32 @@ count_reached(const char *name)
 	return ++reached;
 }
 
-/* Until the setting is another one.  Reloads the configuration as main loops do. */
+static void
+reload_if_asked(void)
+{
+	if (!ConfigReloadPending)
+		return;
+	ConfigReloadPending = false;
+	ProcessConfigFile(PGC_SIGHUP);
+}
+
+/*
+ * Until the setting is another one.  Reloads the configuration as main loops do,
+ * first of all: that may have been asked for while the process waited for something
+ * else, which took the latch.
+ */
 static void
 wait_until_disarmed(void)
 {
 	char	   *armed = pstrdup(KdbFaultPointSetting);
 
+	reload_if_asked();
 	while (KdbFaultPointSetting != NULL && strcmp(KdbFaultPointSetting, armed) == 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
-		if (ConfigReloadPending)
-		{
-			ConfigReloadPending = false;
-			ProcessConfigFile(PGC_SIGHUP);
-		}
+		reload_if_asked();
 	}
 	pfree(armed);
 }
@@ -113,6 +123,15 @@ KdbFaultPoint(const char *name)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("unrecognized action of fault point \"%s\": \"%s\"", name, action)));
+}
+
+/* Is what the point guards to be left out? */
+bool
+KdbFaultSkips(const char *name)
+{
+	const char *action = armed_action(name, 0);
+
+	return action != NULL && strcmp(action, "skip") == 0;
 }
 
 #endif							/* KRAHODB_FAULT_POINTS */

@@ -23,6 +23,9 @@
  * matters, see peers.c: the time is that of the message's arrival, so before the
  * snapshot; the LSN is read after it.  OFFSET 0 keeps the inner query apart, so
  * that it is computed first.
+ *
+ * Two settings say the same of KrahoDB peers: whoever reads krahodb.frontiers_now
+ * also has the peer look at once how far it is itself (worker.c).
  */
 #include "postgres.h"
 
@@ -37,16 +40,20 @@
 #define FIRST_PAUSE			1000	/* ms; until the next attempt, doubled each time */
 #define LONGEST_PAUSE		30000
 
-#define ANSWER_COLUMNS		5
+#define ANSWER_COLUMNS		6
 
-static const char *const question =
-	"SELECT s.*, pg_catalog.pg_current_wal_insert_lsn()"
-	" FROM (SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp())"
-	" OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8,"
-	" pg_catalog.current_setting('krahodb.frontiers', true),"
-	" pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot()),"
-	" pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())"
-	" OFFSET 0) s";
+#define QUESTION(setting) \
+	"SELECT s.*, pg_catalog.pg_current_wal_insert_lsn()" \
+	" FROM (SELECT (EXTRACT(epoch FROM pg_catalog.statement_timestamp())" \
+	" OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8," \
+	" pg_catalog.current_setting('" setting "', true)," \
+	" pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot())," \
+	" pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())," \
+	" pg_catalog.current_setting('krahodb.version_num', true)" \
+	" OFFSET 0) s"
+
+static const char *const question = QUESTION("krahodb.frontiers");
+static const char *const urging_question = QUESTION("krahodb.frontiers_now");
 
 /* See horizon_private.h. */
 void
@@ -127,7 +134,7 @@ go_on_connecting(PeerConnection *connection, KdbTicks now)
 static void
 send_question(PeerConnection *connection, KdbTicks now)
 {
-	if (PQsendQuery(connection->conn, question))
+	if (PQsendQuery(connection->conn, connection->urge ? urging_question : question))
 	{
 		connection->phase = PHASE_ASKING;
 		connection->deadline = now + PEER_TIMEOUT;
@@ -150,7 +157,8 @@ read_answer(const PGresult *result, PeerAnswer *answer)
 									sizeof(answer->frontiers)) >= sizeof(answer->frontiers);
 	answer->snapshot_xmin = strtoull(PQgetvalue(result, 0, 2), NULL, 10);
 	answer->snapshot_xmax = strtoull(PQgetvalue(result, 0, 3), NULL, 10);
-	if (sscanf(PQgetvalue(result, 0, 4), "%X/%X", &hi, &lo) != 2)
+	answer->is_krahodb = !PQgetisnull(result, 0, 4);
+	if (sscanf(PQgetvalue(result, 0, 5), "%X/%X", &hi, &lo) != 2)
 		return false;
 	answer->insert_lsn = ((uint64) hi) << 32 | lo;
 	return answer->snapshot_xmin > 0 && answer->snapshot_xmax > 0 && answer->now > 0;

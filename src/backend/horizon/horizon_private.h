@@ -28,8 +28,8 @@ typedef int64 KdbTicks;
 
 extern KdbTicks KdbTicksNow(void);	/* worker.c */
 
-/* Longest text of krahodb.frontiers, with its end: 300 peers and more. */
-#define KDB_FRONTIERS_LENGTH	8192
+/* Longest text of krahodb.frontiers, with its end: 150 peers and more. */
+#define KDB_FRONTIERS_LENGTH	16384
 
 /* ---- connection.c ---------------------------------------------------------- */
 
@@ -47,6 +47,7 @@ typedef struct PeerAnswer
 	TimestampTz now;			/* its clock, before the snapshot */
 	char		frontiers[KDB_FRONTIERS_LENGTH];	/* krahodb.frontiers there; empty: none, or not KrahoDB */
 	bool		frontiers_cut;	/* it was longer */
+	bool		is_krahodb;
 	uint64		snapshot_xmin;
 	uint64		snapshot_xmax;
 	XLogRecPtr	insert_lsn;		/* behind all that was committed in the snapshot */
@@ -61,6 +62,7 @@ typedef struct PeerConnection
 	KdbTicks	connect_at;
 	KdbTicks	connected_at;
 	int			failures;		/* in a row; for the pause until the next attempt */
+	bool		urge;			/* ask in a way that has it look how far it is itself */
 	PeerAnswer	answer;			/* while asking: what has come of it */
 	char		error[192];		/* of the last failure, empty after a success */
 } PeerConnection;
@@ -102,9 +104,13 @@ typedef struct KdbPeer
 	uint64		wait_xid;		/* until no older transaction runs there */
 	XLogRecPtr	target;			/* until the stream has passed; invalid: not there yet */
 	bool		held_by_forwarded;	/* the time is that of something it passes on */
+	TimestampTz measured_received;	/* that is to become received with it */
+	TimestampTz measured_seen;	/* and seen_until */
 
 	/* what is known */
 	TimestampTz frontier;
+	TimestampTz received;
+	TimestampTz seen_until;		/* received, if it is known to receive what is written here */
 	RepOriginId origin;
 	KdbPeerState state;
 	TimestampTz since;
@@ -125,8 +131,11 @@ extern List *KdbPeers;			/* of KdbPeer *; in TopMemoryContext */
 /* Bring KdbPeers up to date with the catalogs.  Starts a transaction of its own. */
 extern void KdbReadPeers(void);
 
-/* Ask, look how far it is, judge.  wanted: a frontier before it is not enough. */
-extern void KdbPeerStep(KdbPeer *peer, TimestampTz wanted, KdbTicks now);
+/*
+ * Ask, look how far it is, judge.  wanted: a frontier or a received time before it
+ * is not enough; asked: nor is a frontier before that.
+ */
+extern void KdbPeerStep(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now);
 
 /* ---- slot.c ---------------------------------------------------------------- */
 

@@ -30,6 +30,16 @@
  * origin = none).  Read before the snapshot as well: what was applied there then
  * lies before L.
  *
+ * RECEIVED.  A KrahoDB peer's answer also says its own first level: the least of its
+ * frontiers.  It had applied that much before the snapshot, so all that it wrote
+ * without is before L as well, and when the measurement ends, that is what the
+ * peer has received.  (A transaction there that had written a row before the peer
+ * applied somebody else's change of it has ended then: the change had to wait.)  Of
+ * what it passes on, the writers must have received it, which it tells too.
+ * Nobody writes to a peer without peers of its own: it has received all.  A stock
+ * peer does not tell, and is taken to have received all: with stock nodes
+ * only the first level is promised.
+ *
  * A measurement belongs to a stream and a server: with another stream, and when
  * the connection breaks, it starts over, as positions may mean something else.
  * (It goes on when we close the connection for its age: a stream that is behind
@@ -54,6 +64,7 @@
 #include "utils/timestamp.h"
 
 #include "krahodb/apply.h"
+#include "krahodb/node.h"
 #include "horizon_private.h"
 
 /* Pause between two questions; and while nothing is to be learnt from one, ms. */
@@ -190,6 +201,7 @@ update_peer(KdbPeer *peer, Relation rel, HeapTuple tuple)
 		KdbPeerConnectionClose(&peer->connection);
 		peer->connection.connect_at = 0;
 		peer->durable = InvalidXLogRecPtr;
+		peer->seen_until = 0;
 		forget_measurement(peer);
 	}
 	peer->stream = stream;
@@ -204,6 +216,8 @@ update_peer(KdbPeer *peer, Relation rel, HeapTuple tuple)
 		/* somebody has accepted it: it counts again, from now on */
 		peer->excluded = false;
 		peer->frontier = 0;
+		peer->received = 0;
+		peer->seen_until = 0;
 		peer->alive_at = KdbTicksNow();
 		peer->alive_time = GetCurrentTimestamp();
 		peer->alive_lsn = GetXLogInsertRecPtr();
@@ -281,53 +295,111 @@ is_filtered(const KdbSubscriptionOptions *options, RepOriginId origin)
 	return false;
 }
 
-/*
- * The least of the times in "origin:time origin:time ...", of those that the
- * subscription gets; 0 if one is not known.  DT_NOEND if there is none.
- */
-static TimestampTz
-forwarded_until(const KdbPeer *peer, const PeerAnswer *answer)
+typedef struct Frontier
 {
-	TimestampTz least = DT_NOEND;
+	RepOriginId origin;
+	TimestampTz frontier;
+	TimestampTz received;
+	uint64		node;
+} Frontier;
+
+/* Read an entry "origin:frontier:received:node"; false if it is none. */
+static bool
+read_frontier(const char **text, Frontier *entry)
+{
+	long long	frontier,
+				received;
+	unsigned long long node;
+	unsigned int origin;
+	int			length;
+
+	if (sscanf(*text, "%u:%lld:%lld:%llu%n", &origin, &frontier, &received, &node, &length) != 4)
+		return false;
+	entry->origin = (RepOriginId) origin;
+	entry->frontier = frontier;
+	entry->received = received;
+	entry->node = node;
+	*text += length;
+	*text += strspn(*text, " ");
+	return true;
+}
+
+/* What a peer says of its own peers.  Times are 0 if one is not known, DT_NOEND if there is none. */
+typedef struct Told
+{
+	TimestampTz forwarded;		/* until when what it passes on to us is complete */
+	TimestampTz first_level;	/* until when it has applied what anybody wrote */
+	TimestampTz writers;		/* until when those have whose changes it passes on to us */
+	bool		of_us;			/* one of its peers is the database of the subscription */
+} Told;
+
+static void
+read_told(const KdbPeer *peer, const PeerAnswer *answer, Told *told)
+{
 	const char *p = answer->frontiers;
+	uint64		us = KdbNodeIdentityOf(peer->dbid);
+	Frontier	entry;
 
-	if (peer->options->origin == KDB_ORIGIN_NONE)
-		return DT_NOEND;
-	if (answer->frontiers_cut)
-		return 0;
-	while (*p != '\0')
+	told->forwarded = told->first_level = told->writers = DT_NOEND;
+	told->of_us = false;
+	while (*p != '\0' && !answer->frontiers_cut && read_frontier(&p, &entry))
 	{
-		char	   *end;
-		unsigned long origin = strtoul(p, &end, 10);
-		long long until;
-
-		if (end == p || *end != ':')
-			return 0;
-		p = end + 1;
-		until = strtoll(p, &end, 10);
-		if (end == p || (*end != ' ' && *end != '\0'))
-			return 0;
-		p = end + strspn(end, " ");
-		if (origin != 0 && is_filtered(peer->options, (RepOriginId) origin))
+		told->first_level = Min(told->first_level, entry.frontier);
+		told->of_us |= entry.node == us;
+		if (peer->options->origin == KDB_ORIGIN_NONE ||
+			(entry.origin != 0 && is_filtered(peer->options, entry.origin)))
 			continue;
-		least = Min(least, until);
+		told->forwarded = Min(told->forwarded, entry.frontier);
+		told->writers = Min(told->writers, entry.received);
 	}
-	return least;
+	if (*p == '\0' && !answer->frontiers_cut)
+		return;
+	if (peer->options->origin != KDB_ORIGIN_NONE)
+		told->forwarded = told->writers = 0;
+	told->first_level = 0;
+}
+
+static void
+begin_measurement(KdbPeer *peer, const PeerAnswer *answer)
+{
+	Told		told;
+
+	read_told(peer, answer, &told);
+	peer->held_by_forwarded = told.forwarded < answer->now;
+	peer->measured = Min(answer->now, told.forwarded);
+	peer->measured_received = Min(answer->now, Min(told.first_level, told.writers));
+	peer->measured_seen = told.of_us ? peer->measured_received : 0;
+	peer->wait_xid = answer->snapshot_xmax;
 }
 
 static void
 note_answer(KdbPeer *peer, const PeerAnswer *answer)
 {
 	if (peer->measured == 0)
-	{
-		TimestampTz forwarded = forwarded_until(peer, answer);
-
-		peer->held_by_forwarded = forwarded < answer->now;
-		peer->measured = Min(answer->now, forwarded);
-		peer->wait_xid = answer->snapshot_xmax;
-	}
+		begin_measurement(peer, answer);
 	if (XLogRecPtrIsInvalid(peer->target) && answer->snapshot_xmin >= peer->wait_xid)
 		peer->target = answer->insert_lsn;
+}
+
+static void
+note_alive(KdbPeer *peer, KdbTicks now)
+{
+	peer->alive_at = now;
+	peer->alive_time = GetCurrentTimestamp();
+	peer->alive_lsn = GetXLogInsertRecPtr();
+}
+
+static void
+end_measurement(KdbPeer *peer, KdbTicks now)
+{
+	if (peer->measured > peer->frontier)
+	{
+		peer->frontier = peer->measured;
+		note_alive(peer, now);
+	}
+	peer->received = Max(peer->received, peer->measured_received);
+	peer->seen_until = Max(peer->seen_until, peer->measured_seen);
+	forget_measurement(peer);
 }
 
 /*
@@ -343,14 +415,6 @@ without_page_header(XLogRecPtr lsn)
 	return offset == SizeOfXLogShortPHD || offset == SizeOfXLogLongPHD ? lsn - offset : lsn;
 }
 
-static void
-note_alive(KdbPeer *peer, KdbTicks now)
-{
-	peer->alive_at = now;
-	peer->alive_time = GetCurrentTimestamp();
-	peer->alive_lsn = GetXLogInsertRecPtr();
-}
-
 /* Look how far its stream is; finish the measurement if that is far enough. */
 static void
 look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
@@ -361,6 +425,7 @@ look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
 	if (!KdbGetStreamProgress(peer->subid, target, progress))
 		return;
 	peer->origin = progress->origin;
+	KdbSetStreamSeenUntil(peer->subid, peer->stream, peer->seen_until);
 	if (progress->stream != peer->stream)
 	{
 		progress->durable = InvalidXLogRecPtr;
@@ -373,12 +438,7 @@ look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
 	}
 	if (XLogRecPtrIsInvalid(target) || progress->durable < target || !progress->tables_ready)
 		return;
-	if (peer->measured > peer->frontier)
-	{
-		peer->frontier = peer->measured;
-		note_alive(peer, now);
-	}
-	forget_measurement(peer);
+	end_measurement(peer, now);
 }
 
 /* ---- judging --------------------------------------------------------------- */
@@ -394,6 +454,15 @@ has_worker(Oid subid)
 	return found;
 }
 
+/* Is the time not so much before the wanted one that something must be wrong? */
+static bool
+is_near(TimestampTz time, TimestampTz wanted)
+{
+	return time != 0 &&
+		(time >= wanted ||
+		 !TimestampDifferenceExceeds(wanted, GetCurrentTimestamp(), OK_DELAY));
+}
+
 static KdbPeerState
 judge(const KdbPeer *peer, TimestampTz wanted, const KdbStreamProgress *progress)
 {
@@ -403,9 +472,7 @@ judge(const KdbPeer *peer, TimestampTz wanted, const KdbStreamProgress *progress
 		return KDB_PEER_DISABLED;
 	if (peer->conninfo == NULL || peer->connection.error[0] != '\0')
 		return KDB_PEER_UNREACHABLE;
-	if (peer->frontier != 0 &&
-		(peer->frontier >= wanted ||
-		 !TimestampDifferenceExceeds(wanted, GetCurrentTimestamp(), OK_DELAY)))
+	if (is_near(peer->frontier, wanted) && (wanted == 0 || is_near(peer->received, wanted)))
 		return KDB_PEER_OK;
 	if (!has_worker(peer->subid))
 		return KDB_PEER_NOT_APPLYING;
@@ -415,6 +482,8 @@ judge(const KdbPeer *peer, TimestampTz wanted, const KdbStreamProgress *progress
 		return KDB_PEER_COPYING;
 	if (peer->held_by_forwarded)
 		return KDB_PEER_FORWARDING;
+	if (is_near(peer->frontier, wanted) && (peer->measured == 0 || peer->measured_received < wanted))
+		return KDB_PEER_RECEIVING;
 	if (peer->measured != 0)
 		return KDB_PEER_APPLYING;
 	return peer->frontier == 0 ? KDB_PEER_STARTING : KDB_PEER_OK;
@@ -436,11 +505,12 @@ set_state(KdbPeer *peer, KdbPeerState state)
 }
 
 static void
-step_connection(KdbPeer *peer, TimestampTz wanted, KdbTicks now)
+step_connection(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now)
 {
 	PeerPhase	before = peer->connection.phase;
 	bool		ask = now >= peer->ask_at &&
-		(peer->frontier < wanted || peer->connection.error[0] != '\0');
+		(peer->frontier < Max(wanted, asked) || peer->received < wanted ||
+		 peer->connection.error[0] != '\0');
 	PeerAnswer	answer;
 
 	if (!peer->enabled || peer->stale_since != 0 || peer->conninfo == NULL)
@@ -449,6 +519,7 @@ step_connection(KdbPeer *peer, TimestampTz wanted, KdbTicks now)
 		peer->connection.error[0] = '\0';
 		return;
 	}
+	peer->connection.urge = peer->received < wanted;
 	if (KdbPeerConnectionStep(&peer->connection, peer->conninfo, ask, now, &answer))
 	{
 		note_answer(peer, &answer);
@@ -461,14 +532,15 @@ step_connection(KdbPeer *peer, TimestampTz wanted, KdbTicks now)
 
 /* See horizon_private.h. */
 void
-KdbPeerStep(KdbPeer *peer, TimestampTz wanted, KdbTicks now)
+KdbPeerStep(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now)
 {
 	KdbStreamProgress progress;
-	TimestampTz frontier = peer->frontier;
+	bool		measuring;
 
-	step_connection(peer, wanted, now);
+	step_connection(peer, wanted, asked, now);
+	measuring = peer->measured != 0;
 	look_at_progress(peer, now, &progress);
-	if (peer->frontier != frontier)
+	if (measuring && peer->measured == 0)
 		peer->ask_at = Min(peer->ask_at, now + ASK_PAUSE);
 
 	if (peer->stale_since != 0 && !peer->excluded)

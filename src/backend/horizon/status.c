@@ -7,11 +7,13 @@
  *							server: it can be read in any database and without
  *							an extension
  *
- * krahodb.frontiers is "origin:time origin:time ...", for each peer the local
- * origin id of its changes (0 if that is not known yet) and its frontier in
- * microseconds (0 likewise): who gets changes of that origin from this server gets
- * none that are older any more.  Empty if there are no peers; "0:0" as long as
- * nobody knows whether there are.
+ * krahodb.frontiers is "origin:frontier:received:node ...", for each peer the local
+ * origin id of its changes (0 if that is not known yet), its frontier and what it has
+ * received (peers.c), in microseconds (0 likewise), and its identity.  Who
+ * gets changes of that origin from this server gets none that are older than
+ * the frontier any more, and what comes was written by who had applied all that was
+ * received.  Empty if there are no peers; "0:0:0:0" as long as nobody knows
+ * whether there are.
  *
  * Whoever reads it takes it that nothing will be committed here at an earlier time
  * than now.  The clock rule sees to that once it has been told of the time.
@@ -22,6 +24,7 @@
 #include "utils/timestamp.h"
 
 #include "krahodb/clock.h"
+#include "krahodb/origin_nodes.h"
 #include "horizon_private.h"
 
 const char *
@@ -34,6 +37,7 @@ KdbPeerStateName(KdbPeerState state)
 		[KDB_PEER_COPYING] = "copying tables",
 		[KDB_PEER_TRANSACTION] = "transaction on peer",
 		[KDB_PEER_FORWARDING] = "peer waits for others",
+		[KDB_PEER_RECEIVING] = "peer is behind",
 		[KDB_PEER_NOT_APPLYING] = "not applying",
 		[KDB_PEER_UNREACHABLE] = "unreachable",
 		[KDB_PEER_DISABLED] = "disabled",
@@ -67,6 +71,9 @@ append_reason(StringInfo reason, const KdbPeer *peer)
 		case KDB_PEER_FORWARDING:
 			appendStringInfoString(reason, "the publisher passes on changes of others and waits for them, see krahodb.horizon there");
 			break;
+		case KDB_PEER_RECEIVING:
+			appendStringInfoString(reason, "the publisher has not applied yet what other nodes, this one included, have written, see krahodb.horizon there");
+			break;
 		case KDB_PEER_NOT_APPLYING:
 			appendStringInfoString(reason, "the subscription's apply worker is not running, see the server log");
 			break;
@@ -96,6 +103,7 @@ publish_peer(KdbSharedPeer *shared, const KdbPeer *peer)
 	shared->excluded = peer->excluded;
 	shared->since = peer->since;
 	shared->frontier = peer->frontier;
+	shared->received = peer->received;
 	strlcpy(shared->reason, reason.data, sizeof(shared->reason));
 	pfree(reason.data);
 }
@@ -132,16 +140,29 @@ KdbShowFrontiers(void)
 
 	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
 	if (!KdbHorizon->published && KdbHorizon->nprogress > 0)
-		len = strlcpy(buffer, "0:0", sizeof(buffer));
+		len = strlcpy(buffer, "0:0:0:0", sizeof(buffer));
 	for (int i = 0; i < KdbHorizon->npeers && len < sizeof(buffer) - 1; i++)
 	{
 		const KdbSharedPeer *peer = &KdbHorizon->peers[i];
 
 		if (peer->excluded)
 			continue;
-		len += snprintf(buffer + len, sizeof(buffer) - len, "%s%u:" INT64_FORMAT,
-						len == 0 ? "" : " ", peer->origin, peer->frontier);
+		len += snprintf(buffer + len, sizeof(buffer) - len, "%s%u:" INT64_FORMAT ":" INT64_FORMAT ":" UINT64_FORMAT,
+						len == 0 ? "" : " ", peer->origin, peer->frontier, peer->received,
+						KdbOriginNode(peer->origin));
 	}
 	LWLockRelease(KdbHorizon->lock);
 	return buffer;
+}
+
+/* See horizon.h. */
+const char *
+KdbShowFrontiersNow(void)
+{
+	if (KdbHorizon != NULL)
+	{
+		pg_atomic_write_u64(&KdbHorizon->asked_at, (uint64) GetCurrentTimestamp());
+		KdbHorizonWake();
+	}
+	return KdbShowFrontiers();
 }

@@ -9,12 +9,26 @@
  * So vacuum is held back until nothing older can arrive any more: until the
  * horizon has passed.
  *
- * THE HORIZON is a point in time T: all that any peer committed at or before T
- * has been applied here.  It is the least of the peers' frontiers (peers.c).
- * Whatever arrives later has a later timestamp, so it is newer than every row
- * that was deleted at or before T, and to forget such a row changes no decision.
- * (Each frontier is by its peer's clock.  That is right: timestamps are compared
- * as they are, whatever the clocks are.)
+ * TWO LEVELS.  The first one is a point in time until which all that any peer
+ * committed has been applied here: the least of the peers' frontiers (peers.c).
+ * Nothing older can arrive any more.  That is not enough to forget:
+ *
+ * - a peer that lags may fetch a row which was deleted and forgotten here;
+ * - a peer that has not received the deletion may update the row later than that;
+ * - what is older than that point had not been seen by whoever lags.
+ *
+ * So each peer tells its own first level (krahodb.frontiers), and that counts as
+ * "received" once all that it had written by then has been applied here.  THE
+ * HORIZON T is the least of what all peers have received, and of the first level
+ * here.  Whatever arrives later has a timestamp after T, and was written by
+ * somebody who had applied all until T.  To forget what was deleted at or before T
+ * changes no decision, anywhere.  (Each time is by its peer's clock.  That is right:
+ * timestamps are compared as they are, whatever the clocks are.)
+ *
+ * A first level needs nobody's second one, so nodes do not wait for each other in a
+ * circle: of all that have a candidate (below) the one with the oldest gets it, as
+ * all others have measured at least that.  Who has none is urged to measure, by a
+ * question that says that somebody waits (krahodb.frontiers_now).
  *
  * CANDIDATES.  Vacuum knows transaction ids, not times.  So from time to time the
  * worker notes a pair
@@ -33,7 +47,11 @@
  *	2     candidate x = 701, c = 2
  *	3                                   asked: its clock 3, WAL up to L
  *	4     its stream has passed L       any older UPDATE of k is before L
- *	      frontier 3, T = 3 >= c
+ *	      frontier 3 >= c
+ *	5                                   the DELETE has come, frontier of here 2.5
+ *	6                                   asked: received 2.5, WAL up to L'
+ *	7     its stream has passed L'      any UPDATE of k by who had not seen the DELETE
+ *	      T = 2.5 >= c                  is before L'
  *	      xmin = 701: k may go
  *
  * ROUNDS.  Each round: note a candidate if there is none; read which peers there
@@ -155,9 +173,12 @@ note_candidate(KdbTicks now)
 	candidate.valid = true;
 }
 
-/* The least frontier; 0 if one is not known.  The candidate's time if nobody counts. */
+/*
+ * The least frontier and the least received time; 0 if one is not known.  The
+ * candidate's time if nobody counts.
+ */
 static TimestampTz
-least_frontier(void)
+least_horizon(void)
 {
 	TimestampTz least = DT_NOEND;
 	ListCell   *lc;
@@ -167,7 +188,7 @@ least_frontier(void)
 		KdbPeer    *peer = lfirst(lc);
 
 		if (!peer->excluded)
-			least = Min(least, peer->frontier);
+			least = Min(least, Min(peer->frontier, peer->received));
 	}
 	if (least == DT_NOEND)
 		return candidate.time;
@@ -177,7 +198,7 @@ least_frontier(void)
 static void
 move_horizon(void)
 {
-	TimestampTz horizon = least_frontier();
+	TimestampTz horizon = least_horizon();
 
 	if (horizon == 0)
 		return;
@@ -193,10 +214,11 @@ static void
 step_peers(KdbTicks now)
 {
 	TimestampTz wanted = candidate.valid ? candidate.time : 0;
+	TimestampTz asked = (TimestampTz) pg_atomic_read_u64(&KdbHorizon->asked_at);
 	ListCell   *lc;
 
 	foreach(lc, KdbPeers)
-		KdbPeerStep(lfirst(lc), wanted, now);
+		KdbPeerStep(lfirst(lc), wanted, asked, now);
 }
 
 /* Wait for anything that a peer may be waiting for; no longer than until. */

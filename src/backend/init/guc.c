@@ -9,6 +9,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "krahodb/apply.h"
 #include "krahodb/clock.h"
 #include "krahodb/conflict.h"
 #include "krahodb/fault.h"
@@ -26,13 +27,56 @@ static int	version_num;
 
 /* Its show hook says what it is. */
 static char *frontiers;
+static char *frontiers_now;
 
 static char *seen_setting;
+static char *node_setting;
 
 static const char *
 show_seen(void)
 {
 	return OidIsValid(MyDatabaseId) ? KdbSeenText(KdbLocalNodeIdentity()) : "";
+}
+
+/* What other nodes ask this server for. */
+static void
+define_answers(void)
+{
+	DefineCustomStringVariable("krahodb.frontiers",
+							   "Shows until when this server has the changes of its peers.",
+							   "For subscribers to this server.",
+							   &frontiers,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, KdbShowFrontiers);
+
+	DefineCustomStringVariable("krahodb.frontiers_now",
+							   "Shows the same as krahodb.frontiers, and has this server find out how far it is.",
+							   "For subscribers to this server.",
+							   &frontiers_now,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, KdbShowFrontiersNow);
+
+	DefineCustomStringVariable("krahodb.seen",
+							   "Shows how far this database has seen the streams of other nodes, and its own position.",
+							   "Peers ask for it when they fetch or copy rows.",
+							   &seen_setting,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, show_seen);
+
+	DefineCustomStringVariable("krahodb.node",
+							   "Shows the identity of this database as a node, and a number for this run of the server.",
+							   "For subscribers to this server.",
+							   &node_setting,
+							   "",
+							   PGC_INTERNAL,
+							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
+							   NULL, NULL, KdbShowNode);
 }
 
 void
@@ -66,6 +110,15 @@ KdbGucInit(void)
 							GUC_UNIT_MS,
 							NULL, NULL, NULL);
 
+	DefineCustomIntVariable("krahodb.fetch_timeout",
+							"Sets how long fetching a row from a publisher may take.",
+							"Rows are fetched when a change does not contain all of its row.",
+							&KdbFetchTimeout,
+							10000, 100, 600000,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
 	DefineCustomIntVariable("krahodb.conflict_log_retention",
 							"Sets how long rows of krahodb.conflict_log are kept at least.",
 							"Zero means that none are written.",
@@ -93,24 +146,6 @@ KdbGucInit(void)
 							GUC_UNIT_MB,
 							NULL, NULL, NULL);
 
-	DefineCustomStringVariable("krahodb.frontiers",
-							   "Shows until when this server has the changes of its peers.",
-							   "For subscribers to this server.",
-							   &frontiers,
-							   "",
-							   PGC_INTERNAL,
-							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
-							   NULL, NULL, KdbShowFrontiers);
-
-	DefineCustomStringVariable("krahodb.seen",
-							   "Shows how far this database has seen the streams of other nodes, and its own position.",
-							   "Peers ask for it when they fetch or copy rows.",
-							   &seen_setting,
-							   "",
-							   PGC_INTERNAL,
-							   GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE | GUC_NO_SHOW_ALL,
-							   NULL, NULL, show_seen);
-
 #ifdef KRAHODB_FAULT_POINTS
 	DefineCustomStringVariable("krahodb.fault_point",
 							   "Stops, fails or waits at a named point, for tests.",
@@ -131,5 +166,6 @@ KdbGucInit(void)
 							NULL, NULL, NULL);
 #endif
 
+	define_answers();
 	MarkGUCPrefixReserved("krahodb");
 }

@@ -54,6 +54,7 @@
 #include "krahodb/clock.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/init.h"
+#include "krahodb/node.h"
 
 #define KDB_LAUNCHER_NAME		"logical replication launcher"
 #define KDB_LAUNCHER_NAPTIME	180000L /* ms; longest sleep without a signal */
@@ -233,6 +234,7 @@ KdbLauncherMain(Datum main_arg)
 	BackgroundWorkerUnblockSignals();
 
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	(void) KdbNodeSalt();		/* a standby that was promoted goes on as that node */
 
 	for (;;)
 	{

@@ -20,7 +20,7 @@ PG_FUNCTION_INFO_V1(krahodb_horizon_state);
 PG_FUNCTION_INFO_V1(krahodb_horizon_peers);
 
 #define STATE_COLUMNS	2
-#define PEER_COLUMNS	5
+#define PEER_COLUMNS	6
 
 /* The horizon and the slot's xmin; NULL if not known, or if there is none. */
 Datum
@@ -72,11 +72,13 @@ krahodb_horizon_peers(PG_FUNCTION_ARGS)
 		values[2] = TimestampTzGetDatum(peers[i].since);
 		values[3] = TimestampTzGetDatum(peers[i].frontier);
 		nulls[3] = peers[i].frontier == 0;
+		values[4] = TimestampTzGetDatum(peers[i].received);
+		nulls[4] = peers[i].received == 0;
 		/* an error message may name hosts and roles */
-		values[4] = CStringGetTextDatum(may_see || peers[i].state != KDB_PEER_UNREACHABLE ?
+		values[5] = CStringGetTextDatum(may_see || peers[i].state != KDB_PEER_UNREACHABLE ?
 											peers[i].reason :
 											"<insufficient privilege>");
-		nulls[4] = peers[i].reason[0] == '\0';
+		nulls[5] = peers[i].reason[0] == '\0';
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

@@ -28,6 +28,7 @@ extern void KdbTableOptionsChanged(Oid relid);	/* table_options.c */
  * the option if it is not valid.
  */
 extern KdbOriginFilter KdbReadOriginFilter(const char *value);
+extern KdbCompression KdbReadCompression(const char *name, const char *value);
 extern int	KdbReadOriginIds(const char *name, const char *value, RepOriginId **ids);
 extern RepOriginId KdbReadOriginId(const char *name, const char *value);
 extern int	KdbReadApplyWorkers(const char *name, const char *value);

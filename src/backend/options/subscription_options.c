@@ -37,6 +37,7 @@ static const char *const single_options[] = {
 	"filter_origins",
 	"replication_origin_id",
 	"conflict_resolution",
+	"compression",
 	"run_as_owner",
 	"apply_workers"
 };
@@ -107,6 +108,8 @@ normal_value(DefElem *def)
 		return normal_origin_ids(name, value);
 	if (strcmp(name, "replication_origin_id") == 0)
 		return psprintf("%u", KdbReadOriginId(name, value));
+	if (strcmp(name, "compression") == 0)
+		return pstrdup(KdbCompressionName(KdbReadCompression(name, value)));
 	if (KdbIsDefaultValue(value))
 		return NULL;
 	if (strcmp(name, "apply_workers") == 0)
@@ -213,6 +216,8 @@ KdbParseSubscriptionOptions(List *options)
 	value = option_value(options, "replication_origin_id");
 	result->replication_origin_id =
 		value ? KdbReadOriginId("replication_origin_id", value) : InvalidRepOriginId;
+	value = option_value(options, "compression");
+	result->compression = value ? KdbReadCompression("compression", value) : KDB_COMPRESSION_OFF;
 	value = option_value(options, "run_as_owner");
 	result->run_as_owner = value == NULL || strcmp(value, "true") == 0;
 	value = option_value(options, "apply_workers");
@@ -243,6 +248,7 @@ KdbSubscriptionOptionsEqual(const KdbSubscriptionOptions *a,
 		 memcmp(a->filter_origins, b->filter_origins,
 				a->nfilter_origins * sizeof(RepOriginId)) == 0) &&
 		a->replication_origin_id == b->replication_origin_id &&
+		a->compression == b->compression &&
 		a->run_as_owner == b->run_as_owner &&
 		a->apply_workers == b->apply_workers &&
 		a->conflict_resolution == b->conflict_resolution &&

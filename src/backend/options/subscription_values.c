@@ -153,6 +153,16 @@ KdbReadApplyWorkers(const char *name, const char *value)
 	return (int) n;
 }
 
+KdbCompression
+KdbReadCompression(const char *name, const char *value)
+{
+	KdbCompression compression;
+
+	if (!KdbCompressionFromName(asc_tolower(value, strlen(value)), &compression))
+		bad_value(name, value, "Valid values are \"off\", \"lz4\" and \"zstd\".", NULL);
+	return compression;
+}
+
 /* The resolvers that an option may have, as a sentence. */
 static char *
 valid_resolvers(const char *name, bool (*valid) (int type, KdbResolver resolver), int type)

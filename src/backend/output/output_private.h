@@ -24,6 +24,7 @@
 #include "utils/hsearch.h"
 #include "utils/rel.h"
 
+#include "krahodb/compress.h"
 #include "krahodb/options.h"
 
 /* What the client asked for at START_REPLICATION. */
@@ -39,6 +40,7 @@ typedef struct KdbOutputParameters
 	int			nfilter_origins;
 	RepOriginId *filter_origins;	/* sorted, distinct */
 	bool		framed;			/* option krahodb was given */
+	KdbCompression compression;
 } KdbOutputParameters;
 
 /*
@@ -60,6 +62,13 @@ typedef struct KdbFrame
 	int			complete;		/* bytes of the buffer that are whole messages */
 	int			message_start;	/* where the message being written starts */
 	bool		handshake_pending;	/* no frame was written so far */
+	XLogRecPtr	lsn;			/* greatest position of those messages */
+	KdbCompressor *compressor;	/* NULL: frames are sent as they are */
+
+	/* See hold.c. */
+	bool		held;			/* it has whole transactions, not written yet */
+	XLogRecPtr	held_since;		/* end of the log record that ended the first one */
+	StringInfoData message;		/* to write it without the engine's help */
 } KdbFrame;
 
 /* The kinds of row changes, as indexes. */
@@ -147,12 +156,18 @@ typedef enum KdbMessagePosition
 {
 	KDB_MESSAGE_INNER,			/* more messages follow for the same log position */
 	KDB_MESSAGE_LAST,			/* the last for its log position */
-	KDB_MESSAGE_FINAL			/* ends a transaction or a part of one: send everything */
+	KDB_MESSAGE_FINAL			/* ends a transaction or a part of one */
 } KdbMessagePosition;
 
-extern void KdbFrameInit(KdbFrame *frame);
+extern void KdbFrameInit(LogicalDecodingContext *ctx, KdbOutput *output);
+extern void KdbFrameTake(LogicalDecodingContext *ctx, KdbFrame *frame, StringInfo out);
 extern StringInfo KdbMessageStart(LogicalDecodingContext *ctx, KdbMessagePosition position);
 extern void KdbMessageEnd(LogicalDecodingContext *ctx, KdbMessagePosition position);
+
+/* hold.c */
+extern void KdbHoldInit(LogicalDecodingContext *ctx, KdbFrame *frame);
+extern bool KdbHoldFrame(LogicalDecodingContext *ctx, KdbFrame *frame);
+extern void KdbHoldBeforeTransaction(LogicalDecodingContext *ctx, ReorderBufferTXN *txn);
 
 /* transaction.c */
 extern void KdbOutputProgress(LogicalDecodingContext *ctx, bool skipped_transaction);

@@ -116,6 +116,17 @@ read_krahodb(DefElem *option, KdbOutputParameters *parameters)
 	parameters->framed = true;
 }
 
+static void
+read_compression(DefElem *option, KdbOutputParameters *parameters)
+{
+	const char *value = defGetString(option);
+
+	if (!KdbCompressionFromName(value, &parameters->compression))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("unrecognized compression value: \"%s\"", value)));
+}
+
 static const struct
 {
 	const char *name;
@@ -131,6 +142,7 @@ static const struct
 		{"origin", read_origin},
 		{"filter_origins", read_filter_origins},
 		{"krahodb", read_krahodb},
+		{"compression", read_compression},
 };
 
 static int
@@ -169,4 +181,8 @@ KdbParseOutputParameters(List *options, KdbOutputParameters *parameters)
 		given[i] = true;
 		readers[i].read(option, parameters);
 	}
+	if (parameters->compression != KDB_COMPRESSION_OFF && !parameters->framed)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" needs option \"%s\"", "compression", "krahodb")));
 }

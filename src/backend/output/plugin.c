@@ -20,7 +20,7 @@
  *	row_write.c, value_format.c
  *					rows and values as bytes
  *	seen.c			what the writers had seen of other nodes
- *	frame.c, handshake.c
+ *	frame.c, hold.c, handshake.c
  *					messages as writes
  *
  * Memory: everything hangs below the decoding context and goes with it, also
@@ -126,7 +126,7 @@ output_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool i
 	KdbPublicationsInit(output, ctx->context);
 	KdbRelationCacheInit(output, ctx->context);
 	KdbRowWriterInit();
-	KdbFrameInit(&output->frame);
+	KdbFrameInit(ctx, output);
 	if (output->parameters.framed)
 		KdbOutputSeenInit(ctx, output, ctx->context);
 }

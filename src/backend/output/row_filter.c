@@ -26,12 +26,15 @@
  */
 #include "postgres.h"
 
+#include "catalog/partition.h"
 #include "catalog/pg_publication_rel.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
+
+#include "krahodb/output.h"
 
 #include "output_private.h"
 
@@ -244,4 +247,37 @@ KdbRowFilterPasses(KdbRowFilter *filter, KdbRowAction *action,
 	if (old_slot != NULL && *new_slot != NULL)
 		return update_passes(filter, expression, action, old_slot, new_slot);
 	return matches(filter, expression, *new_slot != NULL ? *new_slot : old_slot);
+}
+
+/* Is the relation, or one that it is a partition of, in the publication? */
+static bool
+is_in_publication(const Publication *publication, Oid relid)
+{
+	if (publication->alltables ||
+		list_member_oid(GetRelationPublications(relid), publication->oid) ||
+		list_member_oid(GetSchemaPublications(get_rel_namespace(relid)), publication->oid))
+		return true;
+	return get_rel_relispartition(relid) &&
+		OidIsValid(GetTopMostAncestorInPublication(publication->oid,
+												   get_partition_ancestors(relid), NULL));
+}
+
+/* See output.h. */
+bool
+KdbRowIsPublished(List *publications, Oid relid, TupleTableSlot *slot)
+{
+	List	   *those = NIL;
+	KdbRowFilter *filter;
+	KdbRowAction action = KDB_ROW_UPDATE;
+	ListCell   *lc;
+
+	foreach(lc, publications)
+	{
+		Publication *publication = GetPublicationByName(lfirst(lc), true);
+
+		if (publication && is_in_publication(publication, relid))
+			those = lappend(those, publication);
+	}
+	filter = KdbBuildRowFilter(those, relid, CurrentMemoryContext);
+	return filter == NULL || KdbRowFilterPasses(filter, &action, NULL, &slot);
 }

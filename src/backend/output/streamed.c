@@ -27,6 +27,7 @@ KdbOutputStreamStart(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 	KdbMessagePosition position = origin == NULL ? KDB_MESSAGE_LAST : KDB_MESSAGE_INNER;
 
 	Assert(!output->in_stream);
+	KdbHoldBeforeTransaction(ctx, txn);
 	logicalrep_write_stream_start(KdbMessageStart(ctx, position), txn->xid, first_block);
 	KdbMessageEnd(ctx, position);
 

@@ -100,6 +100,7 @@ KdbSendBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 void
 KdbOutputBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 {
+	KdbHoldBeforeTransaction(ctx, txn);
 	KdbOutputOf(ctx)->transaction = KDB_BEGIN_PENDING;
 }
 
@@ -126,6 +127,7 @@ KdbOutputBeginPrepare(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 {
 	char	   *origin = KdbOriginName(txn->origin_id);
 
+	KdbHoldBeforeTransaction(ctx, txn);
 	logicalrep_write_begin_prepare(KdbMessageStart(ctx, first_position(origin)), txn);
 	KdbMessageEnd(ctx, first_position(origin));
 	KdbSendSeen(ctx, txn->final_lsn, true);

@@ -63,6 +63,7 @@ KdbHorizonStartShared(void)
 		return;
 	memset(KdbHorizon, 0, total_size());
 	pg_atomic_init_u64(&KdbHorizon->time, 0);
+	pg_atomic_init_u64(&KdbHorizon->asked_at, 0);
 	KdbHorizon->lock = &GetNamedLWLockTranche("KrahoDB horizon")->lock;
 	KdbHorizon->max_peers = max_peers();
 	KdbHorizon->peers = (KdbSharedPeer *) ((char *) KdbHorizon + peers_offset());

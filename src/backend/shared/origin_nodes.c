@@ -11,9 +11,15 @@
  * An id may be given to another subscription when its own is gone.  So each entry
  * says since when it holds, as a position in this server's log: a walsender that
  * reads older records must not take the former node's stream for the new one's.
+ *
+ * FORMER NODES.  The rows that were applied before keep their versions, so what an
+ * id has stood for is kept too, with the first transaction id for which that is not
+ * so any more.  An id changes its node when its subscription is gone, or when
+ * the publisher has become another node.
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "access/xlog.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
@@ -25,10 +31,14 @@
 
 #define ORIGIN_IDS			65536
 
+/* Kept; the oldest are forgotten first. */
+#define MAX_FORMER			1024
+
 typedef struct FileEntry
 {
 	uint64		node;
 	XLogRecPtr	since;
+	uint64		until;			/* full transaction id; 0: it still is that node */
 	uint32		origin;
 	uint32		unused;			/* 0 */
 } FileEntry;
@@ -36,8 +46,8 @@ typedef struct FileEntry
 static const KdbStateFile state_file = {
 	.name = "origin_nodes",
 	.magic = 0x4b444f4e,		/* KDON */
-	.version = 2,
-	.max_entries = ORIGIN_IDS,
+	.version = 3,
+	.max_entries = ORIGIN_IDS + MAX_FORMER,
 	.entry_size = sizeof(FileEntry),
 	.removal_hint = "publishers tell their identity again when they are connected to.",
 };
@@ -47,6 +57,9 @@ typedef struct OriginNodes
 	LWLock		lock;			/* of writers; readers need none */
 	pg_atomic_uint64 node[ORIGIN_IDS];
 	pg_atomic_uint64 since[ORIGIN_IDS]; /* set before node is */
+	pg_atomic_uint32 any_former;
+	int			nformer;		/* lock */
+	FileEntry	former[MAX_FORMER]; /* lock; until ascends */
 } OriginNodes;
 
 static OriginNodes *map = NULL;
@@ -67,9 +80,16 @@ read_map(void)
 	{
 		RepOriginId origin = (RepOriginId) entries[i].origin;
 
+		if (entries[i].until != 0)
+		{
+			if (map->nformer < MAX_FORMER)
+				map->former[map->nformer++] = entries[i];
+			continue;
+		}
 		pg_atomic_write_u64(&map->since[origin], entries[i].since);
 		pg_atomic_write_u64(&map->node[origin], entries[i].node);
 	}
+	pg_atomic_write_u32(&map->any_former, map->nformer > 0);
 	pfree(entries);
 }
 
@@ -82,6 +102,8 @@ KdbOriginNodesStart(void)
 	if (found)
 		return;
 	LWLockInitialize(&map->lock, LWLockNewTrancheId());
+	pg_atomic_init_u32(&map->any_former, 0);
+	map->nformer = 0;
 	for (int i = 0; i < ORIGIN_IDS; i++)
 	{
 		pg_atomic_init_u64(&map->node[i], 0);
@@ -94,9 +116,10 @@ KdbOriginNodesStart(void)
 static void
 write_map(void)
 {
-	FileEntry  *entries = palloc0(ORIGIN_IDS * sizeof(FileEntry));
-	uint32		count = 0;
+	FileEntry  *entries = palloc0((ORIGIN_IDS + MAX_FORMER) * sizeof(FileEntry));
+	uint32		count = map->nformer;
 
+	memcpy(entries, map->former, map->nformer * sizeof(FileEntry));
 	for (uint32 i = 0; i < ORIGIN_IDS; i++)
 	{
 		uint64		node = pg_atomic_read_u64(&map->node[i]);
@@ -123,6 +146,58 @@ KdbOriginNodeSince(RepOriginId origin)
 	return pg_atomic_read_u64(&map->since[origin]);
 }
 
+/* The full id of a transaction that has left something in a table. */
+static uint64
+full_xid(TransactionId xid)
+{
+	FullTransactionId next = ReadNextFullTransactionId();
+	uint32		epoch = EpochFromFullTransactionId(next);
+
+	if (xid > XidFromFullTransactionId(next))
+		epoch--;
+	return ((uint64) epoch) << 32 | xid;
+}
+
+uint64
+KdbOriginNodeOf(RepOriginId origin, TransactionId xid)
+{
+	uint64		node = KdbOriginNode(origin);
+	uint64		full;
+
+	pg_read_barrier();
+	if (pg_atomic_read_u32(&map->any_former) == 0)
+		return node;
+	full = full_xid(xid);
+	LWLockAcquire(&map->lock, LW_SHARED);
+	for (int i = map->nformer - 1; i >= 0 && full < map->former[i].until; i--)
+	{
+		if (map->former[i].origin == origin)
+			node = map->former[i].node;
+	}
+	LWLockRelease(&map->lock);
+	return node;
+}
+
+/* Lock held. */
+static void
+add_former(RepOriginId origin, uint64 node, XLogRecPtr since)
+{
+	FileEntry  *entry;
+
+	if (node == 0)
+		return;
+	if (map->nformer == MAX_FORMER)
+		memmove(map->former, map->former + 1, --map->nformer * sizeof(FileEntry));
+	entry = &map->former[map->nformer++];
+	memset(entry, 0, sizeof(*entry));
+	entry->node = node;
+	entry->since = since;
+	entry->until = U64FromFullTransactionId(ReadNextFullTransactionId());
+	entry->origin = origin;
+	pg_atomic_write_u32(&map->any_former, 1);
+	pg_write_barrier();
+}
+
 /* Lock held. */
 static void
 set_node(RepOriginId origin, uint64 node, XLogRecPtr since)
@@ -139,6 +214,7 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 {
 	uint64		old_node = KdbOriginNode(origin);
 	XLogRecPtr	old_since;
+	volatile int nformer;
 
 	if (old_node == node)
 		return;
@@ -149,6 +225,8 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 	LWLockAcquire(&map->lock, LW_EXCLUSIVE);
 	old_node = KdbOriginNode(origin);
 	old_since = KdbOriginNodeSince(origin);
+	nformer = map->nformer;
+	add_former(origin, old_node, old_since);
 	set_node(origin, node, GetXLogInsertRecPtr());
 	PG_TRY();
 	{
@@ -157,6 +235,7 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 	PG_CATCH();
 	{
 		set_node(origin, old_node, old_since);
+		map->nformer = Min(nformer, MAX_FORMER - 1);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

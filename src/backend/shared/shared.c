@@ -13,6 +13,7 @@
 #include "krahodb/conflict_counters.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/lanes_shared.h"
+#include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -35,6 +36,7 @@ request_shared(void)
 	if (previous_request_hook)
 		previous_request_hook();
 	RequestAddinShmemSpace(shared_size());
+	RequestAddinShmemSpace(KdbNodeStateSize());
 	RequestAddinShmemSpace(KdbOriginNodesSize());
 	RequestAddinShmemSpace(KdbSeenAheadSize());
 	RequestAddinShmemSpace(KdbSeenPositionsSize());
@@ -57,16 +59,21 @@ start_shared(void)
 	{
 		pg_atomic_init_u64(&KdbShared->clock_max, 0);
 		pg_atomic_init_u32(&KdbShared->clock_enforced, 1);
+		pg_atomic_init_u32(&KdbShared->clock_committing, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_apply_wait_us, 0);
+		pg_atomic_init_u64(&KdbShared->fetched_rows, 0);
+		pg_atomic_init_u64(&KdbShared->fetch_us, 0);
+		pg_atomic_init_u64(&KdbShared->fetch_failures, 0);
 		pg_atomic_init_u64(&KdbShared->version_records, 0);
 		pg_atomic_init_u64(&KdbShared->merge_events, 0);
 		pg_atomic_init_u32(&KdbShared->merging, 0);
 		KdbShared->nretries = max_logical_replication_workers;
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}
+	KdbNodeStateStart();
 	KdbOriginNodesStart();
 	KdbSeenAheadStart();
 	KdbSeenPositionsStart();

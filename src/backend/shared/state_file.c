@@ -15,8 +15,6 @@
 
 #include "state_file.h"
 
-#define STATE_DIRECTORY		"krahodb"
-
 typedef struct FileHeader
 {
 	uint32		magic;
@@ -28,7 +26,7 @@ typedef struct FileHeader
 static void
 file_path(const KdbStateFile *file, const char *suffix, char *path)
 {
-	snprintf(path, MAXPGPATH, "%s/%s%s", STATE_DIRECTORY, file->name, suffix);
+	snprintf(path, MAXPGPATH, "%s/%s%s", KDB_STATE_DIRECTORY, file->name, suffix);
 }
 
 static void
@@ -110,6 +108,15 @@ write_fully(const char *path, int fd, const void *data, size_t size)
 }
 
 void
+KdbStateDirectoryMake(void)
+{
+	if (MakePGDirectory(KDB_STATE_DIRECTORY) < 0 && errno != EEXIST)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not create directory \"%s\": %m", KDB_STATE_DIRECTORY)));
+}
+
+void
 KdbStateFileWrite(const KdbStateFile *file, const void *entries, uint32 count)
 {
 	Size		size = count * file->entry_size;
@@ -120,10 +127,7 @@ KdbStateFileWrite(const KdbStateFile *file, const void *entries, uint32 count)
 
 	file_path(file, "", path);
 	file_path(file, ".new", new_path);
-	if (MakePGDirectory(STATE_DIRECTORY) < 0 && errno != EEXIST)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not create directory \"%s\": %m", STATE_DIRECTORY)));
+	KdbStateDirectoryMake();
 	fd = OpenTransientFile(new_path, O_CREAT | O_TRUNC | O_WRONLY | PG_BINARY);
 	if (fd < 0)
 		ereport(ERROR,
@@ -136,5 +140,5 @@ KdbStateFileWrite(const KdbStateFile *file, const void *entries, uint32 count)
 				(errcode_for_file_access(),
 				 errmsg("could not close file \"%s\": %m", new_path)));
 	durable_rename(new_path, path, ERROR);
-	fsync_fname(STATE_DIRECTORY, true);
+	fsync_fname(KDB_STATE_DIRECTORY, true);
 }

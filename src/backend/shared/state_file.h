@@ -11,6 +11,8 @@
 
 #include "postgres.h"
 
+#define KDB_STATE_DIRECTORY	"krahodb"
+
 typedef struct KdbStateFile
 {
 	const char *name;			/* without directory */
@@ -27,6 +29,9 @@ typedef struct KdbStateFile
  * names it.
  */
 extern void *KdbStateFileRead(const KdbStateFile *file, uint32 *count);
+
+/* Make the directory if it is not there. */
+extern void KdbStateDirectoryMake(void);
 
 /* Durable when it returns; errors leave the old file. */
 extern void KdbStateFileWrite(const KdbStateFile *file, const void *entries, uint32 count);

@@ -22,6 +22,8 @@
 #include "utils/memutils.h"
 #include "utils/varlena.h"
 
+#include "krahodb/node.h"
+
 #include "stream_private.h"
 
 /* From this version on pgoutput itself filters by origin. */
@@ -86,6 +88,20 @@ setting_number(const char *value)
 	return (int) number;
 }
 
+/* "identity/incarnation", as a setting shows it. */
+static void
+read_node(const char *value, KdbPublisher *publisher)
+{
+	char	   *end;
+
+	publisher->node = publisher->incarnation = 0;
+	if (value == NULL)
+		return;
+	publisher->node = strtou64(value, &end, 10);
+	if (*end == '/')
+		publisher->incarnation = strtou64(end + 1, NULL, 10);
+}
+
 /*
  * Does output_plugin_libraries, as the engine reads it, list the plugin?
  * Servers that do not know the setting allow every plugin; where it is hidden
@@ -125,8 +141,9 @@ ask(WalReceiverConn *conn, KdbPublisher *publisher, KdbStreamError *error)
 						   " pg_catalog.current_setting('krahodb.version_num', true),"
 						   " CASE WHEN pg_catalog.current_setting('krahodb.version_num', true) IS NOT NULL"
 						   " THEN (SELECT s.setting FROM pg_catalog.pg_settings s"
-						   " WHERE s.name OPERATOR(pg_catalog.=) 'output_plugin_libraries') END",
-						   3, &rows, error))
+						   " WHERE s.name OPERATOR(pg_catalog.=) 'output_plugin_libraries') END,"
+						   " pg_catalog.current_setting('krahodb.node', true)",
+						   4, &rows, error))
 		return false;
 	if (list_length(rows) != 1)
 	{
@@ -137,6 +154,7 @@ ask(WalReceiverConn *conn, KdbPublisher *publisher, KdbStreamError *error)
 	publisher->server_version = setting_number(row[0]);
 	publisher->krahodb_version = setting_number(row[1]);
 	publisher->plugin_allowed = list_has_plugin(row[2]);
+	read_node(row[3], publisher);
 	return true;
 }
 
@@ -221,7 +239,7 @@ KdbStreamSetConnectCallback(KdbStreamConnectCallback callback)
 }
 
 void
-KdbStreamCheckOptions(const KdbPublisher *publisher, const KdbSubscriptionOptions *options)
+KdbStreamCheckFilters(const KdbPublisher *publisher, const KdbSubscriptionOptions *options)
 {
 	if (publisher->krahodb_version > 0)
 		return;
@@ -237,6 +255,31 @@ KdbStreamCheckOptions(const KdbPublisher *publisher, const KdbSubscriptionOption
 				 errmsg("the publisher cannot filter changes by replication origin"),
 				 errdetail("The option \"%s\" needs a KrahoDB server, or PostgreSQL 16 or later, as publisher.", "origin = none"),
 				 errhint("Add \"krahodb\" to shared_preload_libraries on the publisher and restart it.")));
+}
+
+void
+KdbStreamCheckOptions(const KdbPublisher *publisher, const KdbSubscriptionOptions *options)
+{
+	KdbStreamCheckFilters(publisher, options);
+	if (publisher->krahodb_version == 0 && options->compression != KDB_COMPRESSION_OFF)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the publisher cannot compress the stream"),
+				 errdetail("The option \"%s\" needs a KrahoDB server as publisher.", "compression"),
+				 errhint("Add \"krahodb\" to shared_preload_libraries on the publisher and restart it.")));
+}
+
+void
+KdbStreamCheckNode(const KdbPublisher *publisher, const KdbSubscriptionOptions *options)
+{
+	if (publisher->node != KdbLocalNodeIdentity() ||
+		!KdbResolversActive(&options->resolvers))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("the publisher has the node identity of this database"),
+			 errdetail("One of the two servers is a copy of the other one, made in a way that cannot be noticed, such as a storage snapshot."),
+			 errhint("Call krahodb.reset_node_identity() in the copy and restart it.")));
 }
 
 void

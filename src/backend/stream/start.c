@@ -69,6 +69,8 @@ append_krahodb_options(StringInfo cmd, const KdbSubscriptionOptions *options)
 {
 	appendStringInfo(cmd, ", krahodb '%d'", KDB_WIRE_VERSION);
 	appendStringInfo(cmd, ", origin '%s'", options->origin == KDB_ORIGIN_NONE ? "none" : "any");
+	if (options->compression != KDB_COMPRESSION_OFF)
+		appendStringInfo(cmd, ", compression '%s'", KdbCompressionName(options->compression));
 	if (options->nfilter_origins == 0)
 		return;
 	appendStringInfoString(cmd, ", filter_origins '");
@@ -82,7 +84,7 @@ static void
 check_other_plugin(const char *slotname, const KdbPublisher *publisher,
 				   const KdbSubscriptionOptions *options)
 {
-	KdbStreamCheckOptions(publisher, options);
+	KdbStreamCheckFilters(publisher, options);
 	if (options->nfilter_origins == 0 &&
 		(options->origin == KDB_ORIGIN_ANY || publisher->server_version >= ORIGIN_VERSION))
 		return;
@@ -94,14 +96,32 @@ check_other_plugin(const char *slotname, const KdbPublisher *publisher,
 			 errhint("Drop and create the subscription, or set \"origin = any\" and \"filter_origins = none\".")));
 }
 
+/* It may have become so since the subscription was made: no reason to stop. */
+static void
+report_uncompressed(const KdbStreamStart *start)
+{
+	ereport(LOG,
+			(errmsg("the stream of replication slot \"%s\" is not compressed", start->slotname),
+			 errdetail("The option \"%s = %s\" needs a slot with output plugin \"%s\" on the publisher.",
+					   "compression", KdbCompressionName(start->options->compression), KDB_OUTPUT_PLUGIN),
+			 errhint("Drop and create the subscription with a KrahoDB server as publisher, or set \"compression = off\".")));
+}
+
 void
 KdbStreamCheckSlot(WalReceiverConn *conn, const KdbPublisher *publisher,
 				   const char *slotname, const KdbSubscriptionOptions *options)
 {
 	char	   *plugin = KdbStreamSlotPlugin(conn, slotname);
 
-	if (plugin != NULL && strcmp(plugin, KDB_OUTPUT_PLUGIN) != 0)
-		check_other_plugin(slotname, publisher, options);
+	if (plugin == NULL || strcmp(plugin, KDB_OUTPUT_PLUGIN) == 0)
+		return;
+	check_other_plugin(slotname, publisher, options);
+	if (options->compression != KDB_COMPRESSION_OFF)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the stream of replication slot \"%s\" cannot be compressed", slotname),
+				 errdetail("The slot does not use output plugin \"%s\".", KDB_OUTPUT_PLUGIN),
+				 errhint("Have the subscription create its slot, or set \"compression = off\".")));
 }
 
 bool
@@ -114,6 +134,7 @@ KdbStreamStartReplication(WalReceiverConn *conn, const KdbStreamStart *start)
 	WalRcvExecResult *result;
 
 	KdbStreamIdentify(conn, &publisher);
+	KdbStreamCheckNode(&publisher, start->options);
 	plugin = KdbStreamSlotPlugin(conn, start->slotname);
 	krahodb_stream = plugin != NULL && strcmp(plugin, KDB_OUTPUT_PLUGIN) == 0;
 
@@ -127,6 +148,8 @@ KdbStreamStartReplication(WalReceiverConn *conn, const KdbStreamStart *start)
 	else if (plugin != NULL)
 	{
 		check_other_plugin(start->slotname, &publisher, start->options);
+		if (start->options->compression != KDB_COMPRESSION_OFF)
+			report_uncompressed(start);
 		if (start->options->origin == KDB_ORIGIN_NONE)
 			appendStringInfoString(&cmd, ", origin 'none'");
 	}

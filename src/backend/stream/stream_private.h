@@ -22,6 +22,10 @@ extern WalReceiverFunctionsType KdbEngineWalReceiver;
 /* What is known of a connection; false if it is not a logical one. */
 extern bool KdbStreamKnown(WalReceiverConn *conn, KdbPublisher *publisher);
 
+/* KdbStreamCheckOptions without what can be done without (compression). */
+extern void KdbStreamCheckFilters(const KdbPublisher *publisher,
+								  const KdbSubscriptionOptions *options);
+
 /* What the publisher said. */
 typedef struct KdbStreamError
 {

@@ -22,6 +22,9 @@ extern PGDLLEXPORT void KdbApplyWorkerMain(Datum main_arg);
 /* KrahoDB's options of MySubscription; kept current with it. */
 extern KdbSubscriptionOptions *KdbMyOptions;
 
+/* krahodb.fetch_timeout, milliseconds: how long fetching a row may take. */
+extern int	KdbFetchTimeout;
+
 /*
  * Table synchronisation plugs in here (sync is a layer above apply, so it
  * registers itself; KdbSyncInit does).
@@ -118,6 +121,13 @@ typedef struct KdbStreamProgress
 } KdbStreamProgress;
 
 extern bool KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result);
+
+/*
+ * For the horizon worker: what comes by that stream was written by who had applied
+ * all changes until that time (0: not known).
+ */
+extern void KdbSetStreamSeenUntil(Oid subid, uint32 stream, TimestampTz seen_until);
+
 extern uint32 KdbStreamHash(const char *conninfo, const char *slotname);
 
 /*

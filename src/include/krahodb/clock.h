@@ -46,6 +46,12 @@ extern void KdbClockReached(void);
  */
 extern void KdbClockBeforeApply(TimestampTz ts);
 
+/*
+ * A number that is another one once a local transaction has committed; 0 if one
+ * may be committing at this moment.  Whoever looks at rows takes it before.
+ */
+extern uint64 KdbClockMark(void);
+
 /* Is ts surely greater than every timestamp that was committed here? */
 extern bool KdbClockIsNewest(TimestampTz ts);
 

@@ -29,6 +29,9 @@ extern PGDLLEXPORT void KdbStaleMarkMain(Datum main_arg);
  */
 extern const char *KdbShowFrontiers(void);
 
+/* The same of krahodb.frontiers_now, which also has the horizon worker look how far peers are. */
+extern const char *KdbShowFrontiersNow(void);
+
 extern const char *KdbPeerStateName(KdbPeerState state);
 
 #endif							/* KRAHODB_HORIZON_H */

@@ -2,9 +2,10 @@
  * horizon_shared.h
  *		The retention horizon in shared memory.
  *
- * THE HORIZON is a point in time: every change that any peer committed at or
- * before it has been applied here, so what is known of rows only to compare
- * such changes with may be forgotten.  See horizon/worker.c.
+ * THE HORIZON is a point in time: every change that any node committed at or
+ * before it has been applied here and by all peers, before they wrote what is still
+ * to come.  So what is known of rows only to compare such changes with may be
+ * forgotten.  See horizon/worker.c.
  */
 #ifndef KRAHODB_HORIZON_SHARED_H
 #define KRAHODB_HORIZON_SHARED_H
@@ -26,6 +27,7 @@ typedef enum KdbPeerState
 	KDB_PEER_COPYING,			/* tables are being synchronised */
 	KDB_PEER_TRANSACTION,		/* a transaction is running there */
 	KDB_PEER_FORWARDING,		/* what it passes on is not complete there */
+	KDB_PEER_RECEIVING,			/* it has not applied what others have written */
 	KDB_PEER_NOT_APPLYING,		/* the subscription's worker does not run */
 	KDB_PEER_UNREACHABLE,		/* it does not answer */
 	KDB_PEER_DISABLED,			/* the subscription is disabled */
@@ -44,9 +46,13 @@ typedef struct KdbSharedProgress
 	Oid			subid;			/* InvalidOid: never used */
 	uint32		stream;			/* which stream the positions are of, see KdbStreamHash */
 	RepOriginId origin;			/* local origin that changes are marked with */
+	uint64		node;			/* the publisher's identity, and its server's run; 0: stock */
+	uint64		incarnation;
 	bool		tables_ready;	/* no table is being synchronised */
 	XLogRecPtr	durable;		/* all before it is applied and flushed */
 	XLogRecPtr	wanted;			/* wake the horizon worker when durable gets there */
+	TimestampTz seen_until;		/* set by the horizon worker: the publisher had applied all
+								 * of that before it wrote what comes now; 0: unknown */
 } KdbSharedProgress;
 
 /* What the horizon worker knows of a peer: a subscription that resolves conflicts. */
@@ -58,12 +64,15 @@ typedef struct KdbSharedPeer
 	bool		excluded;		/* stale, and nothing of it is applied any more */
 	TimestampTz since;			/* in this state */
 	TimestampTz frontier;		/* all that it committed until then is applied; 0: unknown */
+	TimestampTz received;		/* and all that it wrote before it had applied the changes
+								 * of all others until then; 0: unknown */
 	char		reason[256];	/* for people; may be empty */
 } KdbSharedPeer;
 
 typedef struct KdbHorizonShared
 {
 	pg_atomic_uint64 time;		/* the horizon, a TimestampTz; 0 until known */
+	pg_atomic_uint64 asked_at;	/* when a peer wanted to know how far we are, TimestampTz */
 	Latch	   *latch;			/* of the horizon worker, NULL if none runs */
 
 	LWLock	   *lock;			/* of what follows */

@@ -19,6 +19,7 @@
 #include "nodes/pg_list.h"
 #include "parser/parse_node.h"
 #include "replication/origin.h"
+#include "krahodb/compress.h"
 #include "krahodb/conflict_rules.h"
 
 #define KDB_LABEL_PROVIDER	"krahodb"
@@ -39,6 +40,7 @@ typedef struct KdbSubscriptionOptions
 	int			nfilter_origins;
 	RepOriginId *filter_origins;	/* sorted, distinct */
 	RepOriginId replication_origin_id;	/* InvalidRepOriginId: the engine's choice */
+	KdbCompression compression; /* of the stream */
 	bool		run_as_owner;	/* default true: what PostgreSQL 15 does */
 	int			apply_workers;	/* 1: the apply worker alone; else that many lanes */
 	KdbResolver conflict_resolution;	/* the general one after defaulting */

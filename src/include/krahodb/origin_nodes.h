@@ -15,6 +15,9 @@
 /* The identity, or 0 if it was never told. */
 extern uint64 KdbOriginNode(RepOriginId origin);
 
+/* What it stood for when a local transaction with that origin was committed. */
+extern uint64 KdbOriginNodeOf(RepOriginId origin, TransactionId xid);
+
 /*
  * Since when the id stands for that node: commit records before this position of
  * this server's log may be of another one.

@@ -16,9 +16,18 @@
 #define KRAHODB_OUTPUT_H
 
 #include "postgres.h"
+#include "executor/tuptable.h"
+#include "nodes/pg_list.h"
 #include "replication/output_plugin.h"
 
 /* Fills the callbacks; called by krahodb_output.so's _PG_output_plugin_init. */
 extern PGDLLEXPORT void KdbOutputPluginInit(OutputPluginCallbacks *cb);
+
+/*
+ * Do the row filters of these publications (names) let a row of the relation through,
+ * as the new row of an UPDATE?  Only those count that publish the relation as such;
+ * true if none does.  slot has the relation's format.
+ */
+extern bool KdbRowIsPublished(List *publications, Oid relid, TupleTableSlot *slot);
 
 #endif							/* KRAHODB_OUTPUT_H */

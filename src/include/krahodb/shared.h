@@ -23,6 +23,7 @@ typedef struct KdbSharedState
 	/* clock/: see clock.h */
 	pg_atomic_uint64 clock_max; /* greatest TimestampTz committed here, 0 until known */
 	pg_atomic_uint32 clock_enforced;	/* why the clock rule holds, KDB_CLOCK_... bits */
+	pg_atomic_uint32 clock_committing;	/* local transactions whose timestamp is not in clock_max yet */
 	pg_atomic_uint64 clock_commit_waits;	/* commits that waited for the clock */
 	pg_atomic_uint64 clock_commit_wait_us;	/* and how long, in microseconds */
 	pg_atomic_uint64 clock_apply_waits; /* remote transactions that waited */
@@ -32,6 +33,11 @@ typedef struct KdbSharedState
 	pg_atomic_uint64 version_records;	/* added since the server started */
 	pg_atomic_uint64 merge_events;	/* keys that have died, values that were claimed */
 	pg_atomic_uint32 merging;	/* remote transactions that are being merged */
+
+	/* apply/fetch.c: rows fetched from publishers since the server started */
+	pg_atomic_uint64 fetched_rows;
+	pg_atomic_uint64 fetch_us;	/* and how long that took, in microseconds */
+	pg_atomic_uint64 fetch_failures;
 
 	/* apply/retry.c: workers to be started again soon; LogicalRepWorkerLock */
 	int			nretries;		/* length of the array */

@@ -23,6 +23,8 @@ typedef struct KdbPublisher
 	int			server_version; /* server_version_num */
 	int			krahodb_version;	/* KRAHODB_VERSION_NUM, 0 if stock */
 	bool		plugin_allowed; /* krahodb_output may be used there (output_plugin_libraries) */
+	uint64		node;			/* identity of the database; 0 if stock */
+	uint64		incarnation;	/* of the server, see KdbNodeIncarnation; 0 if stock */
 } KdbPublisher;
 
 /*
@@ -36,11 +38,18 @@ extern void KdbStreamIdentify(WalReceiverConn *conn, KdbPublisher *publisher);
 extern char *KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname);
 
 /*
- * Can that publisher do what the options ask (origin filters)?  Raises an
- * error with a hint if not.
+ * Can that publisher do what the options ask (origin filters, compression)?
+ * Raises an error with a hint if not.
  */
 extern void KdbStreamCheckOptions(const KdbPublisher *publisher,
 								  const KdbSubscriptionOptions *options);
+
+/*
+ * Raises an error if the subscription resolves conflicts and the publisher says
+ * that it is this node: one of the two is a copy that cannot be told from the other.
+ */
+extern void KdbStreamCheckNode(const KdbPublisher *publisher,
+							   const KdbSubscriptionOptions *options);
 
 /*
  * Can that slot do what the options ask?  Raises an error with a hint if not; a
@@ -73,7 +82,8 @@ typedef struct KdbStreamStart
 } KdbStreamStart;
 
 /*
- * Start streaming.  Returns true if the stream is a KrahoDB stream (framed,
+ * Start streaming.  A slot of another plugin is read without compression, which is
+ * logged.  Returns true if the stream is a KrahoDB stream (framed,
  * handshake first), false if it is plain pgoutput.  The plugin is that of the
  * slot: a subscription may have been made with either.
  */

@@ -22,8 +22,10 @@
 #define KRAHODB_VERSION_RECORD_H
 
 #include "postgres.h"
+#include "access/skey.h"
 #include "storage/itemptr.h"
 #include "utils/rel.h"
+#include "utils/snapshot.h"
 
 #include "krahodb/version.h"
 
@@ -35,7 +37,13 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_CLAIM = 'c'
 } KdbVersionRecordKind;
 
-/* Values of a key, with what compares them.  None is toasted out of line. */
+/*
+ * Values of a key, with what compares them.  None is toasted out of line.
+ *
+ * Values claimed of an exclusion constraint have operators: scan keys whose
+ * functions say if others conflict with them.  Such values have no hash, so all
+ * claims of that constraint are looked through.
+ */
 typedef struct KdbRecordedKey
 {
 	int			n;
@@ -43,6 +51,7 @@ typedef struct KdbRecordedKey
 	bool		isnull[INDEX_MAX_KEYS];
 	Oid			types[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
+	const ScanKeyData *operators;	/* NULL: the types' equality */
 } KdbRecordedKey;
 
 typedef struct KdbVersionRecord
@@ -84,6 +93,10 @@ typedef void (*KdbVersionRecordCallback) (void *arg, const KdbVersionRecord *rec
 
 extern void KdbVersionRecordsOfKey(Oid relid, const KdbRecordedKey *key,
 								   KdbVersionRecordCallback callback, void *arg);
+
+/* Likewise, but those that the snapshot sees; waits for nobody. */
+extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snapshot snapshot,
+									 KdbVersionRecordCallback callback, void *arg);
 
 /* Has another key claimed these values of the index at a greater version? */
 extern bool KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,

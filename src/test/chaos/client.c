@@ -2,7 +2,7 @@
  * client.c
  *		Clients of the chaos test: random transactions until told to stop.
  *
- *	client CONNINFO TEMPLATES SEED NODE SESSIONS PREFIX PAUSE
+ *	client CONNINFO TEMPLATES SEED NODE SESSIONS PREFIX PAUSE OPTIONS
  *
  * Starts SESSIONS processes.  Each runs transactions of one to six statements
  * chosen from the file TEMPLATES ("weight<TAB>statement" a line), and in each
@@ -22,7 +22,11 @@
  *	{node}		NODE
  *
  * SIGTERM ends it when the transactions that run have ended.  PAUSE is the most
- * microseconds between two transactions.
+ * microseconds between two transactions.  OPTIONS are letters:
+ *
+ *	s	some statements are in a savepoint, which is released or rolled back
+ *	p	some transactions are prepared, then committed or rolled back.  One that is
+ *		left prepared is committed afterwards.
  */
 #include <errno.h>
 #include <poll.h>
@@ -58,6 +62,9 @@ static const char *node;
 static int	session;
 static long seq;
 static int	pause_us;
+static bool with_savepoints;
+static bool with_prepare;
+static char left_prepared[200];	/* name of a transaction that may be, or "" */
 static uint64_t random_state;
 static volatile sig_atomic_t stopping = 0;
 
@@ -181,20 +188,66 @@ run(PGconn *conn, const char *sql)
 	return status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK;
 }
 
-/* COMMIT that answers with ROLLBACK has not committed. */
+/* Run what ends the transaction.  COMMIT that answers with ROLLBACK has not committed. */
 static char
-commit(PGconn *conn)
+finish(PGconn *conn, const char *sql)
 {
-	PGresult   *result = PQexec(conn, "COMMIT");
+	PGresult   *result = PQexec(conn, sql);
 	char		state = 'U';
 
 	if (PQresultStatus(result) == PGRES_COMMAND_OK)
-		state = strcmp(PQcmdStatus(result), "COMMIT") == 0 ? 'A' : 'F';
+		state = strncmp(PQcmdStatus(result), "ROLLBACK", 8) != 0 ? 'A' : 'F';
 	else if (PQstatus(conn) == CONNECTION_OK &&
 			 PQtransactionStatus(conn) == PQTRANS_IDLE)
 		state = 'F';
 	PQclear(result);
 	return state;
+}
+
+static char
+prepare_and_finish(PGconn *conn)
+{
+	char		statement[STATEMENT_SIZE];
+	const char *how = random_below(5) == 0 ? "ROLLBACK" : "COMMIT";
+	char		state;
+
+	snprintf(left_prepared, sizeof(left_prepared), "%s.%d.%ld", node, session, seq);
+	snprintf(statement, sizeof(statement), "PREPARE TRANSACTION '%s'", left_prepared);
+	state = finish(conn, statement);
+	if (state == 'F')
+		left_prepared[0] = '\0';
+	if (state != 'A')
+		return state;
+	snprintf(statement, sizeof(statement), "%s PREPARED '%s'", how, left_prepared);
+	if (!run(conn, statement))
+		return 'U';				/* it is still prepared, or the connection has broken */
+	left_prepared[0] = '\0';
+	return *how == 'C' ? 'A' : 'F';
+}
+
+static void
+finish_left_prepared(PGconn *conn)
+{
+	char		statement[STATEMENT_SIZE];
+
+	if (left_prepared[0] == '\0')
+		return;
+	snprintf(statement, sizeof(statement), "COMMIT PREPARED '%s'", left_prepared);
+	(void) run(conn, statement);
+	if (PQstatus(conn) == CONNECTION_OK)
+		left_prepared[0] = '\0';
+}
+
+/* A statement in a savepoint: if it fails, or by chance, it is taken back. */
+static bool
+run_in_savepoint(PGconn *conn, const char *sql)
+{
+	bool		good;
+
+	if (!run(conn, "SAVEPOINT s"))
+		return false;
+	good = run(conn, sql);
+	return run(conn, good && random_below(3) > 0 ? "RELEASE s" : "ROLLBACK TO s");
 }
 
 static char
@@ -208,7 +261,10 @@ transaction(PGconn *conn)
 	for (int i = 0; good && i < n; i++)
 	{
 		expand(choose_template(), statement, sizeof(statement));
-		good = run(conn, statement);
+		if (with_savepoints && random_below(4) == 0)
+			good = run_in_savepoint(conn, statement);
+		else
+			good = run(conn, statement);
 	}
 	if (good)
 	{
@@ -216,8 +272,10 @@ transaction(PGconn *conn)
 				 node, session, seq);
 		good = run(conn, statement);
 	}
+	if (good && with_prepare && random_below(10) == 0)
+		return prepare_and_finish(conn);
 	if (good)
-		return commit(conn);
+		return finish(conn, "COMMIT");
 	if (PQstatus(conn) == CONNECTION_OK)
 		run(conn, "ROLLBACK");
 	return 'F';
@@ -255,13 +313,17 @@ run_session(const char *prefix, uint64_t seed)
 			conn = connect_again(conn);
 			continue;
 		}
+		finish_left_prepared(conn);
 		seq++;
 		fprintf(out, "%c %ld\n", transaction(conn), seq);
 		if (pause_us > 0)
 			wait_ms((int) random_below((unsigned) pause_us + 1) / 1000);
 	}
 	if (conn != NULL)
+	{
+		finish_left_prepared(conn);
 		PQfinish(conn);
+	}
 	if (fclose(out) != 0)
 		fail(file);
 }
@@ -274,9 +336,9 @@ main(int argc, char **argv)
 	int			sessions;
 	int			status = 0;
 
-	if (argc != 8)
+	if (argc != 9)
 	{
-		fprintf(stderr, "usage: client CONNINFO TEMPLATES SEED NODE SESSIONS PREFIX PAUSE\n");
+		fprintf(stderr, "usage: client CONNINFO TEMPLATES SEED NODE SESSIONS PREFIX PAUSE OPTIONS\n");
 		return 2;
 	}
 	conninfo = argv[1];
@@ -284,6 +346,8 @@ main(int argc, char **argv)
 	node = argv[4];
 	sessions = atoi(argv[5]);
 	pause_us = atoi(argv[7]);
+	with_savepoints = strchr(argv[8], 's') != NULL;
+	with_prepare = strchr(argv[8], 'p') != NULL;
 	if (sessions < 1 || sessions > MAX_SESSIONS)
 		sessions = MAX_SESSIONS;
 	action.sa_handler = stop;

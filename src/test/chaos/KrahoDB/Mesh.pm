@@ -16,6 +16,7 @@ my $conf = <<'EOF';
 log_statement = none
 restart_after_crash = on
 max_connections = 60
+max_prepared_transactions = 40
 shared_buffers = 16MB
 max_wal_size = 1GB
 logical_decoding_work_mem = 64kB
@@ -28,11 +29,12 @@ EOF
 
 my ($clock_library) = grep { -e } glob('/usr/lib/*/faketime/libfaketime.so.1');
 
-# A running mesh; %params: nodes => number, schema => [SQL].
+# A running mesh; %params: nodes => number, schema => [SQL], options => function that
+# gives the options of a subscription by its number.
 sub new
 {
 	my ($class, %params) = @_;
-	my $self = bless { links => [] }, $class;
+	my $self = bless { links => [], options => $params{options} }, $class;
 
 	$self->{nodes} = [ map { krahodb_node("n$_", conf => $conf) } 1 .. $params{nodes} ];
 	foreach my $node (@{ $self->{nodes} })
@@ -62,12 +64,10 @@ sub subscribe
 	my $number = @{ $self->{links} };
 	my $link = KrahoDB::Links->new($dir, $from->host, $from->port);
 
-	# every other stream is a streaming one, every third a binary one
 	$node->safe_psql('postgres', sprintf(
 			"CREATE SUBSCRIPTION %s CONNECTION 'host=%s port=%d dbname=postgres' PUBLICATION mesh "
-			  . 'WITH (origin = none, copy_data = false, streaming = %s, binary = %s)',
-			$name, $dir, $from->port,
-			$number % 2 ? 'on' : 'off', $number % 3 == 2 ? 'on' : 'off'));
+			  . 'WITH (origin = none, copy_data = false, %s)',
+			$name, $dir, $from->port, $self->{options}->($number)));
 	push @{ $self->{links} },
 	  { link => $link, name => $name, node => $node, from => $from };
 	return;
@@ -87,7 +87,22 @@ sub start
 		$ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;
 	}
 	$node->start;
-	return;
+	return 1;
+}
+
+# Kill -9 the postmaster, and wait until its children have noticed: until then it
+# cannot be started again.
+sub kill_server
+{
+	my ($self, $node) = @_;
+	my @children;
+
+	return if !defined $node->{_pid};
+	@children = split /\s+/, qx(pgrep -P $node->{_pid});
+	$node->kill9;
+	usleep(10_000) while grep { kill 0, $_ } @children;
+	unlink $node->data_dir . '/postmaster.pid';
+	return 1;
 }
 
 # The node's clock is ahead by so many seconds.  In one step: a reader never sees
@@ -102,6 +117,16 @@ sub set_clock
 	close $out or die "$file: $!";
 	rename "$file.new", $file or die "$file: $!";
 	return 1;
+}
+
+# Arm a fault point on a node, or disarm it.
+sub fault_point
+{
+	my ($self, $node, $point) = @_;
+
+	disarm_fault($node);
+	arm_fault($node, $point) if $point;
+	return $self->ask($node, 'SELECT pg_reload_conf()');
 }
 
 # Run SQL on a node that may be going down: returns what it prints, or undef.
@@ -130,6 +155,19 @@ sub insist
 	die $node->name . " does not answer: $sql";
 }
 
+# Transactions of clients that were left prepared are committed.
+sub finish_prepared
+{
+	my ($self) = @_;
+
+	foreach my $node (@{ $self->{nodes} })
+	{
+		$self->insist($node, "COMMIT PREPARED '$_'")
+		  foreach split /\n/, $self->insist($node, q{SELECT gid FROM pg_prepared_xacts WHERE gid !~ '^pg_gid'});
+	}
+	return;
+}
+
 # All links, clocks and subscriptions as they should be.
 sub heal
 {
@@ -141,6 +179,7 @@ sub heal
 		$self->set_clock($node, 0);
 		$self->start($node) if !defined $node->{_pid};
 		$self->insist($node, 'SELECT 1');
+		$self->fault_point($node);
 	}
 	$self->insist($_->{node}, "ALTER SUBSCRIPTION $_->{name} ENABLE") foreach @{ $self->{links} };
 	return;
@@ -162,14 +201,35 @@ sub quiesce
 		{
 			if (time > $until)
 			{
-				diag($node->name . ' has only: '
-					  . ($self->ask($node, "SELECT string_agg(node, ',') FROM marker WHERE round = $round") // '?'));
+				$self->show_state($round);
 				return 0;
 			}
 			usleep(50_000);
 		}
 	}
 	return 1;
+}
+
+# What is known of streams that do not bring all.  \$CHAOS_ON_HANG is run by the shell
+# meanwhile, for a debugger.
+sub show_state
+{
+	my ($self, $round) = @_;
+
+	foreach my $node (@{ $self->{nodes} })
+	{
+		diag($node->name . ' has only: '
+			  . ($self->ask($node, "SELECT string_agg(node, ',') FROM marker WHERE round = $round") // '?'));
+		diag("  $_") foreach split /\n/, $self->ask($node,
+			q{SELECT pid, application_name, backend_type, state, wait_event_type, wait_event, now() - xact_start AS for, left(query, 60)
+				FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type !~ 'writer|checkpointer|launcher';
+			  SELECT slot_name, active_pid, restart_lsn, confirmed_flush_lsn, pg_current_wal_lsn() FROM pg_replication_slots;
+			  SELECT subname, pid, received_lsn, latest_end_lsn FROM pg_stat_subscription;
+			  SELECT gid, prepared FROM pg_prepared_xacts;
+			  SELECT pid, locktype, transactionid, relation::regclass, mode FROM pg_locks WHERE NOT granted} ) // '?';
+	}
+	system $ENV{CHAOS_ON_HANG} if $ENV{CHAOS_ON_HANG};
+	return;
 }
 
 sub stop

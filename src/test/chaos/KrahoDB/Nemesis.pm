@@ -10,6 +10,7 @@ package KrahoDB::Nemesis;
 use strict;
 use warnings;
 
+use KrahoDB::Nodes;
 use Time::HiRes qw(usleep time);
 
 my $clock_range = 1.5;	# seconds ahead or behind
@@ -17,6 +18,10 @@ my $clock_range = 1.5;	# seconds ahead or behind
 my $apply_workers = 'SELECT pid FROM pg_stat_subscription WHERE pid IS NOT NULL';
 my $walsenders = 'SELECT pid FROM pg_stat_replication';
 my $backends = q{SELECT pid FROM pg_stat_activity WHERE application_name = 'chaos'};
+
+# Points in the apply worker where it fails, is killed, or is held up; see krahodb/fault.h.
+my @points = qw(apply_begin apply_change apply_before_commit apply_after_commit apply_before_feedback spool_write
+  converge_insert converge_inserted converge_overwrite converge_bury converge_buried converge_claim converge_claimed);
 
 # Weight of each fault, what it does, and, if it lasts, what ends it.  They get the
 # mesh and the entry of the schedule, and return undef if there was nothing to break.
@@ -29,13 +34,18 @@ my %fault = (
 	end_apply_worker => { weight => 4, do => sub { signal_one(@_, 'TERM', $apply_workers) } },
 	end_walsender => { weight => 4, do => sub { signal_one(@_, 'TERM', $walsenders) } },
 	end_backend => { weight => 2, do => sub { signal_one(@_, 'TERM', $backends) } },
+	kill_server => { weight => 2, do => sub { $_[0]->kill_server($_[1]{node}) }, until => \&start_server },
+	restart_server => { weight => 1, do => \&restart_server },
 	stop_server => { weight => 3, do => \&stop_server, until => \&start_server },
 	cut_link => { weight => 6, do => sub { $_[1]{link}{link}->cut }, until => \&heal_link },
 	pause_link => { weight => 6, do => sub { $_[1]{link}{link}->pause }, until => \&heal_link },
-	shift_clock => { weight => 4, do => sub { $_[0]->set_clock($_[1]{node}, $_[1]{offset}) } },
+	shift_clock => { weight => 4, do => \&set_clock },
+	drift_clock => { weight => 3, do => \&set_clock, until => \&set_clock },
+	fault_point => { weight => 5, do => sub { $_[0]->fault_point($_[1]{node}, $_[1]{point}) }, until => sub { $_[0]->fault_point($_[1]{node}) } },
 	vacuum => { weight => 3, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM') } },
 	vacuum_freeze => { weight => 2, do => sub { $_[0]->ask($_[1]{node}, 'VACUUM (FREEZE)') } },
 	checkpoint => { weight => 1, do => sub { $_[0]->ask($_[1]{node}, 'CHECKPOINT') } },
+	set_subscription => { weight => 2, do => sub { alter_subscription(@_, "SET ($_[1]{options})") } },
 	disable_subscription => { weight => 3, do => sub { alter_subscription(@_, 'DISABLE') }, until => sub { alter_subscription(@_, 'ENABLE') } },
 );
 
@@ -51,7 +61,7 @@ sub random
 sub choose
 {
 	my ($self) = @_;
-	my @names = grep { $_ ne 'shift_clock' || $self->{mesh}->has_clocks } sort keys %fault;
+	my @names = grep { !/_clock$/ || $self->{mesh}->has_clocks } sort keys %fault;
 	my $total = 0;
 
 	$total += $fault{$_}{weight} foreach @names;
@@ -85,9 +95,17 @@ sub new
 			offset => sprintf('%.2f', $self->random(2 * $clock_range) - $clock_range),
 			pick => $self->random(1)
 		};
-		my $length = 0.3 + $self->random(4);
+		my $length = 0.3 + $self->random($self->random(10) < 1 ? 20 : 4);
 
-		$entry->{node} = $link->{node} if $name eq 'disable_subscription';
+		$entry->{point} = sprintf '%s@%d=%s', $points[ int $self->random(scalar @points) ], 1 + $self->random(50),
+		  (qw(error kill wait))[ int $self->random(3) ];
+		$entry->{options} = sprintf 'streaming = %s, binary = %s', map { $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2;
+		$entry->{node} = $link->{node} if $name =~ /subscription/;
+		if ($name eq 'drift_clock')
+		{
+			push @{ $self->{schedule} }, map { { %$entry, at => $at + $length * $_ / 10, offset => sprintf('%.3f', $entry->{offset} * $_ / 10), ends => $_ > 1 } } 1 .. 10;
+			next;
+		}
 		push @{ $self->{schedule} }, $entry;
 		push @{ $self->{schedule} }, { %$entry, at => $at + $length, ends => 1 }
 		  if $fault{$name}{until};
@@ -104,7 +122,7 @@ sub lines
 	return map {
 		my $where = $_->{name} =~ /link|subscription/ ? $_->{link}{name} : $_->{node}->name;
 		sprintf '%6.1f s  %s%s %s%s', $_->{at}, $_->{ends} ? 'end of ' : '', $_->{name}, $where,
-		  $_->{name} eq 'shift_clock' ? " to $_->{offset} s" : ''
+		  $_->{name} =~ /_clock$/ ? " to $_->{offset} s" : $_->{name} eq 'fault_point' ? " $_->{point}" : $_->{name} eq 'set_subscription' ? " $_->{options}" : ''
 	} @{ $self->{schedule} };
 }
 
@@ -137,6 +155,9 @@ sub run
 
 # ---- faults ---------------------------------------------------------------------
 
+# A drift is ten steps, of which the first is the fault.
+sub set_clock { return $_[0]->set_clock($_[1]{node}, $_[1]{offset}); }
+
 sub signal_one
 {
 	my ($mesh, $entry, $signal, $query) = @_;
@@ -152,6 +173,15 @@ sub stop_server
 
 	return if !defined $entry->{node}{_pid};
 	return $entry->{node}->stop('immediate');
+}
+
+sub restart_server
+{
+	my ($mesh, $entry) = @_;
+
+	return if !defined $entry->{node}{_pid};
+	$entry->{node}->stop('fast');
+	return $mesh->start($entry->{node});
 }
 
 sub start_server

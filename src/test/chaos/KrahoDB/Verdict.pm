@@ -11,7 +11,7 @@ use List::Util qw(min uniq);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(check_tables check_events log_counts);
+our @EXPORT = qw(check_tables check_events check_quiet check_collected log_counts);
 
 my $shown = 10;	# differing rows, wrong events
 
@@ -140,6 +140,61 @@ sub check_events
 		push @wrong, map { "$_ is there, but nobody wrote it" } sort keys %count;
 		ok(!@wrong, 'each acknowledged commit is there once on ' . $node->name . ', no other more than once');
 		diag("  $_") foreach @wrong[ 0 .. min($#wrong, $shown - 1) ];
+	}
+	return;
+}
+
+# Nothing fails any more, and nothing is left half done.
+sub check_quiet
+{
+	my ($mesh) = @_;
+	my $errors = sub { $mesh->insist($_[0], 'SELECT coalesce(sum(apply_error_count), 0) FROM pg_stat_subscription_stats') };
+	my %before = map { $_->name => $errors->($_) } $mesh->nodes;
+
+	ok($mesh->quiesce(2), 'streams go on');
+	foreach my $node ($mesh->nodes)
+	{
+		my $name = $node->name;
+
+		is($errors->($node), $before{$name}, "no worker of $name fails");
+		is($mesh->insist($node, 'SELECT count(*) FROM pg_stat_subscription WHERE pid IS NULL'), 0, "all workers of $name run");
+		is($mesh->insist($node, 'SELECT count(*) FROM pg_prepared_xacts'), 0, "nothing is left prepared on $name");
+	}
+	return;
+}
+
+# Until the query says so on a node, while a row goes to it from everywhere now and then.
+sub wait_with_traffic
+{
+	my ($mesh, $node, $query, $round) = @_;
+	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+
+	while ($mesh->insist($node, $query) ne 't')
+	{
+		return 0 if time > $until || !$mesh->quiesce(++$$round);
+	}
+	return 1;
+}
+
+# The retention horizon passes what has been written, and then dead rows, and in a long
+# run version records (which are looked through once in a minute), can go.
+sub check_collected
+{
+	my ($mesh, $long) = @_;
+	my $round = 100;
+
+	foreach my $node ($mesh->nodes)
+	{
+		my $name = $node->name;
+		my $now = $mesh->insist($node, 'SELECT clock_timestamp()');
+
+		ok(wait_with_traffic($mesh, $node, "SELECT coalesce(max(horizon) > '$now', false) FROM krahodb.horizon", \$round),
+			"the retention horizon of $name moves");
+		ok(wait_with_traffic($mesh, $node,
+				'SELECT ' . join(' + ', map { "(SELECT count(*) FROM krahodb.version_records_$_)" } 1 .. 4) . ' = 0', \$round),
+			"no version records are left on $name") if $long;
+		$mesh->insist($node, 'VACUUM');
+		is($mesh->insist($node, 'SELECT sum(n_dead_tup) FROM pg_stat_user_tables'), 0, "no dead rows are left on $name");
 	}
 	return;
 }

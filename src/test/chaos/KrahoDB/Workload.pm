@@ -5,10 +5,7 @@
 # weights in the language of client.c.  Keys are few, so that nodes meet on them.
 #
 # DEFAULT is what must end equal on all nodes with the rules as they are built
-# today.  The others are in DESIGN.md section 5, too, but wait for version records
-# (a deletion or a superseded claim must be remembered where it left no dead tuple,
-# and a fetched row needs its own version): once those are wired in, move "delete",
-# "keyupdate", "unique" and "toast" up to DEFAULT, one by one.
+# today.
 
 package KrahoDB::Workload;
 
@@ -17,9 +14,10 @@ use warnings;
 
 use Exporter 'import';
 
-our @EXPORT = qw(workload_features workload_tables workload_schema workload_rows workload_statements);
+our @EXPORT = qw(workload_features workload_tables workload_schema workload_rows workload_options workload_statements);
 
-our @DEFAULT = qw(plain composite partitioned full wide bulk long);
+our @DEFAULT = qw(plain composite partitioned full index wide bulk long delete keyupdate
+  unique deferred exclusion parts_unique savepoint prepare);
 
 my $KEYS = 60;
 
@@ -27,7 +25,9 @@ my $KEYS = 60;
 sub upsert
 {
 	my ($table, $key, $value, $set) = @_;
-	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT DO NOTHING" if !$set;
+	my $arbiter = $table =~ /^(deferred|booking)$/ ? '(id)' : '';	# the others cannot be
+
+	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT $arbiter DO NOTHING" if !$set;
 	return "INSERT INTO $table VALUES ($key, $value) ON CONFLICT ("
 	  . ($table =~ /^(composite|partitioned)$/ ? 'a, b' : 'id') . ") DO UPDATE SET $set";
 }
@@ -83,6 +83,18 @@ my %feature = (
 			2 => "UPDATE bulk SET v = '{tag}' WHERE id = {rand 2000}",
 		]
 	},
+	# the identity is not the primary key
+	index => {
+		tables => { identity_index => '(id int NOT NULL UNIQUE, v text, u int PRIMARY KEY)' },
+		more => 'ALTER TABLE identity_index REPLICA IDENTITY USING INDEX identity_index_id_key',
+		statements => [
+			5 => upsert('identity_index', "{rand $KEYS}", "'{tag}', {rand $KEYS}"),
+			4 => "UPDATE identity_index SET u = {rand $KEYS}, v = '{tag}' WHERE id = {rand $KEYS}",
+			4 => "UPDATE identity_index SET id = {rand $KEYS}, v = '{tag}' WHERE u = {rand $KEYS}",
+			4 => "UPDATE identity_index SET v = '{tag}' WHERE id = {rand $KEYS}",
+			3 => "DELETE FROM identity_index WHERE u = {rand $KEYS}",
+		]
+	},
 	long => { tables => {}, statements => [ 2 => 'SELECT pg_sleep({rand 1000} / 1000.0)' ] },
 	delete => {
 		tables => { deleted => '(id int PRIMARY KEY, v text)' },
@@ -108,6 +120,46 @@ my %feature = (
 			5 => "UPDATE claimed SET v = '{tag}' WHERE id = {rand $KEYS}",
 		]
 	},
+	# two unique keys; rows that exchange their values
+	deferred => {
+		tables => { deferred => '(id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED, w int UNIQUE DEFERRABLE, v text)' },
+		statements => [
+			5 => upsert('deferred', "{rand $KEYS}", "{rand $KEYS}, {rand $KEYS}, '{tag}'"),
+			4 => "UPDATE deferred SET u = {rand $KEYS}, v = '{tag}' WHERE id = {rand $KEYS}",
+			4 => "UPDATE deferred SET w = {rand $KEYS}, v = '{tag}' WHERE id = {rand $KEYS}",
+			4 => "UPDATE deferred a SET u = b.u, w = b.w, v = '{tag}' FROM deferred b WHERE a.id + b.id = {rand $KEYS} AND a.id <> b.id",
+			3 => "UPDATE deferred SET v = '{tag}' WHERE id = {rand $KEYS}",
+			3 => "DELETE FROM deferred WHERE id = {rand $KEYS}",
+		]
+	},
+	exclusion => {
+		tables => { booking => q{(id int PRIMARY KEY, during int4range, v text, EXCLUDE USING gist (during WITH &&))} },
+		statements => [
+			5 => upsert('booking', "{rand $KEYS}", "(SELECT int4range(a, a + 1 + {rand 5}) FROM (SELECT {rand 100}) x (a)), '{tag}'"),
+			4 => "UPDATE booking SET during = (SELECT int4range(a, a + 1 + {rand 5}) FROM (SELECT {rand 100}) x (a)), v = '{tag}' WHERE id = {rand $KEYS}",
+			4 => "UPDATE booking SET during = int4range(lower(during) + 1, upper(during) + 1), v = '{tag}' WHERE id = {rand $KEYS}",
+			3 => "UPDATE booking SET v = '{tag}' WHERE id = {rand $KEYS}",
+			3 => "DELETE FROM booking WHERE id = {rand $KEYS}",
+		]
+	},
+	# rows that go from one partition to another, with unique values in each
+	parts_unique => {
+		tables => { parted => '(id int, p int, u int, v text, PRIMARY KEY (id, p), UNIQUE (u, p)) PARTITION BY LIST (p)' },
+		more => 'CREATE TABLE parted_0 PARTITION OF parted FOR VALUES IN (0); CREATE TABLE parted_1 (v text, u int, gone int, p int NOT NULL, id int NOT NULL);'
+		  . 'ALTER TABLE parted_1 DROP gone; ALTER TABLE parted ATTACH PARTITION parted_1 FOR VALUES IN (1)',
+		statements => [
+			5 => upsert('parted', "{rand $KEYS}, {rand 2}", "{rand $KEYS}, '{tag}'"),
+			4 => "UPDATE parted SET p = 1 - p, v = '{tag}' WHERE id = {rand $KEYS} AND p = {rand 2}",
+			4 => "UPDATE parted SET u = {rand $KEYS}, v = '{tag}' WHERE id = {rand $KEYS} AND p = {rand 2}",
+			3 => "DELETE FROM parted WHERE id = {rand $KEYS} AND p = {rand 2}",
+		]
+	},
+	# what a savepoint takes back is not sent; see client.c
+	savepoint => { tables => {}, statements => [], option => 's' },
+	# PREPARE TRANSACTION, and COMMIT or ROLLBACK PREPARED
+	prepare => { tables => {}, statements => [], option => 'p' },
+	# prepared transactions are sent at PREPARE
+	twophase => { tables => {}, statements => [], option => 'p' },
 	toast => {
 		tables => { toasted => '(id int PRIMARY KEY, v text, w text)' },
 		more => 'ALTER TABLE toasted ALTER w SET STORAGE EXTERNAL',
@@ -164,6 +216,12 @@ sub workload_schema
 sub workload_rows
 {
 	return map { $feature{$_}{rows} // () } @_;
+}
+
+# Options of client.c.
+sub workload_options
+{
+	return join '', map { $feature{$_}{option} // '' } @_;
 }
 
 # The file that client.c reads.

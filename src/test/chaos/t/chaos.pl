@@ -4,9 +4,11 @@
 # healed and has arrived, every table must be equal on every node, and every
 # acknowledged commit be there exactly once.
 #
+# make check-chaos NODES=5 TIME=1800 SEED=7, or in the environment:
+#
 #	CHAOS_NODES		3			servers
-#	CHAOS_SECONDS	25			of faults
-#	CHAOS_SEED		the time	of the schedule and the clients
+#	CHAOS_SECONDS	20			of faults
+#	CHAOS_SEED		the time	of the schedule, the clients and the subscriptions' options
 #	CHAOS_FEATURES				kinds of tables and writes: a,b; +a is the default
 #								and a; all (KrahoDB::Workload)
 #	CHAOS_SESSIONS	2			clients of each node
@@ -25,7 +27,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $nodes = $ENV{CHAOS_NODES} || 3;
-my $seconds = $ENV{CHAOS_SECONDS} || 25;
+my $seconds = $ENV{CHAOS_SECONDS} || 20;
 my $seed = defined $ENV{CHAOS_SEED} && $ENV{CHAOS_SEED} ne '' ? $ENV{CHAOS_SEED} : time % 1_000_000;
 my $sessions = $ENV{CHAOS_SESSIONS} || 2;
 my $pause = $ENV{CHAOS_PAUSE} // 20000;
@@ -34,7 +36,18 @@ my $client = $ENV{KDB_CHAOS_CLIENT} or die 'call this by make check-chaos';
 
 diag("seed $seed, $nodes nodes, $seconds s, features: @features");
 
-my $mesh = KrahoDB::Mesh->new(nodes => $nodes, schema => [ workload_schema(@features) ]);
+# Options of a subscription, by its number; by the seed, each value comes with each other.
+my $two_phase = grep { $_ eq 'twophase' } @features;
+sub options
+{
+	my ($number) = @_;
+	my $n = $number + $seed;
+
+	return join ', ', 'streaming = ' . ($n % 2 ? 'on' : 'off'), 'binary = ' . ($n % 3 == 2 ? 'on' : 'off'),
+	  $two_phase && $n % 5 < 2 ? 'two_phase = on' : ();
+}
+
+my $mesh = KrahoDB::Mesh->new(nodes => $nodes, schema => [ workload_schema(@features) ], options => \&options);
 my ($first) = $mesh->nodes;
 $first->safe_psql('postgres', $_) foreach workload_rows(@features);
 ok($mesh->quiesce(0), 'the mesh runs') or die 'the mesh does not run';
@@ -50,7 +63,7 @@ my $number = 0;
 my @clients = map {
 	IPC::Run::start([
 		$client, $_->connstr('postgres') . ' application_name=chaos connect_timeout=5',
-		$statements, $seed * 100 + $number++, $_->name, $sessions, $_->basedir . '/outcome', $pause
+		$statements, $seed * 100 + $number++, $_->name, $sessions, $_->basedir . '/outcome', $pause, workload_options(@features) || '-'
 	])
 } $mesh->nodes;
 
@@ -58,6 +71,7 @@ $nemesis->run($seconds);
 $mesh->heal;
 $_->signal('TERM') foreach @clients;
 ok($_->finish, 'the clients end') foreach @clients;
+$mesh->finish_prepared;
 
 # ---- the verdict -------------------------------------------------------------------
 
@@ -77,6 +91,8 @@ foreach my $node ($mesh->nodes)
 my $arrived = ok($mesh->quiesce(1), 'everything arrives everywhere');
 check_tables($mesh, workload_tables(@features)) if $arrived;
 check_events($mesh, \%outcome) if $arrived;
+check_quiet($mesh) if $arrived;
+check_collected($mesh, $seconds >= 120) if $arrived;
 
 my ($conflicts, $errors, $crashes) = log_counts($mesh);
 ok(!@$crashes, 'no server crashed that was not killed') or diag(@$crashes);

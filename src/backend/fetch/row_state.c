@@ -1,0 +1,595 @@
+/*
+ * row_state.c
+ *		The state that a key has at this node, for a subscriber that fetches it.
+ *
+ * krahodb.row_state(...) answers what a subscriber's apply worker asks when a change did
+ * not contain all of its row (apply/fetch.c): the key's row here with its true
+ * version, or the version at which the key died.
+ *
+ *	live		there is a row
+ *	filtered	there is one, but the subscriber's publications do not let it through
+ *	dead		there is none; the version is that of its newest death
+ *	absent		nothing is known of the key
+ *
+ * ONE SNAPSHOT.  Row and version records are read with the snapshot of the caller's query,
+ * deaths of transactions that it sees.  Nobody is waited for, not even writers of
+ * version records: two nodes that fetch from each other would wait in a circle.
+ *
+ * THE WRITER.  The subscriber says which transaction of this server it is applying.  Its
+ * commit record may have been sent before others see the transaction: a
+ * moment at each commit, for long if it waits for a synchronous standby, which
+ * may be that very subscriber; and a prepared one is sent before it is committed.
+ * Then the snapshot does not see the row as it was written.  But such a transaction
+ * still has its rows locked, so what it has made of the key is found among all tuples of
+ * the key, and cannot change meanwhile.
+ *
+ * PRIVILEGES.  The caller needs SELECT on the columns that he asks for and on those of
+ * the key, and no row level security may apply to him, as for an initial copy.
+ */
+#include "postgres.h"
+
+#include "access/attmap.h"
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relscan.h"
+#include "access/subtrans.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/tupconvert.h"
+#include "catalog/namespace.h"
+#include "catalog/partition.h"
+#include "catalog/pg_type.h"
+#include "executor/execPartition.h"
+#include "executor/executor.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+
+#include "krahodb/conflict.h"
+#include "krahodb/node.h"
+#include "krahodb/output.h"
+#include "krahodb/version_record.h"
+
+PG_FUNCTION_INFO_V1(krahodb_row_state);
+
+/* A key that is asked for. */
+typedef struct Asked
+{
+	Relation	named;			/* as the subscriber names it */
+	Relation	rel;			/* the same, or the partition of the key */
+	Relation	index;			/* rel's replica identity */
+	int			nkeys;
+	ScanKeyData scan_keys[INDEX_MAX_KEYS];
+	KdbRecordedKey key;
+	bool		any_records;
+	TransactionId writer;
+	Snapshot	snapshot;
+	TupleTableSlot *search;		/* virtual, rel's format: the key */
+	TupleTableSlot *slot;		/* the row, if there is one */
+} Asked;
+
+/* What is known of it. */
+typedef struct Found
+{
+	const char *state;
+	bool		own;			/* by the writer */
+	KdbLocalRow row;
+} Found;
+
+/* ---- the question ---------------------------------------------------------- */
+
+static List *
+text_list(ArrayType *array)
+{
+	List	   *result = NIL;
+	Datum	   *elements;
+	bool	   *isnull;
+	int			n;
+
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &elements, &isnull, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (isnull[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("names and key values must not be null")));
+		result = lappend(result, TextDatumGetCString(elements[i]));
+	}
+	return result;
+}
+
+static AttrNumber
+column_number(Relation rel, const char *name)
+{
+	AttrNumber	attnum = get_attnum(RelationGetRelid(rel), name);
+
+	if (attnum <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of relation \"%s\" does not exist",
+						name, RelationGetRelationName(rel))));
+	return attnum;
+}
+
+static void
+check_privileges(Relation rel, List *columns)
+{
+	Oid			relid = RelationGetRelid(rel);
+	ListCell   *lc;
+
+	if (check_enable_rls(relid, InvalidOid, false) == RLS_ENABLED)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("rows of table \"%s\" cannot be fetched by role \"%s\" because of row-level security",
+						RelationGetRelationName(rel), GetUserNameFromId(GetUserId(), false))));
+	if (pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK)
+		return;
+	foreach(lc, columns)
+	{
+		AclResult	result = pg_attribute_aclcheck(relid, column_number(rel, lfirst(lc)),
+												   GetUserId(), ACL_SELECT);
+
+		if (result != ACLCHECK_OK)
+			aclcheck_error(result, OBJECT_TABLE, RelationGetRelationName(rel));
+	}
+}
+
+static Relation
+open_named(const char *nspname, const char *relname)
+{
+	RangeVar   *name = makeRangeVar(pstrdup(nspname), pstrdup(relname), -1);
+	Relation	rel = table_openrv(name, AccessShareLock);
+	char		relkind = rel->rd_rel->relkind;
+
+	if (relkind != RELKIND_RELATION && relkind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a table", relname)));
+	return rel;
+}
+
+/* A slot that no resource owner knows of. */
+static TupleTableSlot *
+virtual_slot(Relation rel)
+{
+	return MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(rel)), &TTSOpsVirtual);
+}
+
+/* The key's values in a row that has nothing else. */
+static TupleTableSlot *
+read_key(Relation rel, List *names, List *values)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	TupleTableSlot *slot = virtual_slot(rel);
+	ListCell   *name;
+	ListCell   *value;
+
+	if (list_length(names) != list_length(values))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there must be as many key values as key columns")));
+	memset(slot->tts_isnull, true, desc->natts * sizeof(bool));
+	forboth(name, names, value, values)
+	{
+		AttrNumber	attnum = column_number(rel, lfirst(name));
+		Form_pg_attribute att = TupleDescAttr(desc, attnum - 1);
+		Oid			function;
+		Oid			ioparam;
+
+		getTypeInputInfo(att->atttypid, &function, &ioparam);
+		slot->tts_values[attnum - 1] = OidInputFunctionCall(function, lfirst(value),
+															ioparam, att->atttypmod);
+		slot->tts_isnull[attnum - 1] = false;
+	}
+	return ExecStoreVirtualTuple(slot);
+}
+
+/* ---- partitions ------------------------------------------------------------ */
+
+/* The partition that the key belongs to, by the engine's tuple routing. */
+static Oid
+route_key(Relation root, TupleTableSlot *slot)
+{
+	EState	   *estate = CreateExecutorState();
+	MemoryContext old = MemoryContextSwitchTo(estate->es_query_cxt);
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+	ResultRelInfo *result = makeNode(ResultRelInfo);
+	ModifyTableState *mtstate = makeNode(ModifyTableState);
+	PartitionTupleRouting *routing;
+	Oid			relid;
+
+	rte->rtekind = RTE_RELATION;
+	rte->relid = RelationGetRelid(root);
+	rte->relkind = RELKIND_PARTITIONED_TABLE;
+	rte->rellockmode = AccessShareLock;
+	ExecInitRangeTable(estate, list_make1(rte));
+	InitResultRelInfo(result, root, 1, NULL, 0);
+	mtstate->ps.state = estate;
+	mtstate->operation = CMD_INSERT;
+	mtstate->resultRelInfo = result;
+	routing = ExecSetupPartitionTupleRouting(estate, root);
+	relid = RelationGetRelid(ExecFindPartition(mtstate, result, routing, slot, estate)->ri_RelationDesc);
+	LockRelationOid(relid, AccessShareLock);
+	ExecCleanupTupleRouting(mtstate, routing);
+	ExecResetTupleTable(estate->es_tupleTable, false);
+	MemoryContextSwitchTo(old);
+	FreeExecutorState(estate);
+	return relid;
+}
+
+/* A row of one relation of a partition tree in the format of another. */
+static TupleTableSlot *
+reformat(TupleTableSlot *slot, Relation from, Relation to)
+{
+	AttrMap    *map = build_attrmap_by_name_if_req(RelationGetDescr(from), RelationGetDescr(to));
+
+	if (map == NULL)
+		return slot;
+	return execute_attr_map_slot(map, slot, virtual_slot(to));
+}
+
+static void
+open_partition(Asked *asked)
+{
+	asked->rel = asked->named;
+	if (asked->named->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return;
+	asked->rel = table_open(route_key(asked->named, asked->search), NoLock);
+	if (asked->rel->rd_rel->relkind != RELKIND_RELATION)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a table", RelationGetRelationName(asked->rel))));
+	asked->search = reformat(asked->search, asked->named, asked->rel);
+}
+
+/* ---- the index ------------------------------------------------------------- */
+
+static void
+set_key(Asked *asked, int i)
+{
+	Relation	index = asked->index;
+	AttrNumber	attnum = index->rd_index->indkey.values[i];
+	Oid			type = index->rd_opcintype[i];
+	Oid			operator = get_opfamily_member(index->rd_opfamily[i], type, type,
+											   BTEqualStrategyNumber);
+
+	if (asked->search->tts_isnull[attnum - 1])
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the key does not contain column \"%s\" of the replica identity of table \"%s\"",
+						get_attname(RelationGetRelid(asked->rel), attnum, false),
+						RelationGetRelationName(asked->rel))));
+	if (!OidIsValid(operator))
+		elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
+			 BTEqualStrategyNumber, type, type, index->rd_opfamily[i]);
+	ScanKeyEntryInitialize(&asked->scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+						   index->rd_indcollation[i], get_opcode(operator),
+						   asked->search->tts_values[attnum - 1]);
+	asked->key.values[i] = asked->search->tts_values[attnum - 1];
+	asked->key.isnull[i] = false;
+	asked->key.types[i] = TupleDescAttr(RelationGetDescr(asked->rel), attnum - 1)->atttypid;
+	asked->key.collations[i] = index->rd_indcollation[i];
+}
+
+static void
+open_index(Asked *asked)
+{
+	Oid			relid = RelationGetReplicaIndex(asked->rel);
+
+	if (!OidIsValid(relid))
+		relid = RelationGetPrimaryKeyIndex(asked->rel);
+	if (!OidIsValid(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has no replica identity index",
+						RelationGetRelationName(asked->rel))));
+	asked->index = index_open(relid, AccessShareLock);
+	asked->nkeys = asked->key.n = IndexRelationGetNumberOfKeyAttributes(asked->index);
+	for (int i = 0; i < asked->nkeys; i++)
+		set_key(asked, i);
+}
+
+/* ---- what is here ---------------------------------------------------------- */
+
+/* Records of the key that apply to what a transaction of version "shown" did. */
+typedef struct Truth
+{
+	const Asked *asked;
+	KdbVersionRecordKind kind;	/* TRUTH or KILLED */
+	bool		applies;
+	KdbVersion	shown;
+	KdbVersion	version;		/* the greatest of those that apply */
+	bool		dead;			/* DEAD records exist; the greatest of their versions: */
+	KdbVersion	death;
+} Truth;
+
+static void
+collect_truth(void *arg, const KdbVersionRecord *record)
+{
+	Truth	   *truth = arg;
+
+	if (record->kind == KDB_RECORD_DEAD)
+	{
+		if (!truth->dead || KdbVersionCompare(record->version, truth->death) > 0)
+			truth->death = record->version;
+		truth->dead = true;
+	}
+	if (record->kind != truth->kind || KdbVersionCompare(record->shown, truth->shown) != 0)
+		return;
+	if (!truth->applies || KdbVersionCompare(record->version, truth->version) > 0)
+		truth->version = record->version;
+	truth->applies = true;
+}
+
+static void
+look_at_records(Truth *truth)
+{
+	const Asked *asked = truth->asked;
+
+	if (asked->any_records)
+		KdbVersionRecordsOfKeyIn(RelationGetRelid(asked->rel), &asked->key, asked->snapshot,
+								 collect_truth, truth);
+}
+
+/* Does another version count for what the heap shows in row? */
+static bool
+correct_version(const Asked *asked, KdbVersionRecordKind kind, KdbLocalRow *row)
+{
+	Truth		truth = {.asked = asked, .kind = kind, .shown = row->version};
+
+	if (row->version_known)
+		look_at_records(&truth);
+	if (truth.applies)
+		row->version = truth.version;
+	return truth.applies;
+}
+
+static bool
+find_live(Asked *asked, Found *found)
+{
+	IndexScanDesc scan = index_beginscan(asked->rel, asked->index, asked->snapshot, asked->nkeys, 0);
+	bool		live;
+
+	index_rescan(scan, asked->scan_keys, asked->nkeys, NULL, 0);
+	live = index_getnext_slot(scan, ForwardScanDirection, asked->slot);
+	index_endscan(scan);			/* the slot keeps its pin */
+	if (!live)
+		return false;
+	found->state = "live";
+	KdbLocalRowVersion(asked->slot, InvalidRepOriginId, 0, &found->row);
+	found->own = !correct_version(asked, KDB_RECORD_TRUTH, &found->row) &&
+		found->row.xid == asked->writer;
+	return true;
+}
+
+/* A deletion that the heap shows; the snapshot must see it. */
+static void
+true_end(void *arg, KdbLocalRow *candidate)
+{
+	const Asked *asked = arg;
+
+	candidate->same_transaction = false;
+	if (XidInMVCCSnapshot(candidate->xid, asked->snapshot))
+		candidate->version_known = false;
+	else
+		(void) correct_version(asked, KDB_RECORD_KILLED, candidate);
+}
+
+static void
+find_death(Asked *asked, Found *found)
+{
+	Truth		truth = {.asked = asked, .kind = KDB_RECORD_DEAD};
+	TupleTableSlot *scratch = table_slot_create(asked->rel, NULL);
+	bool		dead = KdbFindDeadRow(asked->rel, asked->index, asked->scan_keys, asked->nkeys,
+									  scratch, InvalidRepOriginId, 0, &found->row, true_end, asked);
+
+	ExecDropSingleTupleTableSlot(scratch);
+	look_at_records(&truth);
+	found->state = dead || truth.dead ? "dead" : "absent";
+	if (truth.dead && (!dead || KdbVersionCompare(truth.death, found->row.version) > 0))
+	{
+		found->row.version = truth.death;
+		found->row.version_known = true;
+	}
+}
+
+/* ---- what a transaction has made of it that is not over -------------------- */
+
+static bool
+by_writer(const Asked *asked, TransactionId xid)
+{
+	if (!TransactionIdIsNormal(xid) || TransactionIdDidAbort(xid))
+		return false;
+	return xid == asked->writer ||
+		(TransactionIdFollowsOrEquals(xid, TransactionXmin) &&
+		 SubTransGetTopmostTransaction(xid) == asked->writer);
+}
+
+/* The transactions that wrote and ended the tuple in the slot. */
+static void
+tuple_transactions(TupleTableSlot *slot, TransactionId *xmin, TransactionId *xmax)
+{
+	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
+	HeapTupleHeader tuple = heap->base.tuple->t_data;
+
+	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
+	*xmin = HeapTupleHeaderXminInvalid(tuple) ? InvalidTransactionId : HeapTupleHeaderGetXmin(tuple);
+	*xmax = InvalidTransactionId;
+	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
+		*xmax = HeapTupleHeaderGetUpdateXid(tuple);
+	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+}
+
+/* False if it has done nothing to the key. */
+static bool
+find_of_writer(Asked *asked, Found *found)
+{
+	IndexScanDesc scan = index_beginscan(asked->rel, asked->index, SnapshotAny, asked->nkeys, 0);
+	ItemPointerData live;
+	bool		ended = false;
+
+	ItemPointerSetInvalid(&live);
+	scan->ignore_killed_tuples = false;
+	index_rescan(scan, asked->scan_keys, asked->nkeys, NULL, 0);
+	while (index_getnext_slot(scan, ForwardScanDirection, asked->slot))
+	{
+		TransactionId xmin;
+		TransactionId xmax;
+
+		tuple_transactions(asked->slot, &xmin, &xmax);
+		if (by_writer(asked, xmax))
+			ended = true;
+		else if (by_writer(asked, xmin))
+			live = asked->slot->tts_tid;
+	}
+	ExecClearTuple(asked->slot);
+	index_endscan(scan);
+	found->own = ended || ItemPointerIsValid(&live);
+	found->state = ItemPointerIsValid(&live) ? "live" : "dead";
+	if (ItemPointerIsValid(&live) &&
+		!table_tuple_fetch_row_version(asked->rel, &live, SnapshotAny, asked->slot))
+		elog(ERROR, "could not read the row again");
+	return found->own;
+}
+
+static void
+find_state(Asked *asked, Found *found)
+{
+	if (TransactionIdIsNormal(asked->writer) && TTS_IS_BUFFERTUPLE(asked->slot) &&
+		XidInMVCCSnapshot(asked->writer, asked->snapshot) &&
+		find_of_writer(asked, found))
+		return;
+	if (!find_live(asked, found))
+		find_death(asked, found);
+}
+
+/* ---- the answer ------------------------------------------------------------ */
+
+static Datum
+row_values(Asked *asked, List *columns)
+{
+	int			n = list_length(columns);
+	Datum	   *values = palloc0_array(Datum, n + 1);
+	bool	   *isnull = palloc0_array(bool, n + 1);
+	int			lower = 1;
+	ListCell   *lc;
+
+	foreach(lc, columns)
+	{
+		int			i = foreach_current_index(lc);
+		AttrNumber	attnum = column_number(asked->rel, lfirst(lc));
+		Datum		value = slot_getattr(asked->slot, attnum, &isnull[i]);
+		Oid			function;
+		bool		is_varlena;
+
+		if (isnull[i])
+			continue;
+		getTypeOutputInfo(TupleDescAttr(RelationGetDescr(asked->rel), attnum - 1)->atttypid,
+						  &function, &is_varlena);
+		values[i] = CStringGetTextDatum(OidOutputFunctionCall(function, value));
+	}
+	return PointerGetDatum(construct_md_array(values, isnull, 1, &n, &lower,
+											  TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+/* Values are read and written in a form that does not depend on the session. */
+static int
+set_formats(void)
+{
+	int			level = NewGUCNestLevel();
+
+	(void) set_config_option("datestyle", "ISO", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("intervalstyle", "postgres", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("extra_float_digits", "3", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("search_path", "pg_catalog", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+/* Columns of the result. */
+enum
+{
+	RESULT_NODE,
+	RESULT_STATE,
+	RESULT_OWN,
+	RESULT_TS,
+	RESULT_WRITER,
+	RESULT_VALUES,
+	RESULT_COLUMNS
+};
+
+static Datum
+answer(FunctionCallInfo fcinfo, Asked *asked, Found *found, List *columns, List *publications)
+{
+	TupleDesc	desc;
+	Datum		values[RESULT_COLUMNS] = {0};
+	bool		nulls[RESULT_COLUMNS] = {false};
+	bool		live = strcmp(found->state, "live") == 0;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (live && !KdbRowIsPublished(publications, RelationGetRelid(asked->named),
+								   reformat(asked->slot, asked->rel, asked->named)))
+		found->state = "filtered";
+	values[RESULT_NODE] = Int64GetDatum((int64) KdbLocalNodeIdentity());
+	values[RESULT_STATE] = CStringGetTextDatum(found->state);
+	values[RESULT_OWN] = BoolGetDatum(found->own);
+	values[RESULT_TS] = Int64GetDatum(found->row.version.ts);
+	values[RESULT_WRITER] = Int64GetDatum((int64) found->row.version.node);
+	nulls[RESULT_TS] = nulls[RESULT_WRITER] = !found->row.version_known;
+	nulls[RESULT_VALUES] = !live;
+	if (live)
+		values[RESULT_VALUES] = row_values(asked, columns);
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
+
+Datum
+krahodb_row_state(PG_FUNCTION_ARGS)
+{
+	List	   *key_columns = text_list(PG_GETARG_ARRAYTYPE_P(2));
+	List	   *key_values = text_list(PG_GETARG_ARRAYTYPE_P(3));
+	List	   *columns = text_list(PG_GETARG_ARRAYTYPE_P(4));
+	List	   *publications = text_list(PG_GETARG_ARRAYTYPE_P(5));
+	KdbVersionRecordsKnown known = {0};
+	Asked		asked = {0};
+	Found		found = {0};
+	Datum		result;
+	int			level;
+
+	asked.named = open_named(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	check_privileges(asked.named, list_concat_copy(columns, key_columns));
+	level = set_formats();
+	asked.writer = DatumGetTransactionId(PG_GETARG_DATUM(6));
+	asked.snapshot = GetActiveSnapshot();
+	asked.search = read_key(asked.named, key_columns, key_values);
+	open_partition(&asked);
+	open_index(&asked);
+	asked.any_records = KdbVersionRecordsAny(RelationGetRelid(asked.rel), &known);
+	asked.slot = table_slot_create(asked.rel, NULL);
+
+	find_state(&asked, &found);
+	result = answer(fcinfo, &asked, &found, columns, publications);
+
+	ExecDropSingleTupleTableSlot(asked.slot);
+	index_close(asked.index, NoLock);
+	if (asked.rel != asked.named)
+		table_close(asked.rel, NoLock);
+	table_close(asked.named, NoLock);
+	AtEOXact_GUC(true, level);
+	PG_RETURN_DATUM(result);
+}

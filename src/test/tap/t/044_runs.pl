@@ -1,0 +1,170 @@
+#
+# Runs of changes to one table: INSERTs that are written together, and keys in
+# ascending order that are looked up along the index.  What goes wrong here: a row
+# of the run that fails, triggers and defaults that could see the other rows, other
+# messages in the middle, rows that are missing, moved or held by somebody.
+#
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use KrahoDB::Nodes;
+use Test::More;
+
+my $publisher = krahodb_node('publisher');
+my $subscriber = krahodb_node('subscriber');
+
+my $schema = <<'EOS';
+CREATE TABLE plain (id int PRIMARY KEY, n int, t text);
+CREATE TABLE keys (id int PRIMARY KEY, u int UNIQUE, t text);
+CREATE TABLE pairs (a int, b int, n int, PRIMARY KEY (a, b));
+CREATE TABLE descending (id int, n int);
+CREATE UNIQUE INDEX descending_id ON descending (id DESC);
+ALTER TABLE descending ALTER id SET NOT NULL, REPLICA IDENTITY USING INDEX descending_id;
+CREATE TABLE named (id text PRIMARY KEY, n int);
+CREATE TABLE made (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);
+CREATE TABLE watched (id int PRIMARY KEY, n int);
+CREATE TABLE counted (id int PRIMARY KEY);
+CREATE TABLE parted (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
+CREATE TABLE parted_low PARTITION OF parted FOR VALUES FROM (MINVALUE) TO (500);
+CREATE TABLE parted_high PARTITION OF parted FOR VALUES FROM (500) TO (MAXVALUE);
+EOS
+$_->safe_psql('postgres', $schema) foreach $publisher, $subscriber;
+$subscriber->safe_psql('postgres', <<'EOS');
+CREATE TABLE seen (rows bigint);
+CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS
+	$$ BEGIN INSERT INTO public.seen SELECT count(*) FROM public.watched; RETURN NULL; END $$;
+CREATE TRIGGER look AFTER INSERT ON watched FOR EACH ROW EXECUTE FUNCTION look();
+ALTER TABLE watched ENABLE REPLICA TRIGGER look;
+CREATE FUNCTION how_many() RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT count(*) FROM public.counted';
+ALTER TABLE counted ADD before bigint DEFAULT how_many();
+EOS
+$publisher->safe_psql('postgres', 'CREATE PUBLICATION p FOR ALL TABLES');
+$subscriber->safe_psql('postgres',
+	"CREATE SUBSCRIPTION s CONNECTION '" . connstr($publisher) . "' PUBLICATION p");
+$subscriber->wait_for_subscription_sync($publisher, 's');
+
+my @tables = qw(plain keys pairs descending named made parted);
+
+sub run_both
+{
+	my ($name, $sql) = @_;
+
+	$publisher->safe_psql('postgres', $sql);
+	$publisher->wait_for_catchup('s');
+	foreach my $table (@tables)
+	{
+		is_equal_on([ $publisher, $subscriber ],
+			"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM $table t", "$name: $table");
+	}
+	return;
+}
+
+run_both('inserts', <<'EOS');
+BEGIN;
+INSERT INTO plain SELECT i, i, 'row ' || i FROM generate_series(1, 2500) i;
+INSERT INTO keys SELECT i, -i, repeat('x', i % 7) FROM generate_series(1, 50) i;
+INSERT INTO plain SELECT i, i, repeat(md5(i::text), 3000) FROM generate_series(2501, 2510) i;
+INSERT INTO pairs SELECT i / 3, i % 3, i FROM generate_series(0, 299) i;
+INSERT INTO descending SELECT i, i FROM generate_series(1, 300) i;
+INSERT INTO named SELECT 'name ' || i, i FROM generate_series(1, 300) i;
+INSERT INTO made SELECT i, i FROM generate_series(1, 300) i;
+INSERT INTO parted SELECT i, i FROM generate_series(1, 1000) i;
+INSERT INTO plain VALUES (3000, 1, NULL), (3001, 1, NULL), (3002, NULL, NULL);
+COMMIT;
+EOS
+
+# Other messages in the middle of a run.
+run_both('runs that end', <<'EOS');
+BEGIN;
+INSERT INTO plain SELECT i, i, NULL FROM generate_series(4000, 4009) i;
+UPDATE plain SET t = 'changed' WHERE id = 4009;
+INSERT INTO plain SELECT i, i, NULL FROM generate_series(4010, 4019) i;
+DELETE FROM plain WHERE id = 4019;
+INSERT INTO plain VALUES (4019, 1, 'again'), (4020, 1, 'more'), (4021, 1, 'more');
+INSERT INTO pairs SELECT 1000, i, i FROM generate_series(1, 10) i;
+TRUNCATE pairs;
+INSERT INTO pairs SELECT i / 3, i % 3, i FROM generate_series(0, 299) i;
+SAVEPOINT one;
+INSERT INTO plain SELECT i, i, NULL FROM generate_series(5000, 5009) i;
+ROLLBACK TO one;
+INSERT INTO made SELECT i, i FROM generate_series(301, 310) i;
+ALTER TABLE made ALTER n SET DEFAULT 1;
+INSERT INTO made SELECT i FROM generate_series(311, 320) i;
+COMMIT;
+EOS
+
+# Each trigger sees the rows before its own and no other; so does a volatile default.
+$publisher->safe_psql('postgres', 'INSERT INTO watched SELECT i, i FROM generate_series(1, 20) i');
+$publisher->safe_psql('postgres', 'INSERT INTO counted SELECT i FROM generate_series(1, 20) i');
+$publisher->wait_for_catchup('s');
+is($subscriber->safe_psql('postgres', 'SELECT string_agg(rows::text, $$ $$ ORDER BY rows) FROM seen'),
+	join(' ', 1 .. 20), 'a trigger sees no later rows');
+is($subscriber->safe_psql('postgres', 'SELECT bool_and(before = id - 1) FROM counted'), 't',
+	'a volatile default sees no later rows');
+
+# A row of the run cannot be inserted: nothing of the transaction is, and all of it
+# once the row in the way is gone.
+$subscriber->safe_psql('postgres', "INSERT INTO keys VALUES (500, 777, 'local')");
+my $log = -s $subscriber->logfile;
+$publisher->safe_psql('postgres', 'INSERT INTO keys SELECT i, 700 + i - 100, NULL FROM generate_series(101, 250) i');
+$subscriber->wait_for_log(qr/duplicate key value violates unique constraint "keys_u_key"/, $log);
+$subscriber->wait_for_log(qr/during message type "INSERT" for replication target relation "public.keys"/, $log);
+is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM keys WHERE id > 100'), '1',
+	'nothing of a failed transaction');
+$subscriber->safe_psql('postgres', 'DELETE FROM keys WHERE id = 500');
+run_both('after the failure', 'SELECT');
+
+# Keys in order, with gaps, with missing rows, with keys that move.
+$subscriber->safe_psql('postgres', 'DELETE FROM plain WHERE id % 50 = 7');
+$publisher->safe_psql('postgres', 'UPDATE plain SET n = n + 1 WHERE id < 2000');
+$publisher->safe_psql('postgres', 'DELETE FROM plain WHERE id % 50 = 7');
+run_both('rows missing at the subscriber', <<'EOS');
+UPDATE plain SET n = n + 1 WHERE id % 40 = 1;
+EOS
+run_both('keys in order', <<'EOS');
+BEGIN;
+UPDATE plain SET n = n + 1;
+UPDATE plain SET n = n + 1, t = NULL WHERE id > 100;
+UPDATE keys SET u = u + 10000;
+UPDATE keys SET id = id + 1000000;
+UPDATE pairs SET n = n + 1;
+UPDATE pairs SET b = b + 10;
+UPDATE descending SET n = n + 1;
+UPDATE named SET n = n + 1;
+UPDATE made SET n = n + 1;
+UPDATE parted SET n = n + 1;
+UPDATE parted SET id = 1500 - id WHERE id <= 400;
+DELETE FROM plain WHERE id BETWEEN 1000 AND 1500;
+DELETE FROM pairs WHERE a > 50;
+DELETE FROM descending WHERE id % 2 = 0;
+COMMIT;
+EOS
+run_both('inserted where the walk is', <<'EOS');
+BEGIN;
+UPDATE plain SET n = 0 WHERE id < 500;
+INSERT INTO plain VALUES (1000, 0, NULL), (1001, 0, NULL), (1002, 0, NULL);
+UPDATE plain SET n = n + 1 WHERE id < 1600;
+UPDATE plain SET n = n + 1 WHERE id >= 500;
+COMMIT;
+EOS
+
+# Somebody holds a row in the middle, and changes it.
+my $session = $subscriber->background_psql('postgres');
+$session->query_safe("BEGIN; UPDATE plain SET t = 'local' WHERE id = 300");
+$publisher->safe_psql('postgres', 'UPDATE plain SET n = n + 100 WHERE id < 900');
+$subscriber->poll_query_until('postgres',
+	"SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted")
+  or die 'nobody waits for the row';
+$session->query_safe('COMMIT');
+$session->quit;
+$publisher->wait_for_catchup('s');
+is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM plain WHERE id < 900 AND n < 100'), '0',
+	'the row that was held has the change, too');
+$publisher->safe_psql('postgres', "UPDATE plain SET t = 'one' WHERE id = 300");
+run_both('all', 'DELETE FROM plain');
+
+$subscriber->stop;
+$publisher->stop;
+done_testing();

@@ -1,0 +1,298 @@
+# What goes wrong here: a row has to be fetched from its writer, and the writer cannot be
+# reached, does not answer, does not let us, has nothing to say, or the worker dies
+# between fetching and committing.  Nothing may be guessed then: the worker stops with an
+# error that says what to do, and goes on when that is done.  And a writer whose transaction
+# nobody sees yet, because it waits for this very subscriber, must answer all the same.
+
+use strict;
+use warnings;
+
+use KrahoDB::Nodes;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $a = krahodb_node('a');
+my $b = krahodb_node('b');
+
+my $tables = q{
+	CREATE FUNCTION wide(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT repeat($1, 12000 / length($1))';
+	CREATE TABLE doc (id int PRIMARY KEY, v text, w text, here text DEFAULT 'default');
+	ALTER TABLE doc ALTER w SET STORAGE EXTERNAL;
+	CREATE TABLE flt (id int, pub bool, v text, w text, PRIMARY KEY (id, pub));
+	ALTER TABLE flt ALTER w SET STORAGE EXTERNAL;
+	CREATE PUBLICATION doc FOR TABLE doc (id, v, w);
+	CREATE PUBLICATION flt FOR TABLE flt WHERE (pub);
+	CREATE ROLE repl LOGIN REPLICATION;};
+foreach my $node ($a, $b)
+{
+	$node->safe_psql('postgres', $tables);
+	$node->append_conf('postgresql.conf', 'wal_retrieve_retry_interval = 100ms');
+	$node->reload;
+}
+$a->safe_psql('postgres', 'CREATE EXTENSION krahodb');
+$b->safe_psql('postgres',
+	sprintf("CREATE SUBSCRIPTION b_a CONNECTION '%s user=repl' PUBLICATION doc, flt WITH (origin = none, copy_data = false, two_phase = true)",
+		connstr($a)));
+$b->poll_query_until('postgres', "SELECT subtwophasestate = 'e' FROM pg_subscription") or die;
+$a->safe_psql('postgres', "INSERT INTO doc SELECT g, 'old', wide('old') FROM generate_series(1, 100) g");
+$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+
+my $id = 0;
+my $show = 'SELECT v, left(w, 3), length(w), here FROM doc WHERE id =';
+
+# A row of which b has changed the wide value, unknown to a.
+sub changed_on_b
+{
+	$id++;
+	$b->safe_psql('postgres', "UPDATE doc SET w = wide('b'), here = 'b' WHERE id = $id");
+	return;
+}
+
+# a leaves that value alone; b must have a's row, with its own column untouched.
+sub ends_with_row_of_a
+{
+	my ($name, $v) = @_;
+
+	$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+	is($b->safe_psql('postgres', "$show $id"), "$v|old|12000|b", $name);
+	return;
+}
+
+# The worker fails with a message again and again, until the cause is gone.
+sub fails_until
+{
+	my ($name, $message, $remedy) = @_;
+	my $logstart = -s $b->logfile;
+
+	changed_on_b();
+	$a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
+	ok($b->wait_for_log($message, $logstart), "$name: message");
+	my $again = -s $b->logfile;
+	ok($b->wait_for_log($message, $again), "$name: again");
+	is($b->safe_psql('postgres', "$show $id"), 'old|bbb|12000|b', "$name: nothing is done");
+	$remedy->();
+	ends_with_row_of_a("$name: mended", 'a');
+	return;
+}
+
+# ---- what is missing --------------------------------------------------------------------
+
+fails_until('privileges', qr/ERROR:  could not fetch a row of table "public.doc" from the publisher: permission denied for table doc/,
+	sub { $a->safe_psql('postgres', 'GRANT SELECT (id, v, w) ON doc TO repl; GRANT SELECT ON flt TO repl') });
+like(slurp_file($b->logfile), qr/DETAIL:  Key \(id\)=\(1\): the change does not contain column "w"/, 'key and column are named');
+fails_until('row-level security', qr/ERROR:  could not fetch .*: rows of table "doc" cannot be fetched by role "repl"/,
+	sub { $a->safe_psql('postgres', 'ALTER TABLE doc DISABLE ROW LEVEL SECURITY') })
+  if $a->psql('postgres', 'ALTER TABLE doc ENABLE ROW LEVEL SECURITY') == 0;
+
+$a->safe_psql('postgres', 'DROP EXTENSION krahodb');
+fails_until('extension at the publisher', qr/HINT:  Run CREATE EXTENSION krahodb in the publisher's database/,
+	sub { $a->safe_psql('postgres', 'CREATE EXTENSION krahodb') });
+
+# b has no extension until here: it needs one only if the row is a later one than the write.
+changed_on_b();
+pause_subscription($b, 'b_a');
+$a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
+$a->safe_psql('postgres', "UPDATE doc SET v = 'later' WHERE id = $id");
+my $logstart = -s $b->logfile;
+$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
+ok( $b->wait_for_log(qr/ERROR:  cannot keep the version of a row of table "public.doc" that was fetched from the publisher/, $logstart),
+	'extension here: message');
+$b->safe_psql('postgres', 'CREATE EXTENSION krahodb');
+ends_with_row_of_a('extension here: mended', 'later');
+
+# ---- nobody answers --------------------------------------------------------------------
+
+$b->append_conf('postgresql.conf', 'krahodb.fetch_timeout = 200ms');
+$b->reload;
+# A worker that is about to fetch.
+sub at_change
+{
+	my ($before) = @_;
+	my $logstart = -s $b->logfile;
+
+	changed_on_b();
+	arm_fault($b, 'apply_change=wait');
+	$b->reload;
+	$a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
+	$b->wait_for_log(qr/fault point "apply_change" reached: wait/, $logstart);
+	$before->();
+	disarm_fault($b);
+	$b->reload;
+	return;
+}
+
+$logstart = -s $b->logfile;
+at_change(sub { $a->safe_psql('postgres', 'BEGIN; LOCK TABLE doc; PREPARE TRANSACTION \'lock\'') });
+ok($b->wait_for_log(qr/ERROR:  could not fetch a row of table "public.doc" from the publisher within 200 ms/, $logstart),
+	'the limit in time');
+$a->safe_psql('postgres', "ROLLBACK PREPARED 'lock'");
+ends_with_row_of_a('after the limit in time', 'a');
+$b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10s');
+$b->reload;
+
+$logstart = -s $b->logfile;
+at_change(sub { $a->safe_psql('postgres', 'ALTER ROLE repl NOLOGIN;
+	SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = \'krahodb fetch\'') });
+ok($b->wait_for_log(qr/ERROR:  could not fetch a row of table "public.doc" from the publisher: .*not permitted to log in/, $logstart),
+	'no connection');
+$a->safe_psql('postgres', 'ALTER ROLE repl LOGIN');
+ends_with_row_of_a('after that', 'a');
+
+$logstart = -s $b->logfile;
+at_change(sub { $a->stop('immediate') });
+ok($b->wait_for_log(qr/ERROR:  could not fetch a row of table "public.doc" from the publisher: /, $logstart),
+	'publisher down');
+$a->start;
+ends_with_row_of_a('publisher up', 'a');
+
+# The connection is kept, and made again if the publisher has closed it.
+foreach my $round (1 .. 2)
+{
+	changed_on_b();
+	$a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
+	ends_with_row_of_a("connection kept, $round", 'a');
+}
+is( $a->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'krahodb fetch'"),
+	'1', 'one connection');
+$a->safe_psql('postgres', "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'krahodb fetch'");
+$logstart = -s $b->logfile;
+changed_on_b();
+$a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
+ends_with_row_of_a('connection made again', 'a');
+unlike(slurp_file($b->logfile, $logstart), qr/ERROR/, 'without an error');
+
+# A worker that waits for an answer can be stopped.
+$b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10min');
+$b->reload;
+at_change(sub { $a->safe_psql('postgres', 'BEGIN; LOCK TABLE doc; PREPARE TRANSACTION \'lock\'') });
+$a->poll_query_until('postgres',
+	"SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'krahodb fetch' AND wait_event_type = 'Lock'")
+  or die;
+pause_subscription($b, 'b_a');
+$a->safe_psql('postgres', "ROLLBACK PREPARED 'lock'");
+$b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10s');
+$b->reload;
+$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
+ends_with_row_of_a('stopped while waiting', 'a');
+
+# ---- crashes --------------------------------------------------------------------------
+
+foreach my $fault ('fetched', 'apply_before_commit', 'apply_after_commit')
+{
+	changed_on_b();
+	pause_subscription($b, 'b_a');
+	$a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
+	$a->safe_psql('postgres', "UPDATE doc SET v = 'later' WHERE id = $id");
+	$b->append_conf('postgresql.conf', 'restart_after_crash = off');
+	arm_fault($b, "$fault=kill");
+	$b->reload;
+	$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
+	wait_until_down($b);
+	disarm_fault($b);
+	$b->adjust_conf('postgresql.conf', 'restart_after_crash', 'on');
+	start_after_kill($b);
+	ends_with_row_of_a("killed at $fault", 'later');
+}
+
+# ---- a writer that nobody sees yet -----------------------------------------------------
+
+$a->append_conf('postgresql.conf', "synchronous_standby_names = 'b_a'");
+$a->reload;
+changed_on_b();
+$a->safe_psql('postgres', "UPDATE doc SET v = 'waits for b' WHERE id = $id");
+ends_with_row_of_a('a commit that waits for its subscriber', 'waits for b');
+changed_on_b();
+$a->safe_psql('postgres',
+	"BEGIN; SAVEPOINT s; UPDATE doc SET v = 'x' WHERE id = $id; ROLLBACK TO s;
+	SAVEPOINT t; UPDATE doc SET v = 'y' WHERE id = $id; UPDATE doc SET v = 'z' WHERE id = $id; COMMIT");
+ends_with_row_of_a('... with subtransactions', 'z');
+changed_on_b();
+$a->safe_psql('postgres', "BEGIN; UPDATE doc SET v = 'gone' WHERE id = $id; DELETE FROM doc WHERE id = $id; COMMIT");
+$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+is($b->safe_psql('postgres', "$show $id"), '', '... that has deleted the row');
+$a->adjust_conf('postgresql.conf', 'synchronous_standby_names', "''");
+$a->reload;
+
+changed_on_b();
+$a->safe_psql('postgres', "BEGIN; UPDATE doc SET v = 'prepared' WHERE id = $id; PREPARE TRANSACTION 'p'");
+$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+$b->poll_query_until('postgres', 'SELECT count(*) = 1 FROM pg_prepared_xacts') or die;
+$a->safe_psql('postgres', "COMMIT PREPARED 'p'");
+ends_with_row_of_a('a prepared transaction', 'prepared');
+
+# ---- row filters -----------------------------------------------------------------------
+
+$a->safe_psql('postgres', q{INSERT INTO flt SELECT g, g <> 3, 'old', wide('old') FROM generate_series(1, 4) g});
+$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+$b->safe_psql('postgres', q{UPDATE flt SET w = wide('b')});
+pause_subscription($b, 'b_a');
+$a->safe_psql('postgres', q{UPDATE flt SET v = 'seen' WHERE id <= 2});
+$a->safe_psql('postgres', q{UPDATE flt SET pub = false WHERE id = 1});
+$a->safe_psql('postgres', q{UPDATE flt SET pub = true WHERE id = 3});
+$a->safe_psql('postgres', q{UPDATE flt SET v = 'later' WHERE id = 3});
+$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
+$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+is( $b->safe_psql('postgres', 'SELECT id, v, left(w, 3) FROM flt ORDER BY id'),
+	"2|seen|old\n3|later|old\n4|old|bbb",
+	'rows come and go by the row filter, with all values');
+
+# ---- no trace --------------------------------------------------------------------------
+
+changed_on_b();
+pause_subscription($b, 'b_a');
+$a->safe_psql('postgres', "UPDATE doc SET v = 'gone' WHERE id = $id");
+$a->safe_psql('postgres', "DELETE FROM doc WHERE id = $id");
+$a->safe_psql('postgres', 'VACUUM doc');
+$logstart = -s $b->logfile;
+$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
+ok( $b->wait_for_log(qr/ERROR:  could not fetch a row of table "public.doc" from the publisher: the row has left no trace there/, $logstart),
+	'no trace of the row');
+my ($lsn) = slurp_file($b->logfile, $logstart) =~ /finished at ([0-9A-F\/]+)/;
+$b->safe_psql('postgres', "ALTER SUBSCRIPTION b_a SKIP (lsn = '$lsn')");
+$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+is($b->safe_psql('postgres', "$show $id"), '', 'the transaction was left out, the next one applied');
+
+# ---- what the function says -------------------------------------------------------------
+
+sub row_state
+{
+	my ($columns, $values) = @_;
+	return "SELECT state, own, written_at IS NOT NULL, row_values FROM krahodb.row_state('public', 'doc', '$columns', '$values', '{id,v}', '{doc}', '0')";
+}
+is($a->safe_psql('postgres', row_state('{id}', '{1}')), 'live|f|t|{1,a}', 'live');
+is($a->safe_psql('postgres', row_state('{id}', '{12345}')), 'absent|f|f|', 'absent');
+foreach my $refused (
+	[ 'select', row_state('{v}', '{1}'), qr/the key does not contain column "id"/ ],
+	[ 'select', row_state('{id,v}', '{1}'), qr/as many key values as key columns/ ],
+	[ 'select', row_state('{id}', '{NULL}'), qr/must not be null/ ],
+	[ 'select', row_state('{idd}', '{1}'), qr/column "idd" of relation "doc" does not exist/ ],
+	[ 'select', row_state('{id}', '{x}'), qr/invalid input syntax/ ])
+{
+	my ($ret, $out, $err) = $a->psql('postgres', $refused->[1]);
+
+	like($err, $refused->[2], "refused: $refused->[2]");
+}
+my ($ret, $out, $err) = $a->psql('postgres',
+	q{CREATE ROLE other; SET ROLE other; SELECT krahodb.row_state('public', 'doc', '{id}', '{1}', '{v}', '{}', '0')});
+like($err, qr/permission denied for table doc/, 'refused: privileges');
+
+# ---- a stock publisher -----------------------------------------------------------------
+
+my $stock = stock_node('stock');
+$stock->safe_psql('postgres', $tables . q{INSERT INTO doc VALUES (1001, 'old', wide('old'))});
+$b->safe_psql('postgres',
+	sprintf("CREATE SUBSCRIPTION b_stock CONNECTION '%s' PUBLICATION doc WITH (conflict_resolution = last_update_wins)", connstr($stock)));
+$b->poll_query_until('postgres',
+	"SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel") or die;
+$stock->safe_psql('postgres', q{UPDATE doc SET v = 'stock' WHERE id = 1001});
+$stock->wait_for_catchup('b_stock', 'replay', $stock->lsn('insert'));
+is($b->safe_psql('postgres', "$show 1001"), 'stock|old|12000|default', 'its own row');
+$b->safe_psql('postgres', q{UPDATE doc SET w = wide('b') WHERE id = 1001});
+$logstart = -s $b->logfile;
+$stock->safe_psql('postgres', q{UPDATE doc SET v = 'stock again' WHERE id = 1001});
+ok( $b->wait_for_log(qr/ERROR:  cannot apply a change to table "public.doc" because its publisher did not send column "w".*\n.*\n.*HINT:  .*REPLICA IDENTITY FULL/, $logstart),
+	'a stock publisher has no such rows');
+
+$_->stop foreach $a, $b, $stock;
+unlike(slurp_file($_->logfile), qr/reference leak|TRAP/, 'nothing is left behind on ' . $_->name) foreach $a, $b;
+done_testing();
