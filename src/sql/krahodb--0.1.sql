@@ -68,6 +68,27 @@ CREATE VIEW tables AS
 	JOIN pg_catalog.pg_class c ON c.oid = o.relid
 	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 
+-- Columns whose values are merged.
+CREATE FUNCTION column_options(
+	OUT relid oid,
+	OUT attnum smallint,
+	OUT merge text,
+	OUT inherited_from oid)
+RETURNS SETOF record
+LANGUAGE C STRICT STABLE
+AS 'MODULE_PATHNAME', 'krahodb_column_options';
+
+CREATE VIEW columns AS
+	SELECT
+		n.nspname AS schema,
+		c.relname AS "table",
+		a.attname AS "column",
+		o.merge,
+		o.inherited_from::pg_catalog.regclass AS inherited_from
+	FROM krahodb.column_options() o
+	JOIN pg_catalog.pg_class c ON c.oid = o.relid
+	JOIN pg_catalog.pg_attribute a ON a.attrelid = o.relid AND a.attnum = o.attnum
+	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 
 -- The clock rule (krahodb.max_clock_skew): does it hold in this server, and how
 -- often and how long commits and remote transactions waited for the clock since
@@ -291,7 +312,7 @@ LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_prune_conflict_log';
 REVOKE ALL ON FUNCTION prune_conflict_log(timestamptz) FROM PUBLIC;
 
--- Versions and claims that the heap does not show, until the retention horizon has
+-- Versions, claims and contributions to merged columns (in "claimed") that the heap does not show, until the retention horizon has
 -- passed them; kept as the conflict log is.  The server knows the columns in this order.
 CREATE TYPE version_record AS (
 	stamp timestamptz,
@@ -324,7 +345,7 @@ CREATE INDEX ON version_records_4 (stamp);
 CREATE INDEX ON version_records_4 (relid, hash);
 
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables, clock, lanes, fetch_stats, conflict_stats TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, columns, clock, lanes, fetch_stats, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
 -- The retention horizon: until when all changes of all nodes have come, here and to all
@@ -372,3 +393,51 @@ CREATE FUNCTION accept_stale_peer(subscription name)
 RETURNS void
 LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_accept_stale_peer';
+
+-- Initial copies: each table that is not synchronised yet, and how far its copy is.
+CREATE FUNCTION copies(
+	OUT subid oid,
+	OUT relid oid,
+	OUT started timestamptz,
+	OUT workers integer,
+	OUT ranges integer,
+	OUT ranges_done integer,
+	OUT pages bigint,
+	OUT pages_done bigint,
+	OUT pages_kept bigint,
+	OUT rows bigint,
+	OUT bytes bigint)
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_copies';
+
+CREATE VIEW copy_progress AS
+	SELECT
+		s.subname AS subscription,
+		n.nspname AS schema,
+		c.relname AS "table",
+		CASE WHEN r.srsubstate IN ('f', 's') THEN 'catching up'
+			WHEN k.subid IS NOT NULL THEN 'copying'
+			ELSE 'waiting' END AS state,
+		k.workers,
+		k.ranges_done,
+		k.ranges AS ranges_total,
+		k.pages_done,
+		k.pages AS pages_total,
+		k.pages_kept,
+		pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1) AS percent,
+		k.rows,
+		k.bytes,
+		pg_catalog.round(k.bytes / NULLIF(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - k.started), 0))::bigint
+			AS bytes_per_second,
+		pg_catalog.clock_timestamp() - k.started AS elapsed,
+		(pg_catalog.clock_timestamp() - k.started) *
+			((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0)) AS remaining
+	FROM pg_catalog.pg_subscription_rel r
+	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid
+	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+	LEFT JOIN krahodb.copies() k ON k.subid = r.srsubid AND k.relid = r.srrelid
+	WHERE r.srsubstate <> 'r';
+
+GRANT SELECT ON copy_progress TO PUBLIC;

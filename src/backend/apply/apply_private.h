@@ -175,7 +175,6 @@ extern void KdbRetrySucceeded(void);
 extern bool KdbRetrying(void);
 
 /* subscription.c */
-extern void KdbSubscriptionLoad(void);
 extern void KdbSubscriptionReread(void);
 
 /* worker.c: become a process that applies, first half */

@@ -107,6 +107,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 				InvalidRepOriginId : KdbApply.origin;
 			break;
 		case KDB_RECORD_CLAIM:
+		case KDB_RECORD_MERGED:
 			break;
 	}
 }
@@ -240,6 +241,7 @@ find(KdbConverge *c, KdbMergeKey which, KdbLocalRow *local)
 	bool		new_key;
 
 	memset(local, 0, sizeof(KdbLocalRow));
+	KdbMergedForget(c);
 	KdbStartLook(c);
 	new_key = is_new_key(c, side);
 	side->live = !new_key && KdbFindRow(side->target, side->key);

@@ -407,6 +407,9 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 		AllTablesyncsReady();
 
 	KdbApply.krahodb_stream = KdbStreamStartReplication(LogRepWorkerWalRcvConn, &start);
+	KdbStreamCheckTwoPhase(KdbApply.krahodb_stream,
+						   MySubscription->twophasestate != LOGICALREP_TWOPHASE_STATE_DISABLED,
+						   start.options);
 	KdbApplyFramesStart(KdbApply.krahodb_stream ? KdbMyOptions->compression : KDB_COMPRESSION_OFF);
 	KdbApplySeenReset();
 	if (!KdbApply.krahodb_stream)

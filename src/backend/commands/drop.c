@@ -1,17 +1,20 @@
 /*
  * drop.c
- *		What the engine leaves behind of a dropped subscription.
+ *		What the engine leaves behind of a dropped subscription or table.
  *
  * DROP TABLE deletes the labels of a table; DROP SUBSCRIPTION of the engine does
  * not look for any, and the label of a subscription would be found again by the
- * next one with the same OID.
+ * next one with the same OID.  What was copied by an initial copy that was not
+ * finished stays marked (sync/copy_marks.c) until the table is dropped.
  */
 #include "postgres.h"
 
 #include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_subscription.h"
 #include "commands/seclabel.h"
 
+#include "krahodb/copy_marks.h"
 #include "krahodb/seen_state.h"
 
 #include "commands_private.h"
@@ -41,6 +44,8 @@ access_hook(ObjectAccessType access, Oid classid, Oid objectid, int subid, void 
 		DeleteSharedSecurityLabel(objectid, classid);
 		keep_progress(objectid);
 	}
+	else if (access == OAT_DROP && classid == RelationRelationId && subid == 0)
+		KdbCopyUnmarkAll(objectid);
 }
 
 void

@@ -123,6 +123,9 @@ check_publisher(WalReceiverConn *conn, const KdbPublisher *publisher)
 	{
 		KdbStreamCheckOptions(publisher, command->options);
 		KdbStreamCheckNode(publisher, command->options);
+		KdbStreamCheckTwoPhase(publisher->krahodb_version > 0,
+							   bool_option(command->definition, "two_phase", false),
+							   command->options);
 		if (!bool_option(command->definition, "create_slot", true) && slot_name(command))
 			KdbStreamCheckSlot(conn, publisher, slot_name(command), command->options);
 	}
@@ -181,6 +184,35 @@ notice_missing_extension(const char *subname, const KdbSubscriptionOptions *opti
 			 errhint("Run CREATE EXTENSION krahodb.")));
 }
 
+/* What two_phase does here is not what it does on PostgreSQL. */
+static void
+notice_two_phase(const CreateSubscriptionStmt *stmt, const KdbSubscriptionOptions *options)
+{
+	if (!KdbOptionsCompareTimes(options) || !bool_option(stmt->options, "two_phase", false))
+		return;
+	ereport(NOTICE,
+			(errmsg("subscription \"%s\" receives prepared transactions when they are committed",
+					stmt->subname),
+			 errdetail("Conflicts are resolved by time, which a transaction has when it is committed.")));
+}
+
+/*
+ * Whether prepared transactions come at PREPARE or at COMMIT PREPARED cannot change
+ * between the two.
+ */
+static void
+check_two_phase_stays(Oid subid, const KdbSubscriptionOptions *before,
+					  const KdbSubscriptionOptions *after)
+{
+	if (KdbOptionsCompareTimes(before) == KdbOptionsCompareTimes(after) ||
+		GetSubscription(subid, false)->twophasestate == LOGICALREP_TWOPHASE_STATE_DISABLED)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot change whether conflicts are resolved by time for a subscription with \"%s\"", "two_phase"),
+			 errhint("Create the subscription anew.")));
+}
+
 void
 KdbCreateSubscription(const KdbUtilityCall *call)
 {
@@ -221,6 +253,7 @@ KdbCreateSubscription(const KdbUtilityCall *call)
 	if (options->replication_origin_id != InvalidRepOriginId)
 		KdbAssignOriginId(subid, options->replication_origin_id);
 	warn_about_timestamps(stmt->subname, options);
+	notice_two_phase(stmt, options);
 	notice_missing_extension(stmt->subname, options);
 }
 
@@ -274,6 +307,7 @@ alter_options(const KdbUtilityCall *call)
 	ours = KdbMergeOptions(KdbNormaliseSubscriptionOptions(NULL, KdbReadOptions(SubscriptionRelationId, subid)),
 						   ours);
 	options = KdbParseSubscriptionOptions(ours);
+	check_two_phase_stays(subid, KdbGetSubscriptionOptions(subid), options);
 
 	KdbRunUtility(&copy);
 	CommandCounterIncrement();

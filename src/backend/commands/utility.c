@@ -16,8 +16,10 @@
 #include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "miscadmin.h"
+#include "utils/lsyscache.h"
 
 #include "krahodb/clock.h"
+#include "krahodb/copy_marks.h"
 #include "krahodb/init.h"
 #include "krahodb/record.h"
 #include "krahodb/seen_state.h"
@@ -88,6 +90,23 @@ refuse_to_refresh_records(RefreshMatViewStmt *stmt)
 				 errdetail("It holds records of KrahoDB.")));
 }
 
+/*
+ * DROP and ALTER SUBSCRIPTION stop the workers of tables that they remove.  If one was
+ * in the middle of a copy, its helpers' origins are left.
+ */
+static void
+run_subscription_command(const KdbUtilityCall *call, const char *subname,
+						 void (*run) (const KdbUtilityCall *call))
+{
+	Oid			subid = get_subscription_oid(subname, true);
+
+	run(call);
+	if (!OidIsValid(subid))
+		return;
+	CommandCounterIncrement();
+	KdbCopyDropHelperOrigins(subid);
+}
+
 static void
 utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			 ProcessUtilityContext context, ParamListInfo params,
@@ -102,7 +121,14 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			KdbCreateSubscription(&call);
 			break;
 		case T_AlterSubscriptionStmt:
-			KdbAlterSubscription(&call);
+			run_subscription_command(&call,
+									 castNode(AlterSubscriptionStmt, pstmt->utilityStmt)->subname,
+									 KdbAlterSubscription);
+			break;
+		case T_DropSubscriptionStmt:
+			run_subscription_command(&call,
+									 castNode(DropSubscriptionStmt, pstmt->utilityStmt)->subname,
+									 KdbRunUtility);
 			break;
 		case T_CreateStmt:
 			KdbCreateTable(&call);
@@ -112,6 +138,9 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			break;
 		case T_AlterTableStmt:
 			KdbAlterTable(&call);
+			break;
+		case T_IndexStmt:
+			KdbCreateIndex(&call);
 			break;
 		case T_RefreshMatViewStmt:
 			refuse_to_refresh_records(castNode(RefreshMatViewStmt, pstmt->utilityStmt));

@@ -12,6 +12,7 @@
 #include "krahodb/apply.h"
 #include "krahodb/clock.h"
 #include "krahodb/conflict.h"
+#include "krahodb/copy_shared.h"
 #include "krahodb/fault.h"
 #include "krahodb/horizon.h"
 #include "krahodb/init.h"
@@ -36,6 +37,38 @@ static const char *
 show_seen(void)
 {
 	return OidIsValid(MyDatabaseId) ? KdbSeenText(KdbLocalNodeIdentity()) : "";
+}
+
+/* The initial copy. */
+static void
+define_copy_settings(void)
+{
+	DefineCustomIntVariable("krahodb.copy_workers_per_table",
+							"Sets how many processes copy one table at a time, the synchronisation worker among them.",
+							"Zero means that each table is copied in one transaction.",
+							&KdbCopyWorkersPerTable,
+							2, 0, KDB_COPY_MAX_WORKERS,
+							PGC_SIGHUP,
+							0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.copy_range_size",
+							"Sets the size of the pieces in which a table is copied.",
+							"Tables of less than two pieces are copied in one transaction.",
+							&KdbCopyRangeSize,
+							64 * 1024, 64, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_KB,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.copy_rate_limit",
+							"Sets how much the initial copies of a subscription may receive in a second.",
+							"Zero means no limit.",
+							&KdbCopyRateLimit,
+							0, 0, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_KB,
+							NULL, NULL, NULL);
 }
 
 /* What other nodes ask this server for. */
@@ -145,6 +178,8 @@ KdbGucInit(void)
 							PGC_SIGHUP,
 							GUC_UNIT_MB,
 							NULL, NULL, NULL);
+
+	define_copy_settings();
 
 #ifdef KRAHODB_FAULT_POINTS
 	DefineCustomStringVariable("krahodb.fault_point",

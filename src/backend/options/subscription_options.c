@@ -328,3 +328,16 @@ KdbClearSubscriptionStale(Oid subid)
 	store_stale_since(subid, options, NULL);
 	return true;
 }
+
+/* See options.h. */
+bool
+KdbOptionsCompareTimes(const KdbSubscriptionOptions *options)
+{
+	for (int i = 0; i < KDB_CONFLICT_TYPES; i++)
+	{
+		if (options->resolvers.by_type[i] == KDB_RESOLVER_LAST_UPDATE_WINS ||
+			options->resolvers.by_type[i] == KDB_RESOLVER_FIRST_UPDATE_WINS)
+			return true;
+	}
+	return false;
+}

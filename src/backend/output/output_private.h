@@ -36,6 +36,7 @@ typedef struct KdbOutputParameters
 	bool		messages;
 	bool		streaming;
 	bool		two_phase;
+	bool		prepared_at_commit;	/* send prepared transactions when they are committed */
 	KdbOriginFilter origin;
 	int			nfilter_origins;
 	RepOriginId *filter_origins;	/* sorted, distinct */

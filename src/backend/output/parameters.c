@@ -74,6 +74,12 @@ read_two_phase(DefElem *option, KdbOutputParameters *parameters)
 }
 
 static void
+read_prepared_at_commit(DefElem *option, KdbOutputParameters *parameters)
+{
+	parameters->prepared_at_commit = defGetBoolean(option);
+}
+
+static void
 read_origin(DefElem *option, KdbOutputParameters *parameters)
 {
 	const char *value = defGetString(option);
@@ -139,6 +145,7 @@ static const struct
 		{"messages", read_messages},
 		{"streaming", read_streaming},
 		{"two_phase", read_two_phase},
+		{"prepared_at_commit", read_prepared_at_commit},
 		{"origin", read_origin},
 		{"filter_origins", read_filter_origins},
 		{"krahodb", read_krahodb},

@@ -72,7 +72,9 @@ negotiate_streaming(LogicalDecodingContext *ctx, const KdbOutputParameters *para
 /*
  * The client may turn two-phase decoding on; a slot that has it on keeps it, so
  * not asking for it does not turn it off (the caller of the startup callback
- * combines both).
+ * combines both).  A client that compares the times of changes wants prepared
+ * transactions with the time of their commit, so as ordinary ones, whatever the slot
+ * has.
  */
 static void
 negotiate_two_phase(LogicalDecodingContext *ctx, const KdbOutputParameters *parameters)
@@ -90,6 +92,8 @@ negotiate_two_phase(LogicalDecodingContext *ctx, const KdbOutputParameters *para
 				 errmsg("two-phase commit requested, but not supported by output plugin")));
 	else
 		ctx->twophase_opt_given = true;
+	if (parameters->prepared_at_commit)
+		ctx->twophase = false;
 }
 
 /*

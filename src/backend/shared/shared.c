@@ -11,6 +11,7 @@
 #include "storage/shmem.h"
 
 #include "krahodb/conflict_counters.h"
+#include "krahodb/copy_shared.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/lanes_shared.h"
 #include "krahodb/node.h"
@@ -41,6 +42,7 @@ request_shared(void)
 	RequestAddinShmemSpace(KdbSeenAheadSize());
 	RequestAddinShmemSpace(KdbSeenPositionsSize());
 	RequestAddinShmemSpace(KdbConflictCountersSize());
+	RequestAddinShmemSpace(KdbCopySharedSize());
 	KdbHorizonRequestShared();
 	KdbLanesRequestShared();
 }
@@ -78,6 +80,7 @@ start_shared(void)
 	KdbSeenAheadStart();
 	KdbSeenPositionsStart();
 	KdbConflictCountersStart();
+	KdbCopySharedStart();
 	KdbHorizonStartShared();
 	KdbLanesStartShared();
 	LWLockRelease(AddinShmemInitLock);

@@ -283,6 +283,18 @@ KdbStreamCheckNode(const KdbPublisher *publisher, const KdbSubscriptionOptions *
 }
 
 void
+KdbStreamCheckTwoPhase(bool krahodb, bool two_phase, const KdbSubscriptionOptions *options)
+{
+	if (krahodb || !two_phase || !KdbOptionsCompareTimes(options))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot resolve conflicts by time with \"%s\" and this publisher", "two_phase"),
+			 errdetail("A prepared transaction has no time before it is committed; only KrahoDB's output plugin can send it then."),
+			 errhint("Create the subscription with \"%s\".", "two_phase = false")));
+}
+
+void
 KdbStreamInit(void)
 {
 	static WalReceiverFunctionsType wrapped;

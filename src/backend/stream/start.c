@@ -69,6 +69,8 @@ append_krahodb_options(StringInfo cmd, const KdbSubscriptionOptions *options)
 {
 	appendStringInfo(cmd, ", krahodb '%d'", KDB_WIRE_VERSION);
 	appendStringInfo(cmd, ", origin '%s'", options->origin == KDB_ORIGIN_NONE ? "none" : "any");
+	if (KdbOptionsCompareTimes(options))
+		appendStringInfoString(cmd, ", prepared_at_commit 'on'");
 	if (options->compression != KDB_COMPRESSION_OFF)
 		appendStringInfo(cmd, ", compression '%s'", KdbCompressionName(options->compression));
 	if (options->nfilter_origins == 0)

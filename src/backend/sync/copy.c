@@ -1,9 +1,11 @@
 /*
  * copy.c
- *		The initial copy of a table: COPY TO there into COPY FROM here.
+ *		Rows of the initial copy: COPY TO there into COPY FROM here.
  *
- * The rows come in text format, which any two versions and schemas agree on as
- * far as the table's types do.
+ * They come in text format, which any two versions and schemas agree on as far as
+ * the table's types do.  Ranges of large tables come in binary format if each
+ * column has the same type on both sides, and one whose binary form means the same
+ * on every server; that saves parsing.
  *
  * A plain subscription fails if a row is there already, as in the engine.  One
  * that resolves conflicts does not stop for that: the other node may be written
@@ -15,16 +17,16 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/copy.h"
 #include "executor/executor.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "nodes/value.h"
 #include "parser/parse_node.h"
 #include "parser/parse_relation.h"
-#include "pgstat.h"
 #include "replication/walreceiver.h"
-#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -32,81 +34,20 @@
 
 #include "sync_private.h"
 
-/* What has been received and not yet read; belongs to the connection. */
-static struct
-{
-	char	   *data;
-	int			len;
-	bool		ended;			/* nothing more comes */
-} received;
-
-/* Move what is there, but not more than size bytes, to out. */
-static int
-take_received(char *out, int size)
-{
-	int			len = Min(received.len, size);
-
-	memcpy(out, received.data, len);
-	received.data += len;
-	received.len -= len;
-	return len;
-}
-
 /*
- * Receive the next piece; false at the end of the copy.  Waits without limit
- * as long as the connection holds, as any reader of a COPY does: how long the
- * publisher takes for a row depends on the filter.
+ * Types whose binary form is the same, and means the same, on each server: none
+ * that has OIDs, depends on settings, or belongs to an extension.
  */
-static bool
-receive_more(void)
-{
-	while (!received.ended)
-	{
-		pgsocket	fd = PGINVALID_SOCKET;
-		int			len;
-
-		len = walrcv_receive(LogRepWorkerWalRcvConn, &received.data, &fd);
-		CHECK_FOR_INTERRUPTS();
-		if (len > 0)
-		{
-			received.len = len;
-			return true;
-		}
-		if (len < 0)
-		{
-			received.ended = true;
-			break;
-		}
-
-		(void) WaitLatchOrSocket(MyLatch,
-								 WL_SOCKET_READABLE | WL_LATCH_SET |
-									 WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-								 fd, KDB_SYNC_WAIT_MS,
-								 WAIT_EVENT_LOGICAL_SYNC_DATA);
-		ResetLatch(MyLatch);
-	}
-	return false;
-}
-
-/* COPY FROM's data source. */
-static int
-read_remote(void *outbuf, int minread, int maxread)
-{
-	int			nread = 0;
-
-	do
-	{
-		if (received.len == 0 && !receive_more())
-			break;
-		nread += take_received((char *) outbuf + nread, maxread - nread);
-	} while (nread < minread);
-
-	return nread;
-}
+static const Oid binary_types[] = {
+	BOOLOID, BYTEAOID, CHAROID, NAMEOID, INT8OID, INT2OID, INT4OID, TEXTOID,
+	FLOAT4OID, FLOAT8OID, BPCHAROID, VARCHAROID, DATEOID, TIMEOID, TIMETZOID,
+	TIMESTAMPOID, TIMESTAMPTZOID, INTERVALOID, NUMERICOID, UUIDOID, INETOID,
+	CIDROID, MACADDROID, JSONOID, JSONBOID, BITOID, VARBITOID, POINTOID
+};
 
 /* Every column that comes must have a place here that can be written. */
-static void
-check_columns(const KdbRemoteTable *table, Relation rel)
+void
+KdbSyncCheckColumns(const KdbRemoteTable *table, Relation rel)
 {
 	StringInfoData missing;
 	int			nmissing = 0;
@@ -133,42 +74,75 @@ check_columns(const KdbRemoteTable *table, Relation rel)
 							   missing.data)));
 }
 
+static bool
+binary_type(Oid type)
+{
+	for (int i = 0; i < (int) lengthof(binary_types); i++)
+	{
+		if (binary_types[i] == type)
+			return true;
+	}
+	return false;
+}
+
+/* May rows come in binary format? */
+bool
+KdbSyncBinarySafe(const KdbRemoteTable *table, Relation rel)
+{
+	ListCell   *name;
+	ListCell   *type;
+
+	forboth(name, table->columns, type, table->types)
+	{
+		AttrNumber	attnum = get_attnum(RelationGetRelid(rel), strVal(lfirst(name)));
+
+		if (!binary_type(lfirst_oid(type)) ||
+			TupleDescAttr(RelationGetDescr(rel), attnum - 1)->atttypid != lfirst_oid(type))
+			return false;
+	}
+	return true;
+}
+
 static void
-start_remote_copy(const KdbRemoteTable *table, bool with_times)
+start_remote_copy(const KdbRemoteTable *table, const KdbCopySource *source)
 {
 	WalRcvExecResult *res;
 
-	res = walrcv_exec(LogRepWorkerWalRcvConn,
-					  KdbSyncCopyCommand(table, with_times), 0, NULL);
+	res = walrcv_exec(LogRepWorkerWalRcvConn, KdbSyncCopyCommand(table, source), 0, NULL);
 	if (res->status != WALRCV_OK_COPY_OUT)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not start initial contents copy for table \"%s.%s\": %s",
 						table->nspname, table->relname, res->err)));
 	walrcv_clear_result(res);
-	received.len = 0;
-	received.ended = false;
+	KdbCopyReceiveStart();
 }
 
 static CopyFromState
-begin_copy(Relation rel, const KdbRemoteTable *table, ParseState *pstate)
+begin_copy(Relation rel, const KdbRemoteTable *table, bool binary, ParseState *pstate)
 {
+	List	   *options = NIL;
+
+	if (binary)
+		options = list_make1(makeDefElem("format", (Node *) makeString("binary"), -1));
 	(void) addRangeTableEntryForRelation(pstate, rel, RowExclusiveLock,
 										 NULL, false, false);
-	return BeginCopyFrom(pstate, rel, NULL, NULL, false, read_remote,
-						 table->columns, NIL);
+	return BeginCopyFrom(pstate, rel, NULL, NULL, false, KdbCopyReceive,
+						 table->columns, options);
 }
 
 /* All rows by COPY. */
 static void
-copy_rows(Relation rel, const KdbRemoteTable *table)
+copy_rows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *source,
+		  KdbCopyResult *result)
 {
 	ParseState *pstate = make_parsestate(NULL);
 	CopyFromState cstate;
 
-	start_remote_copy(table, false);
-	cstate = begin_copy(rel, table, pstate);
-	(void) CopyFrom(cstate);
+	result->xid = GetCurrentTransactionId();
+	start_remote_copy(table, source);
+	cstate = begin_copy(rel, table, source->binary, pstate);
+	result->rows = CopyFrom(cstate);
 	EndCopyFrom(cstate);
 	free_parsestate(pstate);
 }
@@ -178,7 +152,8 @@ copy_rows(Relation rel, const KdbRemoteTable *table)
  * is copied then, and the remote copy has been read to its end.
  */
 static bool
-try_copy_rows(Relation rel, const KdbRemoteTable *table)
+try_copy_rows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *source,
+			  KdbCopyResult *result)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -188,7 +163,7 @@ try_copy_rows(Relation rel, const KdbRemoteTable *table)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		copy_rows(rel, table);
+		copy_rows(rel, table, source, result);
 		ReleaseCurrentSubTransaction();
 		copied = true;
 	}
@@ -203,16 +178,20 @@ try_copy_rows(Relation rel, const KdbRemoteTable *table)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 
-	while (!copied && receive_more())
-		continue;
+	if (!copied)
+		KdbCopyReceiveSkip();
 	return copied;
 }
 
+/*
+ * A row that is not copied for the first time is later than one that was: where
+ * that was taken away because the publisher's has changed, it comes in its place.
+ */
 static TimestampTz
-row_time(const char *field)
+row_time(const char *field, bool again)
 {
-	return field ? Max(strtoll(field, NULL, 10), KDB_COPIED_ROW_TIMESTAMP) :
-				   KDB_COPIED_ROW_TIMESTAMP;
+	return Max(field ? strtoll(field, NULL, 10) : 0,
+			   KDB_COPIED_ROW_TIMESTAMP + (again ? 1 : 0));
 }
 
 /*
@@ -220,8 +199,10 @@ row_time(const char *field)
  * was written: that decides between it and the one that is here.
  */
 static void
-resolve_rows(Relation rel, const KdbRemoteTable *table)
+resolve_rows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *source,
+			 KdbCopyResult *result)
 {
+	KdbCopySource with_times = *source;
 	int			ncolumns = list_length(table->columns);
 	ParseState *pstate = make_parsestate(NULL);
 	ErrorContextCallback errcallback;
@@ -229,8 +210,13 @@ resolve_rows(Relation rel, const KdbRemoteTable *table)
 	char	  **fields;
 	int			nfields;
 
-	start_remote_copy(table, true);
-	cstate = begin_copy(rel, table, pstate);
+	result->xid = GetCurrentTransactionId();
+	result->rows = 0;
+	result->resolved = true;
+
+	with_times.with_times = true;
+	start_remote_copy(table, &with_times);
+	cstate = begin_copy(rel, table, false, pstate);
 	errcallback.callback = CopyFromErrorCallback;
 	errcallback.arg = cstate;
 	errcallback.previous = error_context_stack;
@@ -246,7 +232,8 @@ resolve_rows(Relation rel, const KdbRemoteTable *table)
 					(errcode(ERRCODE_BAD_COPY_FILE_FORMAT),
 					 errmsg("initial copy of table \"%s.%s\" sent a row of %d columns, %d expected",
 							table->nspname, table->relname, nfields, ncolumns + 1)));
-		KdbApplyCopiedRow(fields, row_time(fields[ncolumns]));
+		KdbApplyCopiedRow(fields, row_time(fields[ncolumns], source->again));
+		result->rows++;
 	}
 	KdbApplyCopyEnd();
 
@@ -256,8 +243,8 @@ resolve_rows(Relation rel, const KdbRemoteTable *table)
 }
 
 /* Does the subscription say what to do with a row that is there already? */
-static bool
-existing_rows_resolved(void)
+bool
+KdbSyncExistingRowsResolved(void)
 {
 	KdbResolver resolver =
 		(KdbResolver) KdbMyOptions->resolvers.by_type[KDB_CONFLICT_INSERT_EXISTS];
@@ -265,28 +252,23 @@ existing_rows_resolved(void)
 	return resolver != KDB_RESOLVER_ENGINE && resolver != KDB_RESOLVER_ERROR;
 }
 
-/*
- * Copy the rows of the publisher's table of the same name into rel, as the
- * current user.
- */
-void
-KdbSyncCopyTable(Relation rel)
+/* Copy rows of the publisher's table into rel, as the current user. */
+KdbCopyResult
+KdbSyncCopyRows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *source,
+				KdbCopyConflicts conflicts)
 {
-	KdbRemoteTable *table;
+	KdbCopyResult result = {0};
 
-	table = KdbSyncFetchRemoteTable(get_namespace_name(RelationGetNamespace(rel)),
-									RelationGetRelationName(rel));
-	CheckSubscriptionRelkind(rel->rd_rel->relkind, table->nspname,
-							 table->relname);
-	check_columns(table, rel);
-
-	if (!existing_rows_resolved())
-		copy_rows(rel, table);
-	else if (!try_copy_rows(rel, table))
+	if (conflicts == KDB_COPY_FAIL)
+		copy_rows(rel, table, source, &result);
+	else if (conflicts == KDB_COPY_MERGE)
+		resolve_rows(rel, table, source, &result);
+	else if (!try_copy_rows(rel, table, source, &result))
 	{
 		ereport(LOG,
 				(errmsg("table \"%s.%s\" has rows already, resolving each one of the initial copy",
 						table->nspname, table->relname)));
-		resolve_rows(rel, table);
+		resolve_rows(rel, table, source, &result);
 	}
+	return result;
 }

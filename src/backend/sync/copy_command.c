@@ -29,15 +29,32 @@ append_columns(StringInfo command, const KdbRemoteTable *table)
 	}
 }
 
+/* "TRUE", or "(filter) OR (filter)". */
 static void
 append_filters(StringInfo command, const KdbRemoteTable *table)
 {
 	ListCell   *lc;
 
+	if (table->filters == NIL)
+		appendStringInfoString(command, "TRUE");
 	foreach(lc, table->filters)
-		appendStringInfo(command, "%s (%s)",
-						 foreach_current_index(lc) == 0 ? " WHERE" : " OR",
+		appendStringInfo(command, "%s(%s)",
+						 foreach_current_index(lc) == 0 ? "" : " OR ",
 						 strVal(lfirst(lc)));
+}
+
+/* Of a range's rows, those that are to be copied. */
+static void
+append_range(StringInfo command, const KdbRemoteTable *table, const KdbCopyRange *range,
+			 const char *relation)
+{
+	appendStringInfo(command, " FROM ONLY %s WHERE ctid >= '(%u,0)'::pg_catalog.tid",
+					 relation, range->start);
+	if (range->end != InvalidBlockNumber)
+		appendStringInfo(command, " AND ctid < '(%u,0)'::pg_catalog.tid", range->end);
+	appendStringInfoString(command, " AND (");
+	append_filters(command, table);
+	appendStringInfoChar(command, ')');
 }
 
 /*
@@ -57,20 +74,31 @@ append_time(StringInfo command)
 							   " * 1000000)::pg_catalog.int8 END");
 }
 
+static void
+append_what(StringInfo command, const KdbRemoteTable *table, const KdbCopySource *source)
+{
+	append_columns(command, table);
+	if (!source->with_times)
+		return;
+	if (table->columns != NIL)
+		appendStringInfoString(command, ", ");
+	append_time(command);
+}
+
 /*
  * A plain table without filters is copied as such; what COPY does not take
  * (partitioned tables) or does not do (filters) goes through a query.  ONLY:
  * tables that inherit from a published one are copied for themselves.
  */
 char *
-KdbSyncCopyCommand(const KdbRemoteTable *table, bool with_times)
+KdbSyncCopyCommand(const KdbRemoteTable *table, const KdbCopySource *source)
 {
 	char	   *name = quote_qualified_identifier(table->nspname, table->relname);
 	bool		plain = table->relkind == RELKIND_RELATION;
 	StringInfoData command;
 
 	initStringInfo(&command);
-	if (plain && table->filters == NIL && !with_times)
+	if (source->range == NULL && plain && table->filters == NIL && !source->with_times)
 	{
 		appendStringInfo(&command, "COPY %s", name);
 		if (table->columns != NIL)
@@ -84,15 +112,35 @@ KdbSyncCopyCommand(const KdbRemoteTable *table, bool with_times)
 	}
 
 	appendStringInfoString(&command, "COPY (SELECT ");
-	append_columns(&command, table);
-	if (with_times)
+	append_what(&command, table, source);
+	if (source->range != NULL)
+		append_range(&command, table, source->range, source->relation);
+	else
 	{
-		if (table->columns != NIL)
-			appendStringInfoString(&command, ", ");
-		append_time(&command);
+		appendStringInfo(&command, " FROM %s%s WHERE ", plain ? "ONLY " : "", name);
+		append_filters(&command, table);
 	}
-	appendStringInfo(&command, " FROM %s%s", plain ? "ONLY " : "", name);
-	append_filters(&command, table);
 	appendStringInfoString(&command, ") TO STDOUT");
+	if (source->binary && !source->with_times)
+		appendStringInfoString(&command, " WITH (FORMAT binary)");
+	return command.data;
+}
+
+/*
+ * How many rows of a range there are, and how many of them some transaction wrote
+ * that was not finished before xmin (see copy_resume.c).
+ */
+char *
+KdbSyncCountCommand(const KdbRemoteTable *table, const KdbCopyRange *range,
+					const char *relation, TransactionId xmin)
+{
+	StringInfoData command;
+
+	initStringInfo(&command);
+	appendStringInfo(&command,
+					 "SELECT pg_catalog.count(*)::pg_catalog.text,"
+					 " (pg_catalog.count(*) FILTER (WHERE pg_catalog.age(xmin) <= pg_catalog.age('%u'::pg_catalog.xid)))::pg_catalog.text",
+					 xmin);
+	append_range(&command, table, range, relation);
 	return command.data;
 }

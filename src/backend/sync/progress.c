@@ -35,14 +35,21 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_replication_origin.h"
 #include "catalog/pg_subscription_rel.h"
 #include "replication/origin.h"
 #include "storage/lmgr.h"
 #include "storage/spin.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/copy_marks.h"
+#include "krahodb/copy_shared.h"
 #include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
@@ -97,6 +104,18 @@ KdbSyncOriginCreate(void)
 	}
 }
 
+/* Where an earlier attempt began, or 0. */
+XLogRecPtr
+KdbSyncOriginProgress(void)
+{
+	char		name[NAMEDATALEN];
+	RepOriginId origin;
+
+	own_origin_name(name);
+	origin = replorigin_by_name(name, true);
+	return origin == InvalidRepOriginId ? InvalidXLogRecPtr : replorigin_get_progress(origin, false);
+}
+
 /* Begin at startpos: where the slot's snapshot was taken. */
 void
 KdbSyncOriginBegin(XLogRecPtr startpos)
@@ -139,6 +158,98 @@ KdbSyncOriginDrop(void)
 
 	own_origin_name(name);
 	replorigin_drop_by_name(name, true, false);
+}
+
+/*
+ * Helpers commit with the main origin too, and the engine wants a session that
+ * does to have acquired some origin.  So each has one for as long as the copy
+ * lasts.  They are dropped with the subscription if it ends before.
+ */
+static void
+helper_origin_name(char *name, int number)
+{
+	snprintf(name, NAMEDATALEN, "pg_%u_%u_%d", MySubscription->oid,
+			 MyLogicalRepWorker->relid, number);
+}
+
+/* To be committed before they are used. */
+void
+KdbSyncHelperOriginsCreate(int nhelpers)
+{
+	char		name[NAMEDATALEN];
+
+	for (int i = 1; i <= nhelpers; i++)
+	{
+		helper_origin_name(name, i);
+		if (replorigin_by_name(name, true) == InvalidRepOriginId)
+			KdbRememberOriginNode(replorigin_create(name), 0);
+	}
+}
+
+/* In a helper. */
+void
+KdbSyncHelperOriginUse(int number)
+{
+	char		name[NAMEDATALEN];
+
+	helper_origin_name(name, number);
+	own_origin = replorigin_by_name(name, false);
+	acquire_own_origin();
+}
+
+/* All helpers are gone. */
+void
+KdbSyncHelperOriginsDrop(void)
+{
+	char		name[NAMEDATALEN];
+
+	for (int i = 1; i < KDB_COPY_MAX_WORKERS; i++)
+	{
+		helper_origin_name(name, i);
+		replorigin_drop_by_name(name, true, false);
+	}
+}
+
+/* Of a helper for a table that the subscription does not have? */
+static bool
+is_left_behind(Oid subid, const char *origin, const char *prefix)
+{
+	XLogRecPtr	lsn;
+	char	   *end;
+	Oid			relid;
+
+	if (strncmp(origin, prefix, strlen(prefix)) != 0)
+		return false;
+	relid = strtoul(origin + strlen(prefix), &end, 10);
+	return *end == '_' &&
+		GetSubscriptionRelState(subid, relid, &lsn) == SUBREL_STATE_UNKNOWN;
+}
+
+/* See copy_marks.h. */
+void
+KdbCopyDropHelperOrigins(Oid subid)
+{
+	char	   *prefix = psprintf("pg_%u_", subid);
+	Relation	rel = table_open(ReplicationOriginRelationId, RowExclusiveLock);
+	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
+	List	   *names = NIL;
+	HeapTuple	tuple;
+	ListCell   *lc;
+
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		Datum		name = heap_getattr(tuple, Anum_pg_replication_origin_roname,
+										RelationGetDescr(rel), &isnull);
+		char	   *string = TextDatumGetCString(name);
+
+		if (is_left_behind(subid, string, prefix))
+			names = lappend(names, string);
+	}
+	systable_endscan(scan);
+	table_close(rel, RowExclusiveLock);
+	foreach(lc, names)
+		replorigin_drop_by_name(lfirst(lc), true, false);
 }
 
 /*

@@ -20,7 +20,7 @@
 #include "sync_private.h"
 
 /* Longer than any query's row. */
-#define MAX_COLUMNS	2
+#define MAX_COLUMNS	3
 
 /*
  * Ask for rows of ncolumns (not more than MAX_COLUMNS) columns of type text;
@@ -31,7 +31,7 @@ static List *
 query_strings(const KdbRemoteTable *table, const char *query, int ncolumns,
 			  const char *what)
 {
-	Oid			types[MAX_COLUMNS] = {TEXTOID, TEXTOID};
+	Oid			types[MAX_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID};
 	List	   *rows = NIL;
 	WalRcvExecResult *res;
 	TupleTableSlot *slot;
@@ -81,6 +81,12 @@ publication_literals(void)
 	return names.data;
 }
 
+static Oid
+parse_oid(const char *text)
+{
+	return DatumGetObjectId(DirectFunctionCall1(oidin, CStringGetDatum(text)));
+}
+
 static void
 fetch_relation(KdbRemoteTable *table)
 {
@@ -102,8 +108,7 @@ fetch_relation(KdbRemoteTable *table)
 						table->nspname, table->relname)));
 
 	row = linitial(rows);
-	table->relid = DatumGetObjectId(DirectFunctionCall1(oidin,
-														CStringGetDatum(row[0])));
+	table->relid = parse_oid(row[0]);
 	table->relkind = row[1][0];
 }
 
@@ -143,7 +148,8 @@ fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version
 
 	initStringInfo(&query);
 	appendStringInfo(&query,
-					 "SELECT a.attname::pg_catalog.text"
+					 "SELECT a.attname::pg_catalog.text, a.attnum::pg_catalog.text,"
+					 " a.atttypid::pg_catalog.oid::pg_catalog.text"
 					 " FROM pg_catalog.pg_attribute a"
 					 " WHERE a.attrelid = %u AND a.attnum > 0"
 					 " AND NOT a.attisdropped",
@@ -155,9 +161,14 @@ fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version
 						 quote_literal_cstr(column_list));
 	appendStringInfoString(&query, " ORDER BY a.attnum");
 
-	foreach(lc, query_strings(table, query.data, 1, "table"))
-		table->columns = lappend(table->columns,
-								 makeString(((char **) lfirst(lc))[0]));
+	foreach(lc, query_strings(table, query.data, 3, "table"))
+	{
+		char	  **row = lfirst(lc);
+
+		table->columns = lappend(table->columns, makeString(row[0]));
+		table->attnums = lappend_int(table->attnums, atoi(row[1]));
+		table->types = lappend_oid(table->types, parse_oid(row[2]));
+	}
 }
 
 /*

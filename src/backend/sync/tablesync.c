@@ -14,17 +14,29 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_subscription_rel.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "replication/slot.h"
 #include "replication/walreceiver.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "krahodb/copy_marks.h"
 #include "krahodb/fault.h"
+#include "krahodb/stream.h"
 
 #include "sync_private.h"
+
+/* The publisher that we are connected to. */
+static uint64 remote_sysid;
+static TimeLineID remote_timeline;
 
 static void
 connect_publisher(const char *slotname)
@@ -37,6 +49,8 @@ connect_publisher(const char *slotname)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not connect to the publisher: %s", err)));
+	remote_sysid = strtou64(walrcv_identify_system(LogRepWorkerWalRcvConn, &remote_timeline),
+							NULL, 10);
 }
 
 /* Run a command without result on the publisher; failure is errmsg's "%s". */
@@ -52,16 +66,37 @@ remote_command(const char *command, const char *failure)
 	walrcv_clear_result(res);
 }
 
+/* Is the slot of a former attempt, and its origin's position, to be kept? */
+static bool
+slot_is_kept(const char *slotname, char state)
+{
+	Relation	rel;
+	bool		kept;
+
+	if (state != SUBREL_STATE_DATASYNC)
+		return false;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	rel = table_open(MyLogicalRepWorker->relid, RowExclusiveLock);
+	kept = KdbCopyKeepsSlot(rel, KdbStreamSlotPlugin(LogRepWorkerWalRcvConn, slotname) == NULL ?
+							InvalidXLogRecPtr : KdbSyncOriginProgress());
+	table_close(rel, NoLock);
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	return kept;
+}
+
 /*
  * DATASYNC, for all to see, and the worker's origin exists.  Flushed, because
  * the slot that comes next survives a crash: only a worker that finds DATASYNC
  * expects one.
  */
 static void
-begin_datasync(const char *slotname, char state)
+begin_datasync(const char *slotname, char state, bool kept_slot)
 {
 	/* a former attempt to copy may have left its slot behind */
-	if (state == SUBREL_STATE_DATASYNC)
+	if (state == SUBREL_STATE_DATASYNC && !kept_slot)
 		ReplicationSlotDropAtPubNode(LogRepWorkerWalRcvConn,
 									 (char *) slotname, true);
 
@@ -77,48 +112,124 @@ begin_datasync(const char *slotname, char state)
 }
 
 /*
- * Make the slot, and copy what its snapshot shows, in one transaction there;
- * rows and FINISHEDCOPY are one transaction here.  The table is only locked
- * against schema changes: the apply worker opens it too.
+ * Begin a transaction at the publisher that shows the table as of a new slot, or as
+ * of now if there is a slot already, from which the stream will begin earlier then.
  */
 static XLogRecPtr
-copy_phase(const char *slotname)
+begin_remote_transaction(const char *slotname, bool kept_slot)
 {
-	Relation	rel;
 	XLogRecPtr	startpos;
-	KdbUserContext user;
-
-	StartTransactionCommand();
-	rel = table_open(MyLogicalRepWorker->relid, RowExclusiveLock);
-	KdbSwitchToTableOwner(rel, &user);
-	KdbCheckTargetPrivileges(rel, ACL_INSERT);
 
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ",
 				   "table copy could not start transaction on publisher");
+	if (kept_slot)
+		return KdbSyncOriginResume(InvalidXLogRecPtr);
+
 	(void) walrcv_create_slot(LogRepWorkerWalRcvConn, slotname,
 							  false /* permanent */, false /* two_phase */,
 							  CRS_USE_SNAPSHOT, &startpos);
 	KDB_FAULT_POINT("sync_after_slot");
 	KdbSyncOriginBegin(startpos);
+	return startpos;
+}
 
-	KDB_FAULT_POINT("sync_before_copy");
-	PushActiveSnapshot(GetTransactionSnapshot());
-	KdbSyncCopyTable(rel);
-	PopActiveSnapshot();
+/* All that the transaction there shows was written before. */
+static XLogRecPtr
+remote_position(void)
+{
+	List	   *rows;
 
+	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT pg_catalog.pg_current_wal_insert_lsn()",
+						  1, "position");
+	return DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
+										   CStringGetDatum(((char **) linitial(rows))[0])));
+}
+
+static KdbRemoteTable *
+look_at_table(Relation rel)
+{
+	KdbRemoteTable *table;
+
+	table = KdbSyncFetchRemoteTable(get_namespace_name(RelationGetNamespace(rel)),
+									pstrdup(RelationGetRelationName(rel)));
+	CheckSubscriptionRelkind(rel->rd_rel->relkind, table->nspname, table->relname);
+	KdbSyncCheckColumns(table, rel);
+	return table;
+}
+
+/* The rows are there, and about to be committed with FINISHEDCOPY. */
+static void
+finish_copy(bool in_ranges)
+{
 	remote_command("COMMIT",
 				   "table copy could not finish transaction on publisher");
-	KdbSyncNoteCopied(startpos);
-	KdbRestoreUser(&user);
-	table_close(rel, NoLock);
-
 	CommandCounterIncrement();
+	if (in_ranges)
+		KdbCopyUnmarkAll(MyLogicalRepWorker->relid);
 	UpdateSubscriptionRelState(MySubscription->oid, MyLogicalRepWorker->relid,
 							   SUBREL_STATE_FINISHEDCOPY, InvalidXLogRecPtr);
 	KDB_FAULT_POINT("sync_after_copy");
 	KdbSyncStampCopy();
 	CommitTransactionCommand();
+	KdbCopyEnd();
 	KDB_FAULT_POINT("sync_after_finishedcopy");
+}
+
+static void
+copy_whole(Relation rel, const KdbRemoteTable *table, bool kept_slot)
+{
+	KdbCopySource source = {.again = kept_slot};
+
+	KdbCopyAnnounce(RelationGetRelid(rel), NULL);
+	(void) KdbSyncCopyRows(rel, table, &source,
+						   kept_slot ? KDB_COPY_MERGE :
+						   KdbSyncExistingRowsResolved() ? KDB_COPY_RESOLVE : KDB_COPY_FAIL);
+}
+
+/*
+ * Copy what the slot's snapshot shows, in one transaction there.  Here, a table that
+ * is copied as a whole is one transaction with FINISHEDCOPY; one that is copied in
+ * ranges is prepared in this transaction, and the ranges have their own.  The table
+ * is only locked against schema changes: the apply worker opens it too.
+ */
+static XLogRecPtr
+copy_phase(const char *slotname, bool kept_slot)
+{
+	Relation	rel;
+	XLogRecPtr	startpos;
+	KdbUserContext user;
+	KdbRemoteTable *table;
+	KdbCopyJob *job;
+	MemoryContext oldcontext;
+
+	StartTransactionCommand();
+	rel = table_open(MyLogicalRepWorker->relid, RowExclusiveLock);
+	KdbSwitchToTableOwner(rel, &user);
+	KdbCheckTargetPrivileges(rel, ACL_INSERT);
+	startpos = begin_remote_transaction(slotname, kept_slot);
+
+	KDB_FAULT_POINT("sync_before_copy");
+	PushActiveSnapshot(GetTransactionSnapshot());
+	oldcontext = MemoryContextSwitchTo(ApplyContext);
+	table = look_at_table(rel);
+	job = KdbCopyPrepare(rel, table, remote_sysid, remote_timeline, startpos, kept_slot);
+	MemoryContextSwitchTo(oldcontext);
+	if (job == NULL)
+		copy_whole(rel, table, kept_slot);
+	PopActiveSnapshot();
+	KdbRestoreUser(&user);
+	table_close(rel, NoLock);
+
+	/* before anybody can see rows */
+	KdbSyncNoteCopied(kept_slot ? remote_position() : startpos);
+	if (job != NULL)
+	{
+		KdbSyncStampCopy();
+		CommitTransactionCommand();
+		KdbCopyRunRanges(job);
+		StartTransactionCommand();
+	}
+	finish_copy(job != NULL);
 	return startpos;
 }
 
@@ -200,8 +311,10 @@ KdbSyncStart(XLogRecPtr *origin_startpos)
 		*origin_startpos = resume(lsn);
 	else
 	{
-		begin_datasync(slotname, state);
-		*origin_startpos = copy_phase(slotname);
+		bool		kept_slot = slot_is_kept(slotname, state);
+
+		begin_datasync(slotname, state, kept_slot);
+		*origin_startpos = copy_phase(slotname, kept_slot);
 	}
 
 	ereport(DEBUG1,

@@ -26,6 +26,12 @@ extern KdbSubscriptionOptions *KdbMyOptions;
 extern int	KdbFetchTimeout;
 
 /*
+ * At the start of a worker, in a transaction: read both for
+ * MyLogicalRepWorker->subid, or exit if there is nothing to work for.
+ */
+extern void KdbSubscriptionLoad(void);
+
+/*
  * Table synchronisation plugs in here (sync is a layer above apply, so it
  * registers itself; KdbSyncInit does).
  */

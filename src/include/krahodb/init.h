@@ -23,6 +23,7 @@ extern void KdbCommandsInit(void);
 
 /* Table synchronisation registers its callbacks (sync/). */
 extern void KdbSyncInit(void);
+extern PGDLLEXPORT void KdbCopyHelperMain(Datum main_arg);
 
 /* Custom GUCs (init/guc.c). */
 extern void KdbGucInit(void);

@@ -52,6 +52,13 @@ extern void KdbStreamCheckNode(const KdbPublisher *publisher,
 							   const KdbSubscriptionOptions *options);
 
 /*
+ * Raises an error if the options compare times of changes and the publisher sends
+ * prepared transactions before their time is known: a stock one with two_phase.
+ */
+extern void KdbStreamCheckTwoPhase(bool krahodb, bool two_phase,
+								   const KdbSubscriptionOptions *options);
+
+/*
  * Can that slot do what the options ask?  Raises an error with a hint if not; a
  * slot that does not exist is no error here.
  */

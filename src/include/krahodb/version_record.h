@@ -12,6 +12,9 @@
  *			counts as one of version "version"
  *	DEAD	the key was dead at "version"
  *	CLAIM	a row of the key has claimed values of a unique index at "version"
+ *	MERGED	a write of version "version" has contributed these values to the merged
+ *			columns of the key; and what the heap shows of the transaction of
+ *			version "shown" is no contribution by itself
  *
  * Records are only added.  Of several that apply the greatest version counts, as
  * versions of a key only grow.  TRUTH and KILLED apply only while the heap shows
@@ -34,7 +37,8 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_TRUTH = 't',
 	KDB_RECORD_KILLED = 'k',
 	KDB_RECORD_DEAD = 'd',
-	KDB_RECORD_CLAIM = 'c'
+	KDB_RECORD_CLAIM = 'c',
+	KDB_RECORD_MERGED = 'm'
 } KdbVersionRecordKind;
 
 /*
@@ -58,8 +62,9 @@ typedef struct KdbVersionRecord
 {
 	KdbVersionRecordKind kind;
 	KdbVersion	version;
-	KdbVersion	shown;			/* TRUTH, KILLED */
+	KdbVersion	shown;			/* TRUTH, KILLED, MERGED */
 	bool		own;			/* written by the current transaction */
+	bytea	   *merged;			/* MERGED: in a format of the writer's own */
 } KdbVersionRecord;
 
 /* Can versions be recorded in this database?  Cheap. */

@@ -46,6 +46,7 @@
 #define MAX_SESSIONS	64
 #define STATEMENT_SIZE	4096
 #define RECONNECT_MS	100
+#define PREPARED_MS		100
 
 typedef struct Template
 {
@@ -218,6 +219,7 @@ prepare_and_finish(PGconn *conn)
 		left_prepared[0] = '\0';
 	if (state != 'A')
 		return state;
+	wait_ms((int) random_below(PREPARED_MS));
 	snprintf(statement, sizeof(statement), "%s PREPARED '%s'", how, left_prepared);
 	if (!run(conn, statement))
 		return 'U';				/* it is still prepared, or the connection has broken */

@@ -90,17 +90,17 @@ sub start
 	return 1;
 }
 
-# Kill -9 the postmaster, and wait until its children have noticed: until then it
-# cannot be started again.
+# Kill -9 the postmaster, and wait until it is gone and its children have noticed:
+# until then it cannot be started again.
 sub kill_server
 {
 	my ($self, $node) = @_;
-	my @children;
+	my @processes;
 
 	return if !defined $node->{_pid};
-	@children = split /\s+/, qx(pgrep -P $node->{_pid});
+	@processes = ($node->{_pid}, split /\s+/, qx(pgrep -P $node->{_pid}));
 	$node->kill9;
-	usleep(10_000) while grep { kill 0, $_ } @children;
+	usleep(10_000) while grep { kill 0, $_ } @processes;
 	unlink $node->data_dir . '/postmaster.pid';
 	return 1;
 }

@@ -99,7 +99,8 @@ sub new
 
 		$entry->{point} = sprintf '%s@%d=%s', $points[ int $self->random(scalar @points) ], 1 + $self->random(50),
 		  (qw(error kill wait))[ int $self->random(3) ];
-		$entry->{options} = sprintf 'streaming = %s, binary = %s', map { $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2;
+		$entry->{options} = sprintf 'streaming = %s, binary = %s, compression = %s',
+		  map({ $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2), (qw(off lz4 zstd))[ int $self->random(3) ];
 		$entry->{node} = $link->{node} if $name =~ /subscription/;
 		if ($name eq 'drift_clock')
 		{

@@ -17,7 +17,7 @@ use Exporter 'import';
 our @EXPORT = qw(workload_features workload_tables workload_schema workload_rows workload_options workload_statements);
 
 our @DEFAULT = qw(plain composite partitioned full index wide bulk long delete keyupdate
-  unique deferred exclusion parts_unique savepoint prepare);
+  unique deferred exclusion parts_unique savepoint prepare toast);
 
 my $KEYS = 60;
 
@@ -160,13 +160,18 @@ my %feature = (
 	prepare => { tables => {}, statements => [], option => 'p' },
 	# prepared transactions are sent at PREPARE
 	twophase => { tables => {}, statements => [], option => 'p' },
+	# columns out of line that are not sent with each update
 	toast => {
-		tables => { toasted => '(id int PRIMARY KEY, v text, w text)' },
-		more => 'ALTER TABLE toasted ALTER w SET STORAGE EXTERNAL',
+		tables => { toasted => '(id int PRIMARY KEY, u int UNIQUE, v text, w text, x text)' },
+		more => 'ALTER TABLE toasted ALTER w SET STORAGE EXTERNAL, ALTER x SET STORAGE EXTERNAL',
 		statements => [
-			3 => upsert('toasted', '{rand 20}', "'{tag}', chaos_wide('{word}')", 'v = EXCLUDED.v'),
-			5 => "UPDATE toasted SET v = '{tag}' WHERE id = {rand 20}",
+			4 => upsert('toasted', "{rand 20}", "{rand $KEYS}, '{tag}', chaos_wide('{word}'), chaos_wide('{word}')"),
+			6 => "UPDATE toasted SET v = '{tag}' WHERE id = {rand 20}",
 			3 => "UPDATE toasted SET w = chaos_wide('{word}') WHERE id = {rand 20}",
+			3 => "UPDATE toasted SET x = chaos_wide('{word}') WHERE id = {rand 20}",
+			2 => "UPDATE toasted SET u = {rand $KEYS}, v = '{tag}' WHERE id = {rand 20}",
+			2 => "UPDATE toasted SET id = {rand 20}, v = '{tag}' WHERE id = {rand 20}",
+			2 => "DELETE FROM toasted WHERE id = {rand 20}",
 		]
 	});
 

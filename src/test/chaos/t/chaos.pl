@@ -44,6 +44,7 @@ sub options
 	my $n = $number + $seed;
 
 	return join ', ', 'streaming = ' . ($n % 2 ? 'on' : 'off'), 'binary = ' . ($n % 3 == 2 ? 'on' : 'off'),
+	  'compression = ' . (qw(off lz4 zstd))[ int($n / 2) % 3 ],
 	  $two_phase && $n % 5 < 2 ? 'two_phase = on' : ();
 }
 

@@ -1,0 +1,179 @@
+/*
+ * copy_receive.c
+ *		COPY's data on its way from the connection to COPY FROM.
+ *
+ * Whatever is received is counted in shared memory, for krahodb.copy_progress, and
+ * paid for with the subscription's meter if krahodb.copy_rate_limit is set.  It is
+ * paid for in pieces, not row by row: a piece is what the limit allows in a tenth
+ * of a second, but not more than PIECE_BYTES.  While the process waits the
+ * publisher does too, as soon as the socket's buffers are full.
+ *
+ * A change of the limit takes effect at once, also for who is waiting: what was
+ * to be paid at the old rate is forgotten (see copy_shared.c).
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "replication/walreceiver.h"
+#include "storage/latch.h"
+#include "utils/guc.h"
+#include "utils/timestamp.h"
+
+#include "krahodb/copy_shared.h"
+
+#include "sync_private.h"
+
+#define PIECE_BYTES		65536
+
+/* What has been received and not yet read; belongs to the connection. */
+static struct
+{
+	char	   *data;
+	int			len;
+	bool		ended;			/* nothing more comes */
+} received;
+
+static KdbSharedCopy *counted_in = NULL;
+static int64 unpaid = 0;
+
+/* Count what is received from here on in that entry. */
+void
+KdbCopyReceiveCount(KdbSharedCopy *copy)
+{
+	counted_in = copy;
+}
+
+/* A COPY has been started on LogRepWorkerWalRcvConn. */
+void
+KdbCopyReceiveStart(void)
+{
+	received.len = 0;
+	received.ended = false;
+}
+
+/* In the middle of COPY the configuration is only read here. */
+static void
+process_interrupts(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+/* Wait for that many microseconds, or until the limit is another one. */
+static void
+wait_for_rate(int64 usecs)
+{
+	int			rate = KdbCopyRateLimit;
+	TimestampTz until = GetCurrentTimestamp() + usecs;
+
+	while (KdbCopyRateLimit == rate)
+	{
+		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+
+		if (ms <= 0)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 ms, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		process_interrupts();
+	}
+}
+
+static void
+account(int bytes)
+{
+	if (counted_in != NULL)
+	{
+		pg_atomic_fetch_add_u64(&counted_in->rows, 1);	/* one message for each row */
+		pg_atomic_fetch_add_u64(&counted_in->bytes, bytes);
+	}
+
+	unpaid = KdbCopyRateLimit == 0 ? 0 : unpaid + bytes;
+	if (unpaid >= Min(PIECE_BYTES, (int64) KdbCopyRateLimit * 1024 / 10) && unpaid > 0)
+	{
+		int64		wait = KdbCopyMeterPay(MySubscription->oid, unpaid);
+
+		unpaid = 0;
+		if (wait > 0)
+			wait_for_rate(wait);
+	}
+}
+
+/*
+ * Receive the next piece; false at the end of the copy.  Waits without limit
+ * as long as the connection holds, as any reader of a COPY does: how long the
+ * publisher takes for a row depends on the filter.
+ */
+static bool
+receive_more(void)
+{
+	while (!received.ended)
+	{
+		pgsocket	fd = PGINVALID_SOCKET;
+		int			len;
+
+		len = walrcv_receive(LogRepWorkerWalRcvConn, &received.data, &fd);
+		process_interrupts();
+		if (len > 0)
+		{
+			received.len = len;
+			account(len);
+			return true;
+		}
+		if (len < 0)
+		{
+			received.ended = true;
+			break;
+		}
+
+		(void) WaitLatchOrSocket(MyLatch,
+								 WL_SOCKET_READABLE | WL_LATCH_SET |
+									 WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								 fd, KDB_SYNC_WAIT_MS,
+								 WAIT_EVENT_LOGICAL_SYNC_DATA);
+		ResetLatch(MyLatch);
+	}
+	return false;
+}
+
+/* Move what is there, but not more than size bytes, to out. */
+static int
+take_received(char *out, int size)
+{
+	int			len = Min(received.len, size);
+
+	memcpy(out, received.data, len);
+	received.data += len;
+	received.len -= len;
+	return len;
+}
+
+/* COPY FROM's data source. */
+int
+KdbCopyReceive(void *outbuf, int minread, int maxread)
+{
+	int			nread = 0;
+
+	do
+	{
+		if (received.len == 0 && !receive_more())
+			break;
+		nread += take_received((char *) outbuf + nread, maxread - nread);
+	} while (nread < minread);
+
+	return nread;
+}
+
+/* Read to the end what nobody wants any more. */
+void
+KdbCopyReceiveSkip(void)
+{
+	while (receive_more())
+		continue;
+}
