@@ -36,6 +36,19 @@ static dsa_area *area = NULL;
 static BackgroundWorkerHandle *handles[KDB_MAX_APPLY_WORKERS];
 static dsa_pointer last_relation = InvalidDsaPointer;
 
+/* A slot whose lane has never come; those that have come give it back themselves. */
+static void
+give_back_slot(int index, int number)
+{
+	KdbLaneSlot *slot = &KdbLanes->slots[index].slot;
+
+	LWLockAcquire(KdbLanes->lock, LW_EXCLUSIVE);
+	if (pg_atomic_read_u32(&slot->state) == KDB_LANE_STARTING && slot->pid == 0 &&
+		slot->subid == MySubscription->oid && slot->number == number)
+		pg_atomic_write_u32(&slot->state, KDB_LANE_FREE);
+	LWLockRelease(KdbLanes->lock);
+}
+
 static void
 end_on_exit(int code, Datum arg)
 {
@@ -143,6 +156,7 @@ KdbLaneGroupEnd(void)
 	for (int i = 0; i < n; i++)
 	{
 		wait_until_ended(handles[i]);
+		give_back_slot(group->lanes[i], i + 1);
 		pfree(handles[i]);
 	}
 	dsa_detach(area);
@@ -177,15 +191,6 @@ take_slot(int number)
 	}
 	LWLockRelease(KdbLanes->lock);
 	return result;
-}
-
-/* A slot whose lane has never come. */
-static void
-give_back_slot(int index)
-{
-	LWLockAcquire(KdbLanes->lock, LW_EXCLUSIVE);
-	pg_atomic_write_u32(&KdbLanes->slots[index].slot.state, KDB_LANE_FREE);
-	LWLockRelease(KdbLanes->lock);
 }
 
 static void
@@ -226,7 +231,7 @@ KdbLaneStart(void)
 	MemoryContextSwitchTo(old);
 	if (!started)
 	{
-		give_back_slot(index);
+		give_back_slot(index, n + 1);
 		return false;
 	}
 	group->lanes[n] = index;
@@ -259,7 +264,7 @@ KdbLanesReady(void)
 	return ready;
 }
 
-/* Has one of them ended before it began?  Then nobody frees its slot. */
+/* See lanes_private.h. */
 bool
 KdbLaneHasStopped(void)
 {
@@ -269,11 +274,8 @@ KdbLaneHasStopped(void)
 	{
 		pid_t		pid;
 
-		if (GetBackgroundWorkerPid(handles[i], &pid) != BGWH_STOPPED)
-			continue;
-		if (pg_atomic_read_u32(&KdbLaneOf(KdbMyLaneGroup, i)->state) == KDB_LANE_STARTING)
-			give_back_slot(KdbMyLaneGroup->lanes[i]);
-		return true;
+		if (GetBackgroundWorkerPid(handles[i], &pid) == BGWH_STOPPED)
+			return true;
 	}
 	return false;
 }
