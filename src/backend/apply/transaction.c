@@ -131,6 +131,7 @@ begin_remote(TransactionId xid, XLogRecPtr finish_lsn, TimestampTz when)
 	KdbApply.remote_final_lsn = finish_lsn;
 	KdbApply.remote_commit_time = when;
 	KdbClockBeforeApply(when);
+	KdbTransactionVersionForget();
 	KdbSeenMark(KdbApply.origin, GetCurrentTimestamp());
 	if (!KdbInLane)
 		KdbSkipMaybeStart(finish_lsn);
