@@ -22,6 +22,7 @@
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
  *	walk.c			the same for keys in ascending order, without a descent for each
+ *	recall.c		the same for rows that were written lately
  *	row.c			INSERT, UPDATE, DELETE
  *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
@@ -164,6 +165,9 @@ extern int	KdbRetrySchedule(void);
 extern void KdbRetryStarting(void);
 extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(void);
+
+/* Is the remote transaction tried again that an earlier worker could not finish? */
+extern bool KdbRetrying(void);
 
 /* subscription.c */
 extern void KdbSubscriptionReread(void);

@@ -170,12 +170,12 @@ static const KdbMergeOps ops = {
 	.report = report
 };
 
-static void
-merge(KdbConverge *c)
+/* See converge_private.h. */
+void
+KdbConvergeStart(KdbConverge *c)
 {
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-	KdbMergeWrite write = {0};
 
 	if (!context_ready)
 		begin_transaction();
@@ -186,6 +186,15 @@ merge(KdbConverge *c)
 	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
 	c->context = &context;
 	c->holders = holders;
+}
+
+static void
+merge(KdbConverge *c)
+{
+	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
+	KdbMergeWrite write = {0};
+
+	KdbConvergeStart(c);
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
 	write.unsent = KdbRowIsIncomplete(c);

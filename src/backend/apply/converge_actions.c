@@ -92,9 +92,9 @@ note_truth(KdbConverge *c, const KdbMergePut *put)
 	KdbAddRecord(c, side->target, &key, KDB_RECORD_TRUTH, put->version, NULL);
 }
 
-/* Is there still nothing newer than what was found when the key was looked at? */
-static bool
-is_undisturbed(KdbConverge *c, KdbVersion version)
+/* See converge_private.h. */
+bool
+KdbIsUndisturbed(KdbConverge *c, KdbVersion version)
 {
 	uint64		clock;
 
@@ -105,14 +105,14 @@ is_undisturbed(KdbConverge *c, KdbVersion version)
 	return clock != 0 && (clock == c->clock || (TimestampTz) clock < version.ts);
 }
 
-/* Has somebody meanwhile done something that beats the inserted row? */
-static bool
-is_overtaken(KdbConverge *c, const KdbMergePut *put)
+/* See converge_private.h. */
+bool
+KdbIsOvertaken(KdbConverge *c, const KdbMergePut *put)
 {
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbLocalRow dead = {0};
 
-	if (is_undisturbed(c, put->version))
+	if (KdbIsUndisturbed(c, put->version))
 		return false;
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
 		!dead.same_transaction && KdbVersionCompare(dead.version, put->version) > 0)
@@ -124,9 +124,12 @@ is_overtaken(KdbConverge *c, const KdbMergePut *put)
 		KdbFactNewerClaim(c, put->chosen, put->version);
 }
 
-/* The row is to be deleted, and gone for whoever looks for it next: a command each. */
-static void
-take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
+/*
+ * See converge_private.h.  The row is to be deleted, and gone for whoever looks for it
+ * next: a command each.
+ */
+void
+KdbTakeBack(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 {
 	CommandCounterIncrement();
 	c->context->newest = false;
@@ -198,9 +201,9 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	}
 	c->written = slot;
-	if (is_overtaken(c, put))
+	if (KdbIsOvertaken(c, put))
 	{
-		take_back(c, target, &slot->tts_tid);
+		KdbTakeBack(c, target, &slot->tts_tid);
 		return KDB_MERGE_CHANGED;
 	}
 	KDB_FAULT_POINT("converge_inserted");
@@ -236,7 +239,7 @@ may_stay(void *arg, TupleTableSlot *row)
 	Overwrite  *overwrite = arg;
 	KdbConverge *c = overwrite->c;
 
-	if (is_undisturbed(c, overwrite->version))
+	if (KdbIsUndisturbed(c, overwrite->version))
 		return true;
 	c->unclaimed = false;
 	c->context->newest = false;

@@ -311,6 +311,13 @@ has_tuples(void *arg, const KdbUniqueValues *unique)
 	return KdbIndexHasTuples(arg, unique->index, unique->key, unique->nkeys);
 }
 
+/* See converge_private.h. */
+bool
+KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row)
+{
+	return !KdbForEachUnique(target, row, has_tuples, target);
+}
+
 /* See merge.h. */
 int
 KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
@@ -322,8 +329,7 @@ KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 	int			n = 0;
 
 	/* Whoever takes a value at this moment is noticed by the write. */
-	c->unclaimed = c->clashes == 0 &&
-		!KdbForEachUnique(side->target, row, has_tuples, side->target);
+	c->unclaimed = c->clashes == 0 && KdbHasNewValues(side->target, row);
 	if (c->unclaimed)
 		return 0;
 	found = KdbFindHolders(side->target, row, side->live ? &side->tid : NULL,

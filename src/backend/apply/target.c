@@ -478,6 +478,7 @@ close_target(KdbApplyTarget *target)
 	target->rel = NULL;
 	target->relinfo->ri_RelationDesc = NULL;
 	target->checked = 0;
+	target->recall.blocks = 0;
 	dlist_delete(&target->open_link);
 }
 

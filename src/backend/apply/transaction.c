@@ -128,6 +128,7 @@ begin_remote(TransactionId xid, XLogRecPtr finish_lsn, TimestampTz when)
 	KdbApply.remote_final_lsn = finish_lsn;
 	KdbApply.remote_commit_time = when;
 	KdbClockBeforeApply(when);
+	KdbTransactionVersionForget();
 	KdbSeenMark(KdbApply.origin, GetCurrentTimestamp());
 	KdbSkipMaybeStart(finish_lsn);
 
