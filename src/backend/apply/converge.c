@@ -178,8 +178,7 @@ KdbConvergeStart(KdbConverge *c)
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 
-	write.unsent = KdbRowIsIncomplete(c);
-	if (write.unsent && !TransactionIdIsValid(GetTopTransactionIdIfAny()))
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()) && KdbRowIsIncomplete(c))
 		KdbAwaitSeen();			/* nothing is locked yet */
 	if (!context_ready)
 		begin_transaction();
@@ -201,6 +200,7 @@ merge(KdbConverge *c)
 	KdbConvergeStart(c);
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
+	write.unsent = KdbRowIsIncomplete(c);
 	write.unique = target->has_unique;
 	if (target->nmerged > 0 && c->operation != KDB_DELETE)
 		KdbMergedBegin(c);
