@@ -11,7 +11,7 @@ use List::Util qw(min uniq);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(check_tables check_events check_quiet check_collected log_counts);
+our @EXPORT = qw(check_tables check_sums check_events check_quiet check_collected log_counts);
 
 my $shown = 10;	# differing rows, wrong events
 
@@ -29,6 +29,20 @@ sub check_tables
 		ok($equal, "table $table is equal on all nodes ($first)");
 		show_differences($mesh, $table) if !$equal;
 	}
+	return;
+}
+
+# Each counter is the sum of what was added to it: no change is lost or counted twice.
+sub check_sums
+{
+	my ($mesh) = @_;
+	my ($node) = $mesh->nodes;
+	my $wrong = $mesh->insist($node,
+		q{SELECT string_agg(format('%s: %s instead of %s', id, c.n, coalesce(a.n, 0)), ', ' ORDER BY id)
+		   FROM counter c LEFT JOIN (SELECT counter, sum(n) AS n FROM added GROUP BY 1) a ON a.counter = c.id
+		   WHERE c.n IS DISTINCT FROM coalesce(a.n, 0)});
+
+	is($wrong, '', 'counters are the sums of what was added');
 	return;
 }
 
