@@ -31,11 +31,15 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(
   contender
+  contenders
   wanted_contenders
   rounds
   in_turns
   note_figure
   drain
+  set_marker
+  wait_for_marker
+  walsender
   run_pgbench
   sql
   bench_report
@@ -192,6 +196,9 @@ sub contender
 	pass("contender $params{name}");
 	return \%c;
 }
+
+# All of them, in the order in which they were made.
+sub contenders { return @contenders; }
 
 # ---- work and time ---------------------------------------------------------------
 

@@ -11,7 +11,11 @@ use List::Util qw(min uniq);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
+<<<<<<< HEAD
 our @EXPORT = qw(check_tables check_sums check_events check_quiet check_collected log_counts);
+=======
+our @EXPORT = qw(check_tables check_queries check_events check_quiet check_collected log_counts);
+>>>>>>> main
 
 my $shown = 10;	# differing rows, wrong events
 
@@ -32,6 +36,7 @@ sub check_tables
 	return;
 }
 
+<<<<<<< HEAD
 # Each counter is the sum of what was added to it: no change is lost or counted twice.
 sub check_sums
 {
@@ -43,6 +48,17 @@ sub check_sums
 		   WHERE c.n IS DISTINCT FROM coalesce(a.n, 0)});
 
 	is($wrong, '', 'counters are the sums of what was added');
+=======
+# Each query says true on each node.
+sub check_queries
+{
+	my ($mesh, @queries) = @_;
+
+	foreach my $node ($mesh->nodes)
+	{
+		is($mesh->insist($node, $_), 't', 'on ' . $node->name . ": $_") foreach @queries;
+	}
+>>>>>>> main
 	return;
 }
 
