@@ -11,11 +11,7 @@ use List::Util qw(min uniq);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-<<<<<<< HEAD
-our @EXPORT = qw(check_tables check_sums check_events check_quiet check_collected log_counts);
-=======
 our @EXPORT = qw(check_tables check_queries check_events check_quiet check_collected log_counts);
->>>>>>> main
 
 my $shown = 10;	# differing rows, wrong events
 
@@ -36,19 +32,6 @@ sub check_tables
 	return;
 }
 
-<<<<<<< HEAD
-# Each counter is the sum of what was added to it: no change is lost or counted twice.
-sub check_sums
-{
-	my ($mesh) = @_;
-	my ($node) = $mesh->nodes;
-	my $wrong = $mesh->insist($node,
-		q{SELECT string_agg(format('%s: %s instead of %s', id, c.n, coalesce(a.n, 0)), ', ' ORDER BY id)
-		   FROM counter c LEFT JOIN (SELECT counter, sum(n) AS n FROM added GROUP BY 1) a ON a.counter = c.id
-		   WHERE c.n IS DISTINCT FROM coalesce(a.n, 0)});
-
-	is($wrong, '', 'counters are the sums of what was added');
-=======
 # Each query says true on each node.
 sub check_queries
 {
@@ -58,7 +41,6 @@ sub check_queries
 	{
 		is($mesh->insist($node, $_), 't', 'on ' . $node->name . ": $_") foreach @queries;
 	}
->>>>>>> main
 	return;
 }
 
