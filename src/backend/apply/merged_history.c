@@ -60,6 +60,7 @@ typedef struct RowVersion
 	ItemPointerData next;
 	TransactionId writer;
 	TransactionId ender;		/* InvalidTransactionId: not ended */
+	bool		update;			/* replaced another one */
 	bool		combo;			/* written and ended by one transaction */
 	CommandId	command;		/* of its end, comparable among those */
 	bool		own;
@@ -186,6 +187,7 @@ read_header(TupleTableSlot *slot, RowVersion *version)
 	ended = !(tuple->t_infomask & HEAP_XMAX_INVALID) &&
 		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask);
 	version->ender = ended ? HeapTupleHeaderGetUpdateXid(tuple) : InvalidTransactionId;
+	version->update = (tuple->t_infomask & HEAP_UPDATED) != 0;
 	version->combo = (tuple->t_infomask & HEAP_COMBOCID) != 0;
 	version->command = HeapTupleHeaderGetRawCommandId(tuple);
 	version->next = tuple->t_ctid;
@@ -405,6 +407,26 @@ step_of(const History *history, const RowVersion *version, KdbColumnContribution
 	}
 }
 
+/*
+ * The horizon is not known for some time after a server's start, but the heap tells
+ * how far it has been: a version whose predecessor is gone was behind it, as the
+ * predecessor was vacuumed.  Or the predecessor had another key, and the version is an
+ * assignment, which may as well be taken for the base: what is older does not count.
+ */
+static void
+extend_horizon(History *history)
+{
+	ListCell   *lc;
+
+	foreach(lc, history->versions)
+	{
+		RowVersion *version = lfirst(lc);
+
+		if (version->update && version->previous == NULL && !version->own)
+			history->horizon = Max(history->horizon, version->version.ts);
+	}
+}
+
 static bool
 is_behind(const History *history, const RowVersion *version)
 {
@@ -586,6 +608,7 @@ KdbMergedReadHistory(KdbConverge *c)
 	note_recorded(&history);
 	read_versions(&history);
 	link_versions(history.versions);
+	extend_horizon(&history);
 	foreach(lc, history.versions)
 	{
 		if (((RowVersion *) lfirst(lc))->previous == NULL)
