@@ -73,6 +73,7 @@ report(void *arg, const KdbMergeReport *r)
 	KdbConflictSide remote = {0};
 	int			n = 0;
 
+	KdbLaneMustBeFirst();
 	if (r->local && r->local->state != KDB_ROW_ABSENT)
 		fill_side(&sides[n++],
 				  r->local->state == KDB_ROW_LIVE && !TTS_EMPTY(side->target->local) ?
@@ -112,7 +113,7 @@ KdbConvergeEnd(void)
 	if (!context_ready)
 		return;
 	context_ready = false;
-	pg_atomic_fetch_sub_u32(&KdbShared->merging, 1);
+	KdbCountMerging(false);
 }
 
 static void
@@ -131,7 +132,7 @@ begin_transaction(void)
 	context.horizon = seen_until != 0 ? seen_until : INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
-	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
+	KdbCountMerging(true);
 }
 
 /*
