@@ -7,6 +7,7 @@
  *	converge_actions.c	what the rules order: rows written, killed, remembered
  *	converge_merged.c	columns whose values are merged (merged_private.h)
  *	converge_row.c		the rows that are written, from what was sent, is here, was fetched
+ *	converge_inserts.c	runs of inserts, written together if all of their keys are new
  *	fetch.c				the row of the key from the publisher
  */
 #ifndef CONVERGE_PRIVATE_H
@@ -63,6 +64,9 @@ KdbSideOf(KdbConverge *c, KdbMergeKey key)
 	return &c->sides[key];
 }
 
+/* converge.c: set c up for the transaction, whose first change it may be. */
+extern void KdbConvergeStart(KdbConverge *c);
+
 /* converge_facts.c */
 extern void KdbFactFind(void *arg, KdbMergeKey key, KdbLocalRow *local);
 extern bool KdbFactUniqueChanges(void *arg, KdbRowPart part);
@@ -90,6 +94,9 @@ extern bool KdbKilledBefore(KdbConverge *c, KdbApplyTarget *target, const KdbRec
 
 /* Has another key claimed a unique value of the row at a greater version? */
 extern bool KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version);
+
+/* Does no tuple, dead or alive, have one of the row's unique values? */
+extern bool KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row);
 
 /* What is found from here on must hold when the row is written. */
 extern void KdbStartLook(KdbConverge *c);
@@ -150,6 +157,15 @@ extern KdbMergeResult KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVer
 								 bool remember);
 extern void KdbActBury(void *arg, KdbMergeKey key, KdbVersion version);
 extern void KdbActClaim(void *arg, KdbRowPart part, KdbVersion version);
+
+/* Is there still nothing newer than what was found when the key was looked at? */
+extern bool KdbIsUndisturbed(KdbConverge *c, KdbVersion version);
+
+/* Has somebody meanwhile done something that beats the inserted row? */
+extern bool KdbIsOvertaken(KdbConverge *c, const KdbMergePut *put);
+
+/* Delete the inserted row again. */
+extern void KdbTakeBack(KdbConverge *c, KdbApplyTarget *target, ItemPointer where);
 
 extern void KdbAddRecord(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
 						 KdbVersionRecordKind kind, KdbVersion version, bytea *merged);

@@ -378,6 +378,7 @@ KdbFetchRow(void *arg, KdbFetched *fetched)
 	List	   *seen;
 	char	  **first;
 
+	KdbLaneMustBeFirst();
 	describe_request(c, &request);
 	KdbApplyErrorContext.attname = request.subject.column;
 	require_krahodb(&request.subject);
