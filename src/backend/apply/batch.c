@@ -138,6 +138,17 @@ write_rows(void)
 	MemoryContextSwitchTo(old);
 }
 
+/* See apply_private.h. */
+void
+KdbBatchAbandon(void)
+{
+	last_inserted = NULL;
+	batch.nrows = 0;
+	batch.bytes = 0;
+	if (batch.context)
+		MemoryContextReset(batch.context);
+}
+
 /* See relation_private.h. */
 void
 KdbBatchFlush(void)

@@ -73,6 +73,7 @@ report(void *arg, const KdbMergeReport *r)
 	KdbConflictSide remote = {0};
 	int			n = 0;
 
+	KdbLaneMustBeFirst();
 	if (r->local && r->local->state != KDB_ROW_ABSENT)
 		fill_side(&sides[n++],
 				  r->local->state == KDB_ROW_LIVE && !TTS_EMPTY(side->target->local) ?
@@ -112,7 +113,7 @@ KdbConvergeEnd(void)
 	if (!context_ready)
 		return;
 	context_ready = false;
-	pg_atomic_fetch_sub_u32(&KdbShared->merging, 1);
+	KdbCountMerging(false);
 }
 
 static void
@@ -131,7 +132,7 @@ begin_transaction(void)
 	context.horizon = seen_until != 0 ? seen_until : INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
-	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
+	KdbCountMerging(true);
 }
 
 /*
@@ -177,6 +178,8 @@ KdbConvergeStart(KdbConverge *c)
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()) && KdbRowIsIncomplete(c))
+		KdbAwaitSeen();			/* nothing is locked yet */
 	if (!context_ready)
 		begin_transaction();
 	context.resolvers = &target->resolvers;

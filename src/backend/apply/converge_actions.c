@@ -197,6 +197,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	KDB_FAULT_POINT("converge_insert");
 	if (KdbWriteInsert(target, slot, notice_of(c)) != KDB_WRITE_DONE)
 	{
+		(void) KdbLaneSettle();
 		c->clashes++;
 		return KDB_MERGE_CHANGED;
 	}
@@ -280,7 +281,10 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	else
 		result = KdbWriteUpdate(target, target->merged, columns, false);
 	if (result == KDB_WRITE_CONFLICT)
+	{
+		(void) KdbLaneSettle();
 		c->clashes++;
+	}
 	if (result != KDB_WRITE_DONE)
 		return KDB_MERGE_CHANGED;
 	c->written = target->merged;
@@ -317,6 +321,7 @@ KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVersion version, bool rem
 	KdbRecordedKey key;
 
 	CHECK_FOR_INTERRUPTS();
+	KdbLaneMustBeFirst();
 	if (!delete_other_row(target, &row->tid))
 		return KDB_MERGE_CHANGED;
 	KdbKeyOfRow(target, row->copy, &key);
@@ -332,6 +337,7 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 	KdbConvergeSide *side = KdbSideOf(c, which);
 	KdbRecordedKey key;
 
+	KdbLaneMustBeFirst();
 	KDB_FAULT_POINT("converge_bury");
 	KdbKeyOfRow(side->target, side->key, &key);
 	KdbAddRecord(c, side->target, &key, KDB_RECORD_DEAD, version, NULL);
@@ -406,6 +412,7 @@ KdbActClaim(void *arg, KdbRowPart part, KdbVersion version)
 	KdbConverge *c = arg;
 	Claim		claim = {c, version};
 
+	KdbLaneMustBeFirst();
 	KDB_FAULT_POINT("converge_claim");
 	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c, part), claim_values, &claim);
 	KdbMergeEvent();

@@ -234,11 +234,9 @@ KdbStartLook(KdbConverge *c)
 	pg_memory_barrier();
 }
 
-/* See merge.h. */
-void
-KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
+static void
+find(KdbConverge *c, KdbMergeKey which, KdbLocalRow *local)
 {
-	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, which);
 	bool		new_key;
 
@@ -258,6 +256,36 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 	}
 	else if (!KdbTrueDeath(c, side->target, side->key, local))
 		local->state = KDB_ROW_ABSENT;
+}
+
+/*
+ * Does the write do the same whatever else is applied here first?  It inserts a key that
+ * is not here, or writes over a row that it follows.
+ */
+static bool
+is_plain(KdbConverge *c, KdbMergeKey which, const KdbLocalRow *local)
+{
+	bool		inserts = c->operation == KDB_INSERT || (c->key_changed && which == KDB_KEY_NEW);
+
+	if (inserts || local->state != KDB_ROW_LIVE)
+		return inserts && local->state == KDB_ROW_ABSENT;
+	if (local->same_transaction)
+		return true;
+	return local->version_known &&
+		KdbVersionCompare(c->context->version, local->version) > 0 &&
+		(local->version.node == c->context->version.node || KdbApplyWriterSaw(local));
+}
+
+/* See merge.h. */
+void
+KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
+{
+	KdbConverge *c = arg;
+
+	do
+	{
+		find(c, which, local);
+	} while (!is_plain(c, which, local) && KdbLaneSettle());
 }
 
 /*
@@ -342,6 +370,8 @@ KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 		list[n].row = c->holders[i].row;
 		list[n++].handle = i;
 	}
+	if (n > 0)
+		KdbLaneMustBeFirst();
 	return n;
 }
 
@@ -436,7 +466,11 @@ KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version)
 bool
 KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
-	return KdbClaimedByAnother(arg, KdbNewRow(arg, part), version);
+	bool		claimed = KdbClaimedByAnother(arg, KdbNewRow(arg, part), version);
+
+	if (claimed)
+		KdbLaneMustBeFirst();
+	return claimed;
 }
 
 /* See merge.h. */

@@ -118,7 +118,13 @@ extern void KdbCompleteRow(KdbConverge *c, KdbRowPart unsent);
 /* Columns that the publisher does not have, of a row to be inserted. */
 extern void KdbCompleteLocalColumns(KdbConverge *c, KdbRemoteRow *row);
 
-/* fetch.c; see merge.h. */
+/*
+ * fetch.c: wait a moment for what the writer may have seen, so that a row with missing
+ * values need not be fetched; before anything is locked.
+ */
+extern void KdbAwaitSeen(void);
+
+/* See merge.h. */
 extern void KdbFetchRow(void *arg, KdbFetched *fetched);
 
 /* converge_merged.c */

@@ -215,6 +215,7 @@ scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot)
 static bool
 find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
 {
+	(void) KdbLaneSettle();		/* equal rows are not told apart */
 	for (;;)
 	{
 		SnapshotData dirty;

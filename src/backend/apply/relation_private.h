@@ -117,6 +117,7 @@ typedef struct KdbApplyTarget
 
 	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
 	bool		insert_triggers;	/* row triggers fire on INSERT */
+	bool		fires;			/* some triggers fire when changes are applied */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_generated;	/* stored generated columns */
@@ -193,6 +194,9 @@ extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
 									 KdbApplyRelation *remote);
 extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
+
+/* All of them were abandoned open by an aborted transaction, or may have been. */
+extern void KdbTargetsAbandon(void);
 extern void KdbTargetsForgetOptions(void);
 
 /*
@@ -395,5 +399,6 @@ extern KdbRemoteRow *KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target,
 extern TupleTableSlot *KdbRouteBack(KdbApplyRelation *rel, KdbApplyTarget *target,
 									TupleTableSlot *slot);
 extern void KdbRoutingClose(KdbApplyRelation *rel);
+extern void KdbRoutingAbandon(KdbApplyRelation *rel);
 
 #endif							/* RELATION_PRIVATE_H */
