@@ -176,14 +176,14 @@ KdbMergedFoldChange(void *arg, int column, int i)
 /* ---- recording ------------------------------------------------------------------- */
 
 static void
-record(KdbConverge *c, KdbVersion version, const KdbColumnContribution *columns)
+record(KdbConverge *c, KdbVersion version, const KdbColumnContribution *columns, bool has_row)
 {
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbRecordedKey key;
 
 	KdbKeyOfRow(side->target, side->key, &key);
 	KdbAddRecord(c, side->target, &key, KDB_RECORD_MERGED, version,
-				 KdbMergedEncode(c->merged, columns));
+				 KdbMergedEncode(c->merged, columns, has_row));
 }
 
 /*
@@ -204,11 +204,11 @@ begin_recording(KdbConverge *c, bool taken_back)
 	{
 		if (!change->history[i].own)
 			continue;
-		record(c, change->history[i].version, change->history[i].columns);
+		record(c, change->history[i].version, change->history[i].columns, true);
 		any = true;
 	}
 	if (!any && taken_back)
-		record(c, c->context->version, palloc0_array(KdbColumnContribution, change->n));
+		record(c, c->context->version, palloc0_array(KdbColumnContribution, change->n), true);
 	change->recording = true;
 }
 
@@ -221,8 +221,8 @@ KdbMergedContribute(void *arg, bool with_base)
 
 	begin_recording(c, false);
 	if (with_base)
-		record(c, (KdbVersion) {0, 0}, c->merged->before);
-	record(c, c->context->version, c->merged->own);
+		record(c, (KdbVersion) {0, 0}, c->merged->before, c->merged->put);
+	record(c, c->context->version, c->merged->own, c->merged->put);
 	if (c->merged->put)
 		return;
 	KdbMergeEvent();
@@ -332,7 +332,7 @@ KdbMergedAfterPut(KdbConverge *c)
 		return;
 	change->put = true;
 	if (change->record_after)
-		record(c, c->context->version, change->own);
+		record(c, c->context->version, change->own, true);
 }
 
 /* See converge_private.h. */

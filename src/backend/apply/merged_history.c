@@ -535,21 +535,37 @@ add_chain(History *history, RowVersion *first)
 	}
 }
 
-/* Those of transactions that were cut off do not count. */
+static void
+collect_transactions(Transactions *set, List *versions)
+{
+	ListCell   *lc;
+
+	begin_transactions(set, list_length(versions));
+	foreach(lc, versions)
+		set->versions[set->n++] = ((RowVersion *) lfirst(lc))->version;
+	sort_transactions(set);
+}
+
+/*
+ * Those of transactions that were cut off do not count, nor those whose row version
+ * was vacuumed: what has followed it contains them.
+ */
 static void
 add_records(History *history)
 {
 	Transactions behind;
+	Transactions present;
 	ListCell   *lc;
 
-	begin_transactions(&behind, list_length(history->behind));
-	foreach(lc, history->behind)
-		behind.versions[behind.n++] = ((RowVersion *) lfirst(lc))->version;
-	sort_transactions(&behind);
+	collect_transactions(&behind, history->behind);
+	collect_transactions(&present, history->versions);
 	foreach(lc, history->records)
 	{
-		if (!has_transaction(&behind, ((KdbContributed *) lfirst(lc))->shown))
-			history->result = lappend(history->result, lfirst(lc));
+		KdbContributed *record = lfirst(lc);
+
+		if (!has_transaction(&behind, record->shown) &&
+			(!record->has_row || has_transaction(&present, record->shown)))
+			history->result = lappend(history->result, record);
 	}
 }
 

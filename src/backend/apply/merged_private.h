@@ -52,6 +52,7 @@ typedef struct KdbContributed
 	KdbVersion	shown;			/* recorded ones: of the transaction that recorded it */
 	bool		own;			/* the transaction that is being applied */
 	bool		recorded;		/* else seen in the heap */
+	bool		has_row;		/* recorded ones: with a row version in the heap */
 	uint64		order;			/* among those of one transaction */
 	KdbColumnContribution *columns;
 } KdbContributed;
@@ -103,7 +104,8 @@ extern Oid	KdbMergedChangeType(const KdbMergedColumn *column);
 
 /* ---- merged_records.c ---- */
 
-extern bytea *KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *columns);
+extern bytea *KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *columns,
+							  bool has_row);
 extern void KdbMergedDecode(const KdbMergedChange *change, const bytea *image,
 							KdbContributed *result);
 

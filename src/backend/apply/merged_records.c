@@ -2,8 +2,8 @@
  * merged_records.c
  *		Contributions to merged columns as version records keep them.
  *
- * The image of a record: format, a number that orders the records of one
- * transaction, and for each column its number, kind, type and value.  Read in a
+ * The image of a record: format, whether there is a row version in the heap, a number
+ * that orders the records of one transaction, and for each column its number, kind, type and value.  Read in a
  * later life of the table: columns that are gone are not looked at, a value of
  * another type than the column has now is converted through its text.
  */
@@ -20,6 +20,7 @@ typedef struct Header
 {
 	int16		format;
 	int16		ncolumns;
+	bool		has_row;		/* a row version of the transaction was written for it */
 	uint64		order;
 } Header;
 
@@ -46,10 +47,10 @@ flat_value(Oid type, Datum value, bool isnull)
 
 /* See merged_private.h. */
 bytea *
-KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *columns)
+KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *columns, bool has_row)
 {
 	static uint64 order = 0;
-	Header		header = {FORMAT, (int16) change->n, ++order};
+	Header		header = {FORMAT, (int16) change->n, has_row, ++order};
 	StringInfoData image;
 
 	initStringInfo(&image);
@@ -140,6 +141,7 @@ KdbMergedDecode(const KdbMergedChange *change, const bytea *image, KdbContribute
 				 errmsg("contributions to merged columns were recorded in format %d, but this version of KrahoDB knows format %d",
 						header.format, FORMAT)));
 	result->order = header.order;
+	result->has_row = header.has_row;
 	result->columns = palloc0_array(KdbColumnContribution, change->n);
 	for (int i = 0; i < header.ncolumns; i++)
 	{
