@@ -52,6 +52,17 @@ add_record(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
 	KdbVersionRecordAdd(target->relid, &record, key, InvalidOid, NULL);
 }
 
+/* See converge_private.h. */
+void
+KdbActRecord(KdbConverge *c, KdbVersionRecordKind kind, KdbVersion version)
+{
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	KdbRecordedKey key;
+
+	KdbKeyOfRow(side->target, side->key, &key);
+	add_record(c, side->target, &key, kind, version);
+}
+
 /* The key's row was deleted, and is dead at that version. */
 static void
 note_death(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,

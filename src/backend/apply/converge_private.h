@@ -34,6 +34,7 @@ typedef struct KdbConverge
 	KdbRemoteRow *row;			/* new row, format of the new side; NULL for a delete */
 	KdbRemoteRow fetched;		/* the row as the publisher has it, likewise; slot NULL: not fetched */
 	KdbMergeContext *context;
+	KdbVersion	version;		/* of a copied row; else {0, 0}: the context's */
 
 	TupleTableSlot *old_row;	/* key_changed: copy of the old key's row, or NULL */
 	TupleTableSlot *written;	/* the row as it was written last, for the record */
@@ -109,7 +110,14 @@ extern void KdbCompleteLocalColumns(KdbConverge *c, KdbRemoteRow *row);
 /* fetch.c; see merge.h. */
 extern void KdbFetchRow(void *arg, KdbFetched *fetched);
 
+/*
+ * Was the table copied from a node that had applied the change?  Then what it has done
+ * is here, or something newer is.
+ */
+extern bool KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target);
+
 /* converge_actions.c */
+extern void KdbActRecord(KdbConverge *c, KdbVersionRecordKind kind, KdbVersion version);
 extern KdbMergeResult KdbActInsert(void *arg, const KdbMergePut *put);
 extern KdbMergeResult KdbActOverwrite(void *arg, const KdbMergePut *put);
 extern KdbMergeResult KdbActRemove(void *arg, KdbMergeKey key, KdbVersion version, bool remember);

@@ -689,12 +689,20 @@ aim(Change *change, KdbApplyRelation *rel, TupleTableSlot *key)
 
 /*
  * By the convergence rules?  Rows of an initial copy are written by a transaction
- * that has another version than they have, which the rules do not know of.
+ * that has another version than they have: their own function knows.
  */
 static bool
 converges(const Change *change)
 {
 	return change->target->converging && TransactionIdIsValid(KdbApply.remote_xid);
+}
+
+/* A row of an initial copy whose version can be recorded, from a KrahoDB. */
+static bool
+is_copied_state(const Change *change)
+{
+	return change->target->converging && !TransactionIdIsValid(KdbApply.remote_xid) &&
+		KdbApply.remote_node != 0 && KdbVersionRecordsPresent();
 }
 
 /* INSERT message. */
@@ -720,6 +728,8 @@ KdbApplyInsert(const KdbWireMessage *message)
 	aim(&change, rel, rel->remote.slot);
 	if (converges(&change))
 		KdbConvergeInsert(rel, change.target, change.row);
+	else if (is_copied_state(&change))
+		KdbConvergeCopiedRow(rel, change.target, change.row);
 	else
 		apply_insert(&change);
 	end_change(change.target, &user);
