@@ -66,6 +66,27 @@ CREATE VIEW tables AS
 	JOIN pg_catalog.pg_class c ON c.oid = o.relid
 	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 
+-- Columns whose values are merged.
+CREATE FUNCTION column_options(
+	OUT relid oid,
+	OUT attnum smallint,
+	OUT merge text,
+	OUT inherited_from oid)
+RETURNS SETOF record
+LANGUAGE C STRICT STABLE
+AS 'MODULE_PATHNAME', 'krahodb_column_options';
+
+CREATE VIEW columns AS
+	SELECT
+		n.nspname AS schema,
+		c.relname AS "table",
+		a.attname AS "column",
+		o.merge,
+		o.inherited_from::pg_catalog.regclass AS inherited_from
+	FROM krahodb.column_options() o
+	JOIN pg_catalog.pg_class c ON c.oid = o.relid
+	JOIN pg_catalog.pg_attribute a ON a.attrelid = o.relid AND a.attnum = o.attnum
+	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace;
 
 -- The clock rule (krahodb.max_clock_skew): does it hold in this server, and how
 -- often and how long commits and remote transactions waited for the clock since
@@ -256,7 +277,7 @@ LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_prune_conflict_log';
 REVOKE ALL ON FUNCTION prune_conflict_log(timestamptz) FROM PUBLIC;
 
--- Versions and claims that the heap does not show, until the retention horizon has
+-- Versions, claims and contributions to merged columns (in "claimed") that the heap does not show, until the retention horizon has
 -- passed them; kept as the conflict log is.  The server knows the columns in this order.
 CREATE TYPE version_record AS (
 	stamp timestamptz,
@@ -289,7 +310,7 @@ CREATE INDEX ON version_records_4 (stamp);
 CREATE INDEX ON version_records_4 (relid, hash);
 
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables, clock, fetch_stats, conflict_stats TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, columns, clock, fetch_stats, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
 -- The retention horizon: until when all changes of all nodes have come, here and to all

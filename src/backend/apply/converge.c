@@ -38,10 +38,15 @@ fill_side(KdbConflictSide *side, TupleTableSlot *slot, const KdbLocalRow *row, O
 	side->index = index;
 }
 
-/* What is about rows in the way is reported before the row is written. */
+/*
+ * What is about rows in the way is reported before the row is written.  A write that
+ * is skipped may have changed merged columns of the row.
+ */
 static TupleTableSlot *
 applied_row(KdbConverge *c, KdbAction action)
 {
+	if (action == KDB_ACTION_SKIP && c->merged)
+		return c->written;
 	if (action != KDB_ACTION_INSERT && action != KDB_ACTION_UPDATE)
 		return NULL;
 	return c->written ? c->written : KdbNewRow(c, KDB_PART_WRITTEN);
@@ -143,39 +148,6 @@ is_newest(void)
 
 /* ---- the change ------------------------------------------------------------ */
 
-/* Nothing else decides what a merged column is: it would need its history. */
-static void
-no_merged_columns(void)
-{
-	elog(ERROR, "merged columns are not known here");
-}
-
-static bool
-history(void *arg, int column, int i, KdbContribution *contribution)
-{
-	no_merged_columns();
-	return false;
-}
-
-static KdbContributionKind
-contribution(void *arg, int column)
-{
-	no_merged_columns();
-	return KDB_CONTRIBUTES_NOTHING;
-}
-
-static void
-fold(void *arg, int column, int i)
-{
-	no_merged_columns();
-}
-
-static void
-contribute(void *arg, bool with_base)
-{
-	no_merged_columns();
-}
-
 static const KdbMergeOps ops = {
 	.find = KdbFactFind,
 	.unique_changes = KdbFactUniqueChanges,
@@ -184,17 +156,17 @@ static const KdbMergeOps ops = {
 	.position = KdbFactPosition,
 	.progress = KdbFactProgress,
 	.fetch = KdbFetchRow,
-	.history = history,
-	.contribution = contribution,
-	.fold_start = fold,
-	.fold_change = fold,
+	.history = KdbMergedHistory,
+	.contribution = KdbMergedOwn,
+	.fold_start = KdbMergedFoldStart,
+	.fold_change = KdbMergedFoldChange,
 	.insert = KdbActInsert,
 	.overwrite = KdbActOverwrite,
 	.remove = KdbActRemove,
 	.kill = KdbActKill,
 	.bury = KdbActBury,
 	.claim = KdbActClaim,
-	.contribute = contribute,
+	.contribute = KdbMergedContribute,
 	.report = report
 };
 
@@ -220,6 +192,9 @@ merge(KdbConverge *c)
 	write.key_changed = c->key_changed;
 	write.unsent = KdbRowIsIncomplete(c);
 	write.unique = target->has_unique;
+	if (target->nmerged > 0 && c->operation != KDB_DELETE)
+		KdbMergedBegin(c);
+	write.nmerged = KdbMergedCount(c);
 	KdbMerge(&ops, c, &context, &write);
 	if (c->old_row)
 		ExecDropSingleTupleTableSlot(c->old_row);
@@ -297,6 +272,7 @@ KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot 
 {
 	KdbConverge c = {.rel = rel, .operation = KDB_UPDATE, .row = &rel->remote};
 
+	c.old_is_full = old && old_is_full;
 	if (old)
 		take_from_old(rel, &rel->remote, old, old_is_full);
 	if (rel->partitioned)

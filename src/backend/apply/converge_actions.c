@@ -43,11 +43,12 @@ KdbMergeEvent(void)
 	pg_atomic_fetch_add_u64(&KdbShared->merge_events, 1);
 }
 
-static void
-add_record(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
-		   KdbVersionRecordKind kind, KdbVersion version)
+/* See converge_private.h. */
+void
+KdbAddRecord(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
+			 KdbVersionRecordKind kind, KdbVersion version, bytea *merged)
 {
-	KdbVersionRecord record = {kind, version, c->context->version, true};
+	KdbVersionRecord record = {kind, version, c->context->version, true, merged};
 
 	KdbVersionRecordAdd(target->relid, &record, key, InvalidOid, NULL);
 }
@@ -60,7 +61,7 @@ KdbActRecord(KdbConverge *c, KdbVersionRecordKind kind, KdbVersion version)
 	KdbRecordedKey key;
 
 	KdbKeyOfRow(side->target, side->key, &key);
-	add_record(c, side->target, &key, kind, version);
+	KdbAddRecord(c, side->target, &key, kind, version, NULL);
 }
 
 /* The key's row was deleted, and is dead at that version. */
@@ -69,9 +70,9 @@ note_death(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
 		   KdbVersion version, bool remember)
 {
 	if (remember)
-		add_record(c, target, key, KDB_RECORD_KILLED, version);
+		KdbAddRecord(c, target, key, KDB_RECORD_KILLED, version, NULL);
 	else if (KdbKilledBefore(c, target, key))
-		add_record(c, target, key, KDB_RECORD_DEAD, version);
+		KdbAddRecord(c, target, key, KDB_RECORD_DEAD, version, NULL);
 	KdbMergeEvent();
 }
 
@@ -99,7 +100,7 @@ note_truth(KdbConverge *c, const KdbMergePut *put)
 	if (!put->remember)
 		return;
 	KdbKeyOfRow(side->target, side->key, &key);
-	add_record(c, side->target, &key, KDB_RECORD_TRUTH, put->version);
+	KdbAddRecord(c, side->target, &key, KDB_RECORD_TRUTH, put->version, NULL);
 }
 
 /* Is there still nothing newer than what was found when the key was looked at? */
@@ -126,6 +127,8 @@ is_overtaken(KdbConverge *c, const KdbMergePut *put)
 		return false;
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
 		!dead.same_transaction && KdbVersionCompare(dead.version, put->version) > 0)
+		return true;
+	if (KdbMergedOvertaken(c))
 		return true;
 	c->unclaimed = false;
 	return side->target->has_unique &&
@@ -192,6 +195,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 		KdbCompleteRow(c, put->unsent);
 	if (c->operation == KDB_UPDATE || put->chosen == KDB_PART_FETCHED)
 		KdbCompleteLocalColumns(c, row);
+	KdbMergedBeforePut(c, put, slot, NULL);
 	if (KdbHasBeforeInsertTriggers(target) && !c->triggers_fired)
 	{
 		c->triggers_fired = true;
@@ -212,6 +216,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	}
 	KDB_FAULT_POINT("converge_inserted");
 	note_truth(c, put);
+	KdbMergedAfterPut(c);
 	return KDB_MERGE_DONE;
 }
 
@@ -268,7 +273,11 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	if (put->chosen == KDB_PART_WRITTEN)
 		KdbCompleteRow(c, put->unsent);
-	KdbMergeRow(target->merged, target->local, row);
+	if (put->chosen == KDB_PART_LOCAL)
+		ExecCopySlot(target->merged, target->local);
+	else
+		KdbMergeRow(target->merged, target->local, row);
+	KdbMergedBeforePut(c, put, target->merged, target->local);
 	KdbComputeGenerated(target, target->merged);
 	if (target->has_unique)
 		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
@@ -284,6 +293,7 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 		return KDB_MERGE_CHANGED;
 	c->written = target->merged;
 	note_truth(c, put);
+	KdbMergedAfterPut(c);
 	return KDB_MERGE_DONE;
 }
 
@@ -332,7 +342,7 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 
 	KDB_FAULT_POINT("converge_bury");
 	KdbKeyOfRow(side->target, side->key, &key);
-	add_record(c, side->target, &key, KDB_RECORD_DEAD, version);
+	KdbAddRecord(c, side->target, &key, KDB_RECORD_DEAD, version, NULL);
 	KdbMergeEvent();
 	KDB_FAULT_POINT("converge_buried");
 

@@ -108,6 +108,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 			break;
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
+		case KDB_RECORD_MERGED:
 			break;
 	}
 }
@@ -243,6 +244,7 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 	bool		new_key;
 
 	memset(local, 0, sizeof(KdbLocalRow));
+	KdbMergedForget(c);
 	KdbStartLook(c);
 	new_key = is_new_key(c, side);
 	side->live = !new_key && KdbFindRow(side->target, side->key);

@@ -5,6 +5,7 @@
  *	converge.c			the change, which table and key it is for, the report
  *	converge_facts.c	what is known here: heap, dead rows, records, claims
  *	converge_actions.c	what the rules order: rows written, killed, remembered
+ *	converge_merged.c	columns whose values are merged (merged_private.h)
  *	converge_row.c		the rows that are written, from what was sent, is here, was fetched
  *	fetch.c				the row of the key from the publisher
  */
@@ -25,6 +26,8 @@ typedef struct KdbConvergeSide
 	ItemPointerData tid;		/* ... here */
 } KdbConvergeSide;
 
+typedef struct KdbMergedChange KdbMergedChange;
+
 typedef struct KdbConverge
 {
 	KdbApplyRelation *rel;
@@ -36,6 +39,8 @@ typedef struct KdbConverge
 	KdbMergeContext *context;
 	KdbVersion	version;		/* of a copied row; else {0, 0}: the context's */
 
+	bool		old_is_full;	/* the old side's key is the whole old row */
+	KdbMergedChange *merged;	/* NULL if no column is merged */
 	TupleTableSlot *old_row;	/* key_changed: copy of the old key's row, or NULL */
 	TupleTableSlot *written;	/* the row as it was written last, for the record */
 	KdbHolder  *holders;		/* as listed last: KDB_MERGE_MAX_HOLDERS */
@@ -116,6 +121,34 @@ extern void KdbFetchRow(void *arg, KdbFetched *fetched);
  */
 extern bool KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target);
 
+/* converge_merged.c */
+
+/* The target has merged columns: begin with them.  Not for a DELETE. */
+extern void KdbMergedBegin(KdbConverge *c);
+
+/* How many columns does the change merge? */
+extern int	KdbMergedCount(const KdbConverge *c);
+
+/* The key is looked up (again): its history is not known any more. */
+extern void KdbMergedForget(KdbConverge *c);
+
+/*
+ * Merged columns of the row (with their values of the local one for an overwrite) that
+ * is about to be put; and after it has been.
+ */
+extern void KdbMergedBeforePut(KdbConverge *c, const KdbMergePut *put, TupleTableSlot *row,
+							   TupleTableSlot *local);
+extern void KdbMergedAfterPut(KdbConverge *c);
+
+/* Has another worker contributed to the key since its history was read? */
+extern bool KdbMergedOvertaken(KdbConverge *c);
+
+extern bool KdbMergedHistory(void *arg, int column, int i, KdbContribution *contribution);
+extern KdbContributionKind KdbMergedOwn(void *arg, int column);
+extern void KdbMergedFoldStart(void *arg, int column, int i);
+extern void KdbMergedFoldChange(void *arg, int column, int i);
+extern void KdbMergedContribute(void *arg, bool with_base);
+
 /* converge_actions.c */
 extern void KdbActRecord(KdbConverge *c, KdbVersionRecordKind kind, KdbVersion version);
 extern KdbMergeResult KdbActInsert(void *arg, const KdbMergePut *put);
@@ -126,7 +159,10 @@ extern KdbMergeResult KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVer
 extern void KdbActBury(void *arg, KdbMergeKey key, KdbVersion version);
 extern void KdbActClaim(void *arg, KdbRowPart part, KdbVersion version);
 
-/* Something died or was claimed: those who are inserting now look again. */
+extern void KdbAddRecord(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
+						 KdbVersionRecordKind kind, KdbVersion version, bytea *merged);
+
+/* Something died, was claimed or contributed: those who are inserting now look again. */
 extern void KdbMergeEvent(void);
 
 #endif							/* CONVERGE_PRIVATE_H */

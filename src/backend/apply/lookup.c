@@ -45,9 +45,9 @@ wait_for_other(KdbApplyTarget *target, const SnapshotData *snapshot)
 	return true;
 }
 
-/* Scan keys with the values of "search"; false if one is NULL (no such row). */
-static bool
-fill_key(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
+/* See relation_private.h. */
+bool
+KdbIdentityKey(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
 {
 	memcpy(key, target->key_template, sizeof(ScanKeyData) * target->nkeys);
 	for (int i = 0; i < target->nkeys; i++)
@@ -61,8 +61,9 @@ fill_key(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
 	return true;
 }
 
-static Relation
-identity_relation(KdbApplyTarget *target)
+/* See relation_private.h. */
+Relation
+KdbIdentityRelation(KdbApplyTarget *target)
 {
 	KdbTargetOpenIndexes(target);
 	for (int i = 0; i < target->nindexes; i++)
@@ -80,7 +81,7 @@ static bool
 visible_by_index(KdbApplyTarget *target, ScanKeyData *key)
 {
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	IndexScanDesc scan = index_beginscan(target->rel, identity_relation(target),
+	IndexScanDesc scan = index_beginscan(target->rel, KdbIdentityRelation(target),
 										 snapshot, target->nkeys, 0);
 	bool		found;
 
@@ -110,7 +111,7 @@ restart_scan(KdbApplyTarget *target, ScanKeyData *key)
 	if (target->scan == NULL)
 	{
 		InitDirtySnapshot(target->dirty);
-		target->scan = index_beginscan(target->rel, identity_relation(target),
+		target->scan = index_beginscan(target->rel, KdbIdentityRelation(target),
 									   &target->dirty, target->nkeys, 0);
 		target->scan_rows = 0;
 	}
@@ -135,9 +136,9 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	if (!fill_key(target, search, key))
+	if (!KdbIdentityKey(target, search, key))
 		return false;
-	if (KdbWalkFind(target, identity_relation(target), key))
+	if (KdbWalkFind(target, KdbIdentityRelation(target), key))
 		return true;
 	for (;;)
 	{
@@ -284,9 +285,9 @@ KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	if (!OidIsValid(target->identity_index) || !fill_key(target, search, key))
+	if (!OidIsValid(target->identity_index) || !KdbIdentityKey(target, search, key))
 		return false;
-	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+	return KdbFindDeadRow(target->rel, KdbIdentityRelation(target), key, target->nkeys,
 						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
 						  NULL, NULL);
 }
@@ -298,9 +299,9 @@ KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *ro
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	if (!fill_key(target, search, key))
+	if (!KdbIdentityKey(target, search, key))
 		return false;
-	return KdbFindDeadRow(target->rel, identity_relation(target), key, target->nkeys,
+	return KdbFindDeadRow(target->rel, KdbIdentityRelation(target), key, target->nkeys,
 						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
 						  truth, arg);
 }
@@ -326,6 +327,6 @@ KdbKeyHasTuples(KdbApplyTarget *target, TupleTableSlot *search)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
-	return fill_key(target, search, key) &&
-		KdbIndexHasTuples(target, identity_relation(target), key, target->nkeys);
+	return KdbIdentityKey(target, search, key) &&
+		KdbIndexHasTuples(target, KdbIdentityRelation(target), key, target->nkeys);
 }

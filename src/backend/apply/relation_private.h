@@ -129,6 +129,8 @@ typedef struct KdbApplyTarget
 	bool		converging;		/* the last update wins in all, and there is a key: converge.c */
 	KdbVersionRecordsKnown records;	/* are there any of this table? */
 	KdbFloor	floor;
+	int			nmerged;
+	struct KdbMergedColumn *merged_columns;	/* merged_private.h */
 
 	/* open in this transaction */
 	Relation	rel;
@@ -204,6 +206,9 @@ extern void KdbTargetCheck(KdbApplyTarget *target, AclMode mode);
 /* Raise the engine's error if updates and deletes cannot find their row there. */
 extern void KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel);
 
+/* merged_values.c: which columns of the target are merged, and how. */
+extern void KdbTargetBuildMerged(KdbApplyTarget *target);
+
 /* convert.c */
 extern void KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 							TupleTableSlot *slot, bool *sent);
@@ -212,6 +217,13 @@ extern void KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local,
 						const KdbRemoteRow *remote);
 
 /* lookup.c */
+
+/*
+ * Scan keys on the identity index, which is open, with the values of "search"; false
+ * if one is NULL (no such row).
+ */
+extern bool KdbIdentityKey(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key);
+extern Relation KdbIdentityRelation(KdbApplyTarget *target);
 
 /*
  * Find the local row of the key in "search" (target's format): into

@@ -697,11 +697,15 @@ converges(const Change *change)
 	return change->target->converging && TransactionIdIsValid(KdbApply.remote_xid);
 }
 
-/* A row of an initial copy whose version can be recorded, from a KrahoDB. */
+/*
+ * A row of an initial copy whose version can be recorded, from a KrahoDB.  (Merged
+ * columns would need their history there.)
+ */
 static bool
 is_copied_state(const Change *change)
 {
 	return change->target->converging && !TransactionIdIsValid(KdbApply.remote_xid) &&
+		change->target->nmerged == 0 &&
 		KdbApply.remote_node != 0 && KdbVersionRecordsPresent();
 }
 

@@ -264,6 +264,12 @@ build_options(KdbApplyTarget *target)
 	KdbResolversSetAll(&last_update, KDB_RESOLVER_LAST_UPDATE_WINS);
 	target->converging = OidIsValid(target->identity_index) &&
 		memcmp(&last_update, &target->resolvers, sizeof(KdbResolvers)) == 0;
+	KdbTargetBuildMerged(target);
+	if (target->nmerged > 0 && target->resolving && !target->converging)
+		ereport(WARNING,
+				(errmsg("columns of table \"%s\" are not merged by subscription \"%s\"",
+						RelationGetRelationName(target->rel), MySubscription->name),
+				 errdetail("Values are merged where every type of conflict is resolved by last_update_wins and the table has a primary key.")));
 	if (target->resolving && !KdbResolversActive(&KdbMyOptions->resolvers))
 		KdbClockEnforce(KDB_CLOCK_TABLES, true);
 }

@@ -6,6 +6,7 @@
  *	subscription.c	CREATE and ALTER SUBSCRIPTION
  *	copy_origin.c	warning about copied data of other origins
  *	table.c			CREATE TABLE, CREATE TABLE AS, ALTER TABLE
+ *	column.c		ALTER TABLE ... ALTER COLUMN; what merged columns do not allow
  *	drop.c			object access hook: labels of dropped subscriptions
  */
 #ifndef COMMANDS_PRIVATE_H
@@ -49,6 +50,31 @@ extern void KdbAlterSubscription(const KdbUtilityCall *call);
 extern void KdbCreateTable(const KdbUtilityCall *call);
 extern void KdbCreateTableAs(const KdbUtilityCall *call);
 extern void KdbAlterTable(const KdbUtilityCall *call);
+extern void KdbCreateIndex(const KdbUtilityCall *call);
+
+/* table.c: parameters of name space "krahodb" in a list; Take takes them out. */
+extern bool KdbHasParameters(List *options);
+extern List *KdbTakeParameters(List **list);
+
+/*
+ * column.c: the parameters of columns in ALTER TABLE.  Changes are taken out of the
+ * statement (a List of KdbColumnChange) and stored when the rest of it has run.
+ */
+typedef struct KdbColumnChange
+{
+	char	   *column;
+	List	   *options;		/* normalised */
+} KdbColumnChange;
+
+extern bool KdbAltersColumns(AlterTableStmt *stmt);
+extern List *KdbTakeColumnChanges(AlterTableStmt *stmt);
+extern void KdbStoreColumnChanges(Oid relid, List *changes);
+
+/* column.c: may the merged columns of a table that was altered still be merged? */
+extern void KdbCheckAltered(RangeVar *relation);
+
+/* column.c: CREATE TABLE ... PARTITION OF has made that table, in this call. */
+extern void KdbPartitionCreated(const KdbUtilityCall *call, RangeVar *relation);
 
 /*
  * copy_origin.c: warn if tables of the publications, except those of relations

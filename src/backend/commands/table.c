@@ -26,8 +26,9 @@ is_ours(DefElem *def)
 	return def->defnamespace != NULL && strcmp(def->defnamespace, KDB_LABEL_PROVIDER) == 0;
 }
 
-static bool
-has_ours(List *options)
+/* See commands_private.h. */
+bool
+KdbHasParameters(List *options)
 {
 	ListCell   *lc;
 
@@ -39,9 +40,9 @@ has_ours(List *options)
 	return false;
 }
 
-/* Take KrahoDB's parameters out of *list; returns them. */
-static List *
-take_parameters(List **list)
+/* See commands_private.h. */
+List *
+KdbTakeParameters(List **list)
 {
 	List	   *ours = NIL;
 	ListCell   *lc;
@@ -108,17 +109,21 @@ KdbCreateTable(const KdbUtilityCall *call)
 {
 	KdbUtilityCall copy;
 	CreateStmt *stmt = castNode(CreateStmt, call->pstmt->utilityStmt);
+	bool		partition = stmt->partbound != NULL;
+	RangeVar   *relation = copyObject(stmt->relation);
 	List	   *ours;
 
-	if (!has_ours(stmt->options))
-	{
+	if (!KdbHasParameters(stmt->options))
 		KdbRunUtility(call);
-		return;
+	else
+	{
+		KdbCopyUtilityCall(call, &copy);
+		stmt = castNode(CreateStmt, copy.pstmt->utilityStmt);
+		ours = KdbTakeParameters(&stmt->options);
+		create_with_parameters(&copy, copyObject(stmt->relation), ours);
 	}
-	KdbCopyUtilityCall(call, &copy);
-	stmt = castNode(CreateStmt, copy.pstmt->utilityStmt);
-	ours = take_parameters(&stmt->options);
-	create_with_parameters(&copy, copyObject(stmt->relation), ours);
+	if (partition)
+		KdbPartitionCreated(call, relation);
 }
 
 void
@@ -128,14 +133,14 @@ KdbCreateTableAs(const KdbUtilityCall *call)
 	CreateTableAsStmt *stmt = castNode(CreateTableAsStmt, call->pstmt->utilityStmt);
 	List	   *ours;
 
-	if (!has_ours(stmt->into->options))
+	if (!KdbHasParameters(stmt->into->options))
 	{
 		KdbRunUtility(call);
 		return;
 	}
 	KdbCopyUtilityCall(call, &copy);
 	stmt = castNode(CreateTableAsStmt, copy.pstmt->utilityStmt);
-	ours = take_parameters(&stmt->into->options);
+	ours = KdbTakeParameters(&stmt->into->options);
 	create_with_parameters(&copy, copyObject(stmt->into->rel), ours);
 }
 
@@ -154,7 +159,7 @@ alters_ours(AlterTableStmt *stmt)
 	{
 		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
 
-		if (sets_parameters(cmd) && has_ours((List *) cmd->def))
+		if (sets_parameters(cmd) && KdbHasParameters((List *) cmd->def))
 			return true;
 	}
 	return false;
@@ -177,7 +182,7 @@ take_changes(AlterTableStmt *stmt)
 		if (!sets_parameters(cmd))
 			continue;
 		rest = (List *) cmd->def;
-		ours = take_parameters(&rest);
+		ours = KdbTakeParameters(&rest);
 		if (ours == NIL)
 			continue;
 
@@ -196,20 +201,25 @@ KdbAlterTable(const KdbUtilityCall *call)
 {
 	KdbUtilityCall copy;
 	AlterTableStmt *stmt = castNode(AlterTableStmt, call->pstmt->utilityStmt);
+	RangeVar   *relation;
 	List	   *options;
 	List	   *changes;
+	List	   *columns;
 	ListCell   *lc;
 	Oid			relid;
 
-	if (!alters_ours(stmt))
+	if (!alters_ours(stmt) && !KdbAltersColumns(stmt))
 	{
+		relation = copyObject(stmt->relation);
 		KdbRunUtility(call);
+		KdbCheckAltered(relation);
 		return;
 	}
 	KdbCopyUtilityCall(call, &copy);
 	stmt = castNode(AlterTableStmt, copy.pstmt->utilityStmt);
 	KdbPreventIfReadOnly((Node *) stmt);
 	changes = take_changes(stmt);
+	columns = KdbTakeColumnChanges(stmt);
 
 	/* The lock that the engine is going to take. */
 	relid = RangeVarGetRelidExtended(stmt->relation, AlterTableGetLockLevel(stmt->cmds),
@@ -227,4 +237,5 @@ KdbAlterTable(const KdbUtilityCall *call)
 
 	KdbRunUtility(&copy);
 	KdbStoreTableOptions(relid, options);
+	KdbStoreColumnChanges(relid, columns);
 }

@@ -139,6 +139,9 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 		case T_AlterTableStmt:
 			KdbAlterTable(&call);
 			break;
+		case T_IndexStmt:
+			KdbCreateIndex(&call);
+			break;
 		case T_RefreshMatViewStmt:
 			refuse_to_refresh_records(castNode(RefreshMatViewStmt, pstmt->utilityStmt));
 			KdbRunUtility(&call);

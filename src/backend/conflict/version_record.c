@@ -240,8 +240,8 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	values[REC_KIND] = CharGetDatum((char) record->kind);
 	values[REC_INDEX] = ObjectIdGetDatum(index);
 	values[REC_KEY] = PointerGetDatum(image_of(key));
-	isnull[REC_CLAIMED] = claimed == NULL;
-	values[REC_CLAIMED] = claimed ? PointerGetDatum(image_of(claimed)) : (Datum) 0;
+	isnull[REC_CLAIMED] = claimed == NULL && record->merged == NULL;
+	values[REC_CLAIMED] = PointerGetDatum(claimed ? image_of(claimed) : record->merged);
 	values[REC_TS] = TimestampTzGetDatum(record->version.ts);
 	values[REC_NODE] = Int64GetDatum((int64) record->version.node);
 	values[REC_SHOWN_TS] = TimestampTzGetDatum(record->shown.ts);
@@ -321,6 +321,7 @@ read_record(TupleTableSlot *slot, KdbVersionRecord *record)
 	record->shown.ts = DatumGetTimestampTz(column(slot, REC_SHOWN_TS));
 	record->shown.node = (uint64) DatumGetInt64(column(slot, REC_SHOWN_NODE));
 	record->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
+	record->merged = NULL;
 }
 
 /* See version_record.h. */
@@ -391,6 +392,8 @@ of_key(void *arg, TupleTableSlot *slot)
 		KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
 
 		*copy = record;
+		if (record.kind == KDB_RECORD_MERGED)
+			copy->merged = DatumGetByteaPCopy(column(slot, REC_CLAIMED));
 		look->found = lappend(look->found, copy);
 	}
 	return true;
@@ -455,7 +458,8 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 		Datum		image;
 
 		read_record(slot, &record);
-		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR)
+		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
+			record.kind == KDB_RECORD_MERGED)
 			continue;
 		values_of(column(slot, REC_KEY), nkeys, &key);
 		image = slot_getattr(slot, REC_CLAIMED + 1, &no_claim);

@@ -243,6 +243,17 @@ check_table_label(Oid relid, const char *label)
 	KdbTableOptionsChanged(relid);
 }
 
+static void
+check_column_label(Oid relid, const char *label)
+{
+	if (label != NULL)
+	{
+		KdbCheckTableForOptions(relid);
+		(void) KdbNormaliseColumnOptions(KdbLabelToOptions(label), false);
+	}
+	KdbTableOptionsChanged(relid);
+}
+
 /*
  * The provider's check.  SECURITY LABEL has checked ownership and locked the
  * object; after this it stores the text.
@@ -254,10 +265,12 @@ check_label(const ObjectAddress *object, const char *label)
 		check_subscription_label(object->objectId, label);
 	else if (object->classId == RelationRelationId && object->objectSubId == 0)
 		check_table_label(object->objectId, label);
+	else if (object->classId == RelationRelationId)
+		check_column_label(object->objectId, label);
 	else if (label != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("security labels of provider \"%s\" are only supported on subscriptions and tables",
+				 errmsg("security labels of provider \"%s\" are only supported on subscriptions, tables and columns",
 						KDB_LABEL_PROVIDER)));
 }
 

@@ -6,6 +6,8 @@
  *	subscription_options.c	a subscription's options as a whole
  *	subscription_values.c	the value of one of them
  *	table_options.c			tables
+ *	column_options.c		columns: what is merged
+ *	column_checks.c			what may be merged
  *	origin_id.c				replication_origin_id in pg_replication_origin
  */
 #ifndef OPTIONS_PRIVATE_H
@@ -22,6 +24,9 @@ extern char *KdbOptionsToLabel(List *options);
 /* Tell who caches the options, at commit. */
 extern void KdbSubscriptionOptionsChanged(Oid subid);	/* subscription_options.c */
 extern void KdbTableOptionsChanged(Oid relid);	/* table_options.c */
+
+/* table_options.c: raise an error if the list has the option already. */
+extern void KdbCheckNotGiven(List *options, DefElem *def);
 
 /*
  * subscription_values.c.  Each reads one value and raises an error that names

@@ -27,8 +27,9 @@
 #define TABLE_RESOLUTION	"conflict_resolution"
 #define TABLE_RESOLUTION_SQL	"krahodb." TABLE_RESOLUTION
 
-static void
-check_not_given(List *options, DefElem *def)
+/* See options_private.h. */
+void
+KdbCheckNotGiven(List *options, DefElem *def)
 {
 	ListCell   *lc;
 
@@ -78,7 +79,7 @@ KdbNormaliseTableOptions(List *defs, bool reset)
 					 errmsg("unrecognized parameter \"%s.%s\"", KDB_LABEL_PROVIDER, def->defname),
 					 errhint("The parameters of name space \"%s\" are: %s.",
 							 KDB_LABEL_PROVIDER, TABLE_RESOLUTION_SQL)));
-		check_not_given(result, def);
+		KdbCheckNotGiven(result, def);
 		result = lappend(result,
 						 makeDefElem(pstrdup(def->defname), normal_value(def, reset), def->location));
 	}

@@ -128,6 +128,15 @@ KdbCopyMarks(Oid relid)
 	return marks;
 }
 
+bool
+KdbCopyIsMarked(Oid relid, int range)
+{
+	ObjectAddress object;
+
+	ObjectAddressSubSet(object, SubscriptionRelRelationId, relid, range + 1);
+	return GetSecurityLabel(&object, KDB_COPY_LABEL_PROVIDER) != NULL;
+}
+
 /* Forget that a range is done. */
 void
 KdbCopyUnmark(Oid relid, int range)

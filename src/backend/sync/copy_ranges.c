@@ -375,14 +375,40 @@ leader_conflicts(const KdbCopyJob *job, int range)
 }
 
 static void
-copy_all(const KdbCopyJob *job, uint8 state)
+copy_todo(const KdbCopyJob *job)
 {
 	int			range;
 
-	while (KdbCopyTakeRange(announced, state, LEADER, &range))
+	while (KdbCopyTakeRange(announced, KDB_RANGE_TODO, LEADER, &range))
 	{
 		KdbCopyOneRange(job, announced, range, leader_conflicts(job, range));
 		(void) look_after_helpers();
+	}
+}
+
+static bool
+is_marked(Oid relid, int range)
+{
+	bool		marked;
+
+	StartTransactionCommand();
+	marked = KdbCopyIsMarked(relid, range);
+	CommitTransactionCommand();
+	return marked;
+}
+
+/* No helper runs any more.  One may have ended between its commit and saying so. */
+static void
+copy_left(const KdbCopyJob *job)
+{
+	int			range;
+
+	while (KdbCopyTakeRange(announced, KDB_RANGE_LEFT, LEADER, &range))
+	{
+		if (is_marked(job->relid, range))
+			note_done(announced, range, range_pages(job->plan, range));
+		else
+			KdbCopyOneRange(job, announced, range, leader_conflicts(job, range));
 	}
 }
 
@@ -436,9 +462,9 @@ KdbCopyRunRanges(KdbCopyJob *job)
 					job->table->nspname, job->table->relname, announced->nranges,
 					announced->nranges_done)));
 	start_helpers(job);
-	copy_all(job, KDB_RANGE_TODO);
+	copy_todo(job);
 	wait_for_helpers();
-	copy_all(job, KDB_RANGE_LEFT);
+	copy_left(job);
 	Assert(announced->nranges_done == announced->nranges);
 
 	StartTransactionCommand();

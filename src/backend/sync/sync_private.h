@@ -219,6 +219,7 @@ extern void KdbCopyMarkPlan(Oid relid, const KdbCopyPlan *plan);
 extern KdbCopyPlan *KdbCopyMarkedPlan(Oid relid, Oid *subid);
 extern void KdbCopyMarkDone(Oid relid, const KdbCopyMark *mark);
 extern List *KdbCopyMarks(Oid relid);
+extern bool KdbCopyIsMarked(Oid relid, int range);
 extern void KdbCopyUnmark(Oid relid, int range);
 
 /* How a table is to be copied in ranges. */

@@ -1,6 +1,6 @@
 /*
  * options.h
- *		KrahoDB's own options of subscriptions and tables.
+ *		KrahoDB's own options of subscriptions, tables and columns.
  *
  * They are stored as a security label of provider "krahodb" on the object: a
  * JSON object of option name to string value, holding what the user set and no
@@ -21,6 +21,7 @@
 #include "replication/origin.h"
 #include "krahodb/compress.h"
 #include "krahodb/conflict_rules.h"
+#include "krahodb/merge.h"
 
 #define KDB_LABEL_PROVIDER	"krahodb"
 
@@ -135,6 +136,39 @@ extern Oid	KdbTableOptionsSource(Oid relid);
  */
 extern void KdbReserveOriginId(RepOriginId id);
 extern void KdbAssignOriginId(Oid subid, RepOriginId id);
+
+/*
+ * COLUMNS.  krahodb.merge says that a column's values are merged instead of
+ * chosen by version.  Stored as the label of the column.
+ */
+typedef struct KdbColumnMerge
+{
+	AttrNumber	attnum;			/* of the table in question */
+	KdbMergeKind kind;
+	Oid			source;			/* that table, or the partitioned table it has it from */
+} KdbColumnMerge;
+
+extern const char *KdbMergeKindName(KdbMergeKind kind);
+
+/*
+ * Merged columns of a table: a List of KdbColumnMerge in the order of columns.  Those
+ * without a label have that of the column of the same name in the nearest
+ * partitioned table above that has one.
+ */
+extern List *KdbMergedColumns(Oid relid);
+
+/* Likewise as table options, but of ALTER COLUMN. */
+extern List *KdbNormaliseColumnOptions(List *defs, bool reset);
+
+/* Replace a column's label and have the users of the table forget what they knew. */
+extern void KdbStoreColumnOptions(Oid relid, AttrNumber attnum, List *options);
+
+/*
+ * Raises an error if a merged column of the table, or of a partition below it,
+ * cannot be merged: its type, a unique key, the replica identity.  with_key: there
+ * must be a primary key, too.  Cheap for tables without merged columns.
+ */
+extern void KdbCheckMergedColumns(Oid relid, bool with_key);
 
 /* Register the label provider; once, from _PG_init. */
 extern void KdbOptionsInit(void);

@@ -14,6 +14,9 @@
  *	CLAIM	a row of the key has claimed values of a unique index at "version"
  *	FLOOR	(of a table; the key is empty) the table was copied from a node that had
  *			applied all that the node of "version" wrote until its time
+ *	MERGED	a write of version "version" has contributed these values to the merged
+ *			columns of the key; and what the heap shows of the transaction of
+ *			version "shown" is no contribution by itself
  *
  * Records are only added.  Of several that apply the greatest version counts, as
  * versions of a key only grow.  TRUTH and KILLED apply only while the heap shows
@@ -37,7 +40,8 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_KILLED = 'k',
 	KDB_RECORD_DEAD = 'd',
 	KDB_RECORD_CLAIM = 'c',
-	KDB_RECORD_FLOOR = 'f'
+	KDB_RECORD_FLOOR = 'f',
+	KDB_RECORD_MERGED = 'm'
 } KdbVersionRecordKind;
 
 /*
@@ -61,8 +65,9 @@ typedef struct KdbVersionRecord
 {
 	KdbVersionRecordKind kind;
 	KdbVersion	version;
-	KdbVersion	shown;			/* TRUTH, KILLED */
+	KdbVersion	shown;			/* TRUTH, KILLED, MERGED */
 	bool		own;			/* written by the current transaction */
+	bytea	   *merged;			/* MERGED: in a format of the writer's own */
 } KdbVersionRecord;
 
 /* Can versions be recorded in this database?  Cheap. */

@@ -11,7 +11,7 @@ use List::Util qw(min uniq);
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(check_tables check_events check_quiet check_collected log_counts);
+our @EXPORT = qw(check_tables check_queries check_events check_quiet check_collected log_counts);
 
 my $shown = 10;	# differing rows, wrong events
 
@@ -28,6 +28,18 @@ sub check_tables
 
 		ok($equal, "table $table is equal on all nodes ($first)");
 		show_differences($mesh, $table) if !$equal;
+	}
+	return;
+}
+
+# Each query says true on each node.
+sub check_queries
+{
+	my ($mesh, @queries) = @_;
+
+	foreach my $node ($mesh->nodes)
+	{
+		is($mesh->insist($node, $_), 't', 'on ' . $node->name . ": $_") foreach @queries;
 	}
 	return;
 }

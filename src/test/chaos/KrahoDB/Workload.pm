@@ -14,10 +14,10 @@ use warnings;
 
 use Exporter 'import';
 
-our @EXPORT = qw(workload_features workload_tables workload_schema workload_rows workload_options workload_statements);
+our @EXPORT = qw(workload_features workload_tables workload_schema workload_rows workload_checks workload_options workload_statements);
 
 our @DEFAULT = qw(plain composite partitioned full index wide bulk long delete keyupdate
-  unique deferred exclusion parts_unique savepoint prepare toast);
+  unique deferred exclusion parts_unique savepoint prepare twophase toast merged counted);
 
 my $KEYS = 60;
 
@@ -79,7 +79,7 @@ my %feature = (
 		tables => { bulk => '(id int PRIMARY KEY, v text)' },
 		rows => 'INSERT INTO bulk SELECT g, NULL FROM generate_series(0, 1999) g',
 		statements => [
-			1 => "UPDATE bulk SET v = '{tag}' WHERE id BETWEEN {rand 1000} AND 1000 + {rand 1000}",
+			1 => "UPDATE bulk SET v = '{tag}' WHERE id BETWEEN {rand 2000} AND {rand 2000}",
 			2 => "UPDATE bulk SET v = '{tag}' WHERE id = {rand 2000}",
 		]
 	},
@@ -158,8 +158,33 @@ my %feature = (
 	savepoint => { tables => {}, statements => [], option => 's' },
 	# PREPARE TRANSACTION, and COMMIT or ROLLBACK PREPARED
 	prepare => { tables => {}, statements => [], option => 'p' },
-	# prepared transactions are sent at PREPARE
+	# some subscriptions have two_phase = on
 	twophase => { tables => {}, statements => [], option => 'p' },
+	# columns that are added up, and greatest and least ones; with deletions and other keys
+	merged => {
+		tables => { merged => '(id int PRIMARY KEY, d bigint, hi int, lo int, u int UNIQUE, v text)' },
+		more => 'ALTER TABLE merged REPLICA IDENTITY FULL, ALTER d SET (krahodb.merge = delta), ALTER hi SET (krahodb.merge = max), ALTER lo SET (krahodb.merge = min)',
+		statements => [
+			4 => upsert('merged', "{rand $KEYS}", "{rand 100}, {rand 100}, {rand 100}, {rand $KEYS}, '{tag}'"),
+			6 => "UPDATE merged SET d = d + {rand 9} - 4, v = '{tag}' WHERE id = {rand $KEYS}",
+			3 => "UPDATE merged SET hi = greatest(hi, {rand 1000}), lo = least(lo, {rand 1000}) WHERE id = {rand $KEYS}",
+			2 => "UPDATE merged SET hi = {rand 1000}, lo = {rand 1000} WHERE id = {rand $KEYS}",
+			1 => "UPDATE merged SET d = nullif({rand 3}, 0), v = '{tag}' WHERE id = {rand $KEYS}",
+			2 => "UPDATE merged SET u = {rand $KEYS}, v = '{tag}' WHERE id = {rand $KEYS}",
+			2 => "UPDATE merged SET id = {rand $KEYS}, d = d + 1 WHERE id = {rand $KEYS}",
+			2 => "DELETE FROM merged WHERE id = {rand $KEYS}",
+		]
+	},
+	# each addition is noted, and counts once
+	counted => {
+		tables => { counted => '(id int PRIMARY KEY, n bigint, v text)' },
+		more => 'ALTER TABLE counted REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta); CREATE TABLE added (id int, n int)',
+		rows => 'INSERT INTO counted SELECT g, 0 FROM generate_series(0, 19) g',
+		statements => [
+			10 => "WITH u AS (UPDATE counted SET n = n + length('{tag}'), v = '{tag}' WHERE id = {rand 20} RETURNING id) INSERT INTO added SELECT id, length('{tag}') FROM u",
+		],
+		check => 'SELECT count(*) = 20 AND bool_and(n = (SELECT coalesce(sum(a.n), 0) FROM added a WHERE a.id = c.id)) FROM counted c'
+	},
 	# columns out of line that are not sent with each update
 	toast => {
 		tables => { toasted => '(id int PRIMARY KEY, u int UNIQUE, v text, w text, x text)' },
@@ -221,6 +246,12 @@ sub workload_schema
 sub workload_rows
 {
 	return map { $feature{$_}{rows} // () } @_;
+}
+
+# Queries that must say true in the end, on each node.
+sub workload_checks
+{
+	return map { $feature{$_}{check} // () } @_;
 }
 
 # Options of client.c.

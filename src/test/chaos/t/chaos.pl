@@ -91,6 +91,7 @@ foreach my $node ($mesh->nodes)
 }
 my $arrived = ok($mesh->quiesce(1), 'everything arrives everywhere');
 check_tables($mesh, workload_tables(@features)) if $arrived;
+check_queries($mesh, workload_checks(@features)) if $arrived;
 check_events($mesh, \%outcome) if $arrived;
 check_quiet($mesh) if $arrived;
 check_collected($mesh, $seconds >= 120) if $arrived;

@@ -103,7 +103,6 @@ SECURITY LABEL FOR krahodb ON TABLE plain IS '{"krahodb.conflict_resolution": "e
 SECURITY LABEL FOR krahodb ON TABLE plain IS 'x';
 SECURITY LABEL FOR krahodb ON TABLE temporary IS '{"conflict_resolution": "error"}';
 SECURITY LABEL FOR krahodb ON VIEW a_view IS '{"conflict_resolution": "error"}';
-SECURITY LABEL FOR krahodb ON COLUMN plain.a IS '{}';
 SECURITY LABEL FOR krahodb ON TABLE plain IS NULL;
 SELECT * FROM krahodb.tables WHERE "table" = 'plain';
 

@@ -233,6 +233,20 @@ my @starts = slurp_file($sub->logfile, $offset) =~ /table synchronization worker
 is(scalar @starts, 1, 'the synchronisation worker went on');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
 
+# The same when they have committed a range and not said so yet: it must not come twice.
+$sub->safe_psql('postgres', 'TRUNCATE nokey');
+$held = hold_at('copy_range_after_commit');
+subscribe('nokey');
+$held->();
+$sub->poll_query_until('postgres',
+	q{SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'krahodb copy worker' AND wait_event_type = 'Extension'})
+  or die 'timed out waiting for the helpers';
+$sub->safe_psql('postgres',
+	q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'krahodb copy worker'});
+let_go();
+check_copy('nokey', 'helpers were terminated after their commit');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION nokey');
+
 # No helper can be started at all.
 $sub->safe_psql('postgres', 'TRUNCATE keyed');
 arm_fault($sub, 'copy_helper_started=error');

@@ -215,10 +215,26 @@ $a->reload;
 
 changed_on_b();
 $a->safe_psql('postgres', "BEGIN; UPDATE doc SET v = 'prepared' WHERE id = $id; PREPARE TRANSACTION 'p'");
-$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
-$b->poll_query_until('postgres', 'SELECT count(*) = 1 FROM pg_prepared_xacts') or die;
 $a->safe_psql('postgres', "COMMIT PREPARED 'p'");
 ends_with_row_of_a('a prepared transaction', 'prepared');
+
+# A plain subscription gets it at PREPARE, also for a table that resolves by itself.
+$_->safe_psql('postgres', q{
+	CREATE TABLE prep (id int PRIMARY KEY, v text, w text) WITH (krahodb.conflict_resolution = last_update_wins);
+	ALTER TABLE prep ALTER w SET STORAGE EXTERNAL;
+	CREATE PUBLICATION prep FOR TABLE prep; GRANT SELECT ON prep TO repl}) foreach $a, $b;
+$b->safe_psql('postgres',
+	sprintf("CREATE SUBSCRIPTION b_prep CONNECTION '%s user=repl' PUBLICATION prep WITH (copy_data = false, two_phase = true)",
+		connstr($a)));
+$b->poll_query_until('postgres', "SELECT subtwophasestate = 'e' FROM pg_subscription WHERE subname = 'b_prep'") or die;
+$a->safe_psql('postgres', q{INSERT INTO prep VALUES (1, 'old', wide('old'))});
+$a->wait_for_catchup('b_prep', 'replay', $a->lsn('insert'));
+$b->safe_psql('postgres', q{UPDATE prep SET w = wide('b')});
+$a->safe_psql('postgres', q{BEGIN; UPDATE prep SET v = 'x'; SAVEPOINT s; UPDATE prep SET v = 'prepared'; PREPARE TRANSACTION 'p'});
+$b->poll_query_until('postgres', 'SELECT count(*) = 1 FROM pg_prepared_xacts') or die;
+$a->safe_psql('postgres', "COMMIT PREPARED 'p'");
+$a->wait_for_catchup('b_prep', 'replay', $a->lsn('insert'));
+is($b->safe_psql('postgres', 'SELECT v, left(w, 3) FROM prep'), 'prepared|old', 'fetched when it is prepared');
 
 # ---- row filters -----------------------------------------------------------------------
 

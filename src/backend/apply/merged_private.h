@@ -1,0 +1,115 @@
+/*
+ * merged_private.h
+ *		Merged columns of the tables that changes are applied to.
+ *
+ *	merged_values.c		one column: what a write contributes, how it combines
+ *	merged_history.c	what all writes since the horizon have contributed to a key
+ *	merged_records.c	contributions as they are recorded
+ *	converge_merged.c	a change's way through the convergence rules
+ *
+ * What they mean is src/common/merge_columns.c.
+ */
+#ifndef MERGED_PRIVATE_H
+#define MERGED_PRIVATE_H
+
+#include "converge_private.h"
+
+#include "utils/typcache.h"
+
+/* A merged column of a target; lives as long as the target's other state. */
+typedef struct KdbMergedColumn
+{
+	AttrNumber	attnum;
+	KdbMergeKind kind;
+	Oid			type;
+	int32		typmod;
+	Oid			base_type;		/* behind domains */
+	Oid			collation;
+	int16		typlen;
+	bool		typbyval;
+	TypeCacheEntry *order;		/* MAX, MIN */
+	bool		is_domain;
+	void	   *domain;			/* the engine's cache of its constraints */
+} KdbMergedColumn;
+
+/*
+ * What a write contributes to one column.  VALUE: a value of the column's type.
+ * CHANGE: of a maximum or minimum too; of a delta the difference, numeric for all
+ * types of numbers and for money, else interval.
+ */
+typedef struct KdbColumnContribution
+{
+	KdbContributionKind kind;
+	Datum		value;
+	bool		isnull;
+} KdbColumnContribution;
+
+/* One write's contributions to all merged columns of the change. */
+typedef struct KdbContributed
+{
+	KdbVersion	version;
+	KdbVersion	shown;			/* recorded ones: of the transaction that recorded it */
+	bool		own;			/* the transaction that is being applied */
+	bool		recorded;		/* else seen in the heap */
+	uint64		order;			/* among those of one transaction */
+	KdbColumnContribution *columns;
+} KdbContributed;
+
+/* The part of a KdbConverge that is about merged columns; in the message context. */
+struct KdbMergedChange
+{
+	int			n;				/* those that the publisher sends */
+	const KdbMergedColumn **columns;
+	KdbColumnContribution *before;	/* values of the old row; UPDATE only */
+	KdbColumnContribution *own; /* what the write contributes */
+	Datum	   *written;		/* values of the new row */
+	bool	   *written_null;
+
+	KdbContributed *history;
+	int			nhistory;
+	int			foreign_records;	/* other transactions' records of the key, when it was read */
+	bool		history_known;
+
+	KdbColumnContribution *folded;	/* value so far; in the wide type, see KdbWiden */
+
+	bool		recording_known;
+	bool		recording;		/* this transaction's contributions to the key are recorded */
+	bool		record_after;	/* the put's own is to be recorded when it is done */
+	bool		put;			/* the write is in the heap */
+};
+
+/* ---- merged_values.c ---- */
+
+extern void KdbMergedContribution(const KdbMergedColumn *column, Datum old, bool old_null,
+								  Datum new, bool new_null, KdbColumnContribution *result);
+
+/*
+ * A value in the type in which it is added up, which has no bounds, and back: with
+ * an error if it does not fit.
+ */
+extern void KdbMergedWiden(const KdbMergedColumn *column, KdbColumnContribution *value);
+extern void KdbMergedNarrow(const KdbMergedColumn *column, Relation rel, Datum *value, bool *isnull);
+
+/* Combine a CHANGE into a wide value. */
+extern void KdbMergedCombine(const KdbMergedColumn *column, KdbColumnContribution *value,
+							 const KdbColumnContribution *change);
+
+extern Oid	KdbMergedChangeType(const KdbMergedColumn *column);
+
+/* ---- merged_records.c ---- */
+
+extern bytea *KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *columns);
+extern void KdbMergedDecode(const KdbMergedChange *change, const bytea *image,
+							KdbContributed *result);
+
+/* ---- merged_history.c ---- */
+
+extern void KdbMergedReadHistory(KdbConverge *c);
+
+/* Records of other transactions for the key of the new row, now. */
+extern int	KdbMergedForeignRecords(KdbConverge *c);
+
+/* Has this transaction recorded contributions to the key? */
+extern bool KdbMergedRecording(KdbConverge *c);
+
+#endif							/* MERGED_PRIVATE_H */

@@ -1,0 +1,155 @@
+/*
+ * merged_records.c
+ *		Contributions to merged columns as version records keep them.
+ *
+ * The image of a record: format, a number that orders the records of one
+ * transaction, and for each column its number, kind, type and value.  Read in a
+ * later life of the table: columns that are gone are not looked at, a value of
+ * another type than the column has now is converted through its text.
+ */
+#include "postgres.h"
+
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+
+#include "merged_private.h"
+
+#define FORMAT	1
+
+typedef struct Header
+{
+	int16		format;
+	int16		ncolumns;
+	uint64		order;
+} Header;
+
+typedef struct ColumnHeader
+{
+	AttrNumber	attnum;
+	char		kind;			/* a KdbContributionKind */
+	Oid			type;
+} ColumnHeader;
+
+static Oid
+type_of(const KdbMergedColumn *column, KdbContributionKind kind)
+{
+	return kind == KDB_CONTRIBUTES_CHANGE ? KdbMergedChangeType(column) : column->type;
+}
+
+static Datum
+flat_value(Oid type, Datum value, bool isnull)
+{
+	if (!isnull && get_typlen(type) == -1)
+		return PointerGetDatum(PG_DETOAST_DATUM(value));
+	return value;
+}
+
+/* See merged_private.h. */
+bytea *
+KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *columns)
+{
+	static uint64 order = 0;
+	Header		header = {FORMAT, (int16) change->n, ++order};
+	StringInfoData image;
+
+	initStringInfo(&image);
+	appendStringInfoSpaces(&image, VARHDRSZ);
+	appendBinaryStringInfo(&image, (char *) &header, sizeof(header));
+	for (int i = 0; i < change->n; i++)
+	{
+		ColumnHeader head = {0};
+		bool		isnull = columns[i].isnull || columns[i].kind == KDB_CONTRIBUTES_NOTHING;
+		Datum		value;
+		int16		len;
+		bool		byval;
+		Size		size;
+		char	   *p;
+
+		head.attnum = change->columns[i]->attnum;
+		head.kind = (char) columns[i].kind;
+		head.type = type_of(change->columns[i], columns[i].kind);
+		appendBinaryStringInfo(&image, (char *) &head, sizeof(head));
+		value = flat_value(head.type, columns[i].value, isnull);
+		get_typlenbyval(head.type, &len, &byval);
+		size = datumEstimateSpace(value, isnull, byval, len);
+		enlargeStringInfo(&image, size);
+		p = image.data + image.len;
+		datumSerialize(value, isnull, byval, len, &p);
+		image.len += size;
+	}
+	SET_VARSIZE(image.data, image.len);
+	return (bytea *) image.data;
+}
+
+static Datum
+converted(Datum value, Oid from, Oid to)
+{
+	Oid			output;
+	Oid			input;
+	Oid			ioparam;
+	bool		is_varlena;
+
+	getTypeOutputInfo(from, &output, &is_varlena);
+	getTypeInputInfo(to, &input, &ioparam);
+	return OidInputFunctionCall(input, OidOutputFunctionCall(output, value), ioparam, -1);
+}
+
+/* The change's column of that number, -1 if it has none. */
+static int
+find_column(const KdbMergedChange *change, AttrNumber attnum)
+{
+	for (int i = 0; i < change->n; i++)
+	{
+		if (change->columns[i]->attnum == attnum)
+			return i;
+	}
+	return -1;
+}
+
+static void
+take_column(const KdbMergedChange *change, const ColumnHeader *head, Datum value, bool isnull,
+			KdbContributed *result)
+{
+	int			i = find_column(change, head->attnum);
+	KdbColumnContribution *column;
+	Oid			type;
+
+	if (i < 0)
+		return;
+	column = &result->columns[i];
+	column->kind = (KdbContributionKind) head->kind;
+	column->isnull = isnull;
+	column->value = value;
+	type = type_of(change->columns[i], column->kind);
+	if (type != head->type && !isnull)
+		column->value = converted(value, head->type, type);
+}
+
+/* See merged_private.h. */
+void
+KdbMergedDecode(const KdbMergedChange *change, const bytea *image, KdbContributed *result)
+{
+	Header		header;
+	char	   *p = VARDATA_ANY(image);
+
+	memcpy(&header, p, sizeof(header));
+	p += sizeof(header);
+	if (header.format != FORMAT)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("contributions to merged columns were recorded in format %d, but this version of KrahoDB knows format %d",
+						header.format, FORMAT)));
+	result->order = header.order;
+	result->columns = palloc0_array(KdbColumnContribution, change->n);
+	for (int i = 0; i < header.ncolumns; i++)
+	{
+		ColumnHeader head;
+		bool		isnull;
+		Datum		value;
+
+		memcpy(&head, p, sizeof(head));
+		p += sizeof(head);
+		value = datumRestore(&p, &isnull);
+		take_column(change, &head, value, isnull, result);
+	}
+}
