@@ -33,6 +33,7 @@
 #define LZ4_ACCELERATION	1
 #define ZSTD_LEVEL			1
 #define BUFFER_SIZE			(4 * KDB_WIRE_BLOCK)	/* history and three blocks */
+#define MIN_BUFFER_SIZE		1024
 
 /* Raw bytes of the stream: the last ones, up to len. */
 typedef struct RawBuffer
@@ -111,22 +112,14 @@ get_u32(const char *data)
 
 /* ---- the raw buffer ---- */
 
-static bool
-raw_init(RawBuffer *raw)
-{
-	raw->data = malloc(BUFFER_SIZE);
-	raw->size = BUFFER_SIZE;
-	raw->len = 0;
-	return raw->data != NULL;
-}
-
 /* Keep the last 64 kB only. */
 static void
 raw_rewind(RawBuffer *raw)
 {
 	size_t		history = smaller(raw->len, KDB_WIRE_BLOCK);
 
-	memmove(raw->data, raw->data + raw->len - history, history);
+	if (history > 0)
+		memmove(raw->data, raw->data + raw->len - history, history);
 	raw->len = history;
 }
 
@@ -134,10 +127,10 @@ raw_rewind(RawBuffer *raw)
 static bool
 raw_reserve(RawBuffer *raw, size_t n)
 {
-	size_t		size = raw->size;
+	size_t		size = raw->size > 0 ? raw->size : MIN_BUFFER_SIZE;
 	char	   *data;
 
-	if (size - raw->len >= n)
+	if (raw->size - raw->len >= n)
 		return true;
 	while (size - raw->len < n)
 		size *= 2;
@@ -190,7 +183,7 @@ KdbCompressorCreate(KdbCompression compression)
 		return NULL;
 	compressor->compression = compression;
 	if (compression == KDB_COMPRESSION_LZ4)
-		done = raw_init(&compressor->raw) &&
+		done = raw_reserve(&compressor->raw, BUFFER_SIZE) &&
 			LZ4_initStream(&compressor->lz4, sizeof(compressor->lz4)) != NULL;
 	else
 		done = init_zstd_compressor(compressor);
@@ -304,20 +297,17 @@ KdbDecompressor *
 KdbDecompressorCreate(KdbCompression compression)
 {
 	KdbDecompressor *decompressor = calloc(1, sizeof(KdbDecompressor));
-	bool		done;
 
 	if (decompressor == NULL)
 		return NULL;
 	decompressor->compression = compression;
-	done = raw_init(&decompressor->raw);
-	if (done && compression == KDB_COMPRESSION_ZSTD)
-	{
-		decompressor->zstd = ZSTD_createDCtx();
-		done = decompressor->zstd != NULL &&
-			!ZSTD_isError(ZSTD_DCtx_setParameter(decompressor->zstd, ZSTD_d_windowLogMax,
-												 KDB_WIRE_ZSTD_WINDOW));
-	}
-	if (!done)
+	if (compression != KDB_COMPRESSION_ZSTD)
+		return decompressor;
+
+	decompressor->zstd = ZSTD_createDCtx();
+	if (decompressor->zstd == NULL ||
+		ZSTD_isError(ZSTD_DCtx_setParameter(decompressor->zstd, ZSTD_d_windowLogMax,
+											KDB_WIRE_ZSTD_WINDOW)))
 	{
 		KdbDecompressorFree(decompressor);
 		return NULL;

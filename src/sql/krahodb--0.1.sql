@@ -11,6 +11,7 @@ CREATE FUNCTION subscription_options(
 	OUT filter_origins integer[],
 	OUT replication_origin_id integer,
 	OUT run_as_owner boolean,
+	OUT apply_workers integer,
 	OUT conflict_resolution text,
 	OUT insert_exists text,
 	OUT update_origin_differs text,
@@ -34,6 +35,7 @@ CREATE VIEW subscriptions AS
 		o.filter_origins,
 		o.replication_origin_id,
 		o.run_as_owner,
+		o.apply_workers,
 		o.conflict_resolution,
 		o.insert_exists,
 		o.update_origin_differs,
@@ -103,6 +105,39 @@ LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_clock_state';
 
 CREATE VIEW clock AS SELECT * FROM krahodb.clock_state();
+
+-- Processes that apply beside a subscription's worker (apply_workers).  waits_for is the
+-- earliest transaction that a lane waits for, and the lane that has it.
+CREATE FUNCTION lane_states(
+	OUT subid oid,
+	OUT lane integer,
+	OUT pid integer,
+	OUT state text,
+	OUT since timestamptz,
+	OUT remote_xid xid,
+	OUT waits_for_xid xid,
+	OUT waits_for_pid integer,
+	OUT applied bigint,
+	OUT repeated bigint)
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_lane_states';
+
+CREATE VIEW lanes AS
+	SELECT
+		s.subname AS subscription,
+		l.lane,
+		l.pid,
+		l.state,
+		l.since,
+		l.remote_xid,
+		l.waits_for_xid,
+		l.waits_for_pid,
+		l.applied,
+		l.repeated
+	FROM krahodb.lane_states() l
+	JOIN pg_catalog.pg_subscription s ON s.oid = l.subid
+	ORDER BY s.subname, l.lane;
 
 -- The state that a key has here, for subscribers that have to fetch a row because a
 -- change did not contain all of it.  Tables are named as the stream names them.
@@ -310,7 +345,7 @@ CREATE INDEX ON version_records_4 (stamp);
 CREATE INDEX ON version_records_4 (relid, hash);
 
 GRANT USAGE ON SCHEMA krahodb TO PUBLIC;
-GRANT SELECT ON subscriptions, tables, columns, clock, fetch_stats, conflict_stats TO PUBLIC;
+GRANT SELECT ON subscriptions, tables, columns, clock, lanes, fetch_stats, conflict_stats TO PUBLIC;
 GRANT SELECT ON conflict_log TO pg_read_all_stats;
 
 -- The retention horizon: until when all changes of all nodes have come, here and to all

@@ -16,12 +16,14 @@
  *	spool.c			streamed transactions to files, and back
  *	truncate.c		TRUNCATE
  *	seen.c			what the writer had seen of other nodes
+ *	lane_*.c		applying in parallel, see lanes_private.h
  *	usercontext.c	acting as a table's owner (run_as_owner = false)
  *	error.c			error context
  *	relation.c		KdbApplyRelation: remote relation to local relation
  *	convert.c		wire columns to datums in slots
  *	lookup.c		finding the local row of a key
  *	walk.c			the same for keys in ascending order, without a descent for each
+ *	recall.c		the same for rows that were written lately
  *	row.c			INSERT, UPDATE, DELETE
  *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
@@ -73,6 +75,7 @@ typedef struct KdbApplyState
 	TimestampTz remote_commit_time; /* or prepare time; the version's ts */
 	KdbSeen		seen;			/* what its writer had seen; see seen_state.h */
 	bool		skipping;		/* ALTER SUBSCRIPTION ... SKIP hit this one */
+	XLogRecPtr	applied_end;	/* end of the last one that is over */
 } KdbApplyState;
 
 extern KdbApplyState KdbApply;
@@ -131,6 +134,9 @@ extern bool KdbApplyFrameOpen(const char *payload, size_t len, const char **raw,
 extern void KdbApplyDispatch(const char *data, size_t len);
 extern const char *KdbApplyMessageName(char type);
 
+/* This process gets messages behind the handshake. */
+extern void KdbDispatchInLane(void);
+
 /*
  * feedback.c: a remote transaction that ends at remote_end is durable here once
  * local WAL is flushed up to local_end (InvalidXLogRecPtr: it is already).
@@ -151,6 +157,9 @@ extern void KdbProgressClear(int slot);
 extern void KdbProgressStart(void);
 extern void KdbProgressReport(XLogRecPtr received);
 extern TimestampTz KdbProgressSeenUntil(void);
+
+/* This process applies for the worker in that slot of the engine's array. */
+extern void KdbProgressInLane(int slot);
 extern void KdbProgressReportIfDue(XLogRecPtr received, TimestampTz now);
 
 /* loop.c: returns when the publisher ends the stream. */
@@ -164,9 +173,17 @@ extern int	KdbRetrySchedule(void);
 extern void KdbRetryStarting(void);
 extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(void);
+extern bool KdbRetrying(void);
+
+/* Is the remote transaction tried again that an earlier worker could not finish? */
+extern bool KdbRetrying(void);
 
 /* subscription.c */
 extern void KdbSubscriptionReread(void);
+
+/* worker.c: become a process that applies, first half */
+extern void KdbWorkerConnect(void);
+extern void KdbWorkerLoadSubscription(void);
 
 /* worker.c: the registered table synchronisation, see apply.h; never NULL */
 extern const KdbSyncCallbacks *KdbSync;
@@ -208,6 +225,9 @@ extern bool KdbApplyRelationWanted(KdbApplyRelation *rel);
 /* Close all that is open; before commit, prepare and every other end. */
 extern void KdbApplyRelationsClose(void);
 
+/* The transaction was aborted with relations open: forget them, and all local state. */
+extern void KdbApplyRelationsAbandon(void);
+
 /* SUBSCRIPTIONRELMAP changed: forget the cached states of all relations. */
 extern void KdbApplyRelationsForgetStates(void);
 
@@ -226,6 +246,9 @@ extern void KdbApplyDelete(const KdbWireMessage *message);
 /* batch.c: write the rows that are collected; before anything else is done to any table. */
 extern void KdbBatchFlush(void);
 
+/* The transaction was aborted, and they with it. */
+extern void KdbBatchAbandon(void);
+
 /* converge.c: the remote transaction is over. */
 extern void KdbConvergeEnd(void);
 
@@ -241,6 +264,41 @@ extern XLogRecPtr KdbStreamDurable(Oid subid);
 extern void KdbApplySeenReset(void);
 extern void KdbApplySeen(const KdbWireMessage *message);
 extern bool KdbApplyWriterSaw(const KdbLocalRow *row);
+
+extern void KdbApplySeenSet(const KdbSeenEntry *entries, int n);
+
+/*
+ * Applying in parallel.  A lane is a process beside the apply worker, its leader.
+ */
+extern bool KdbInLane;			/* is this process one? */
+
+/* lane_worker.c; the entry function of lanes */
+extern PGDLLEXPORT void KdbLaneMain(Datum main_arg);
+
+/*
+ * lane_turn.c.  Settle: what was found is not what changes usually find.  True: earlier
+ * transactions of the subscription were not over when it was found, but are now; look
+ * again.  False: it was found behind all of them.
+ */
+extern bool KdbLaneSettle(void);
+/* The same, where it is too late to look again: the transaction begins again then. */
+extern void KdbLaneMustBeFirst(void);
+extern void KdbLaneBeforeCommit(void);
+extern void KdbCountMerging(bool begin);
+
+/*
+ * lane_leader.c.  Take: a message from the stream; true: it has been dealt with, false:
+ * it is to be dispatched.  Busy: are transactions on their way in lanes?  Reap: note
+ * which of them have ended.  Drain: wait until all have.
+ */
+extern bool KdbLeaderTake(const char *data, size_t len);
+extern bool KdbLeaderBusy(void);
+extern void KdbLeaderReap(void);
+extern void KdbLeaderDrain(void);
+extern void KdbLeaderLook(void);
+extern void KdbLeaderBeforeWait(void);
+extern void KdbLeaderRelation(const char *data, size_t len);
+extern void KdbLeaderRelationStatesChanged(void);
 
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);

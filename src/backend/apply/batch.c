@@ -17,7 +17,8 @@
  *
  * WHERE IT MAKES NO DIFFERENCE.  Only for tables where nobody can tell: no row
  * triggers that fire (they would see rows that come later), no defaults by volatile
- * functions (they could look at the table).
+ * functions (they could look at the table).  Where the last update wins, runs have
+ * rules of their own (converge_inserts.c); with other resolvers there are none.
  */
 #include "postgres.h"
 
@@ -46,7 +47,9 @@ static KdbApplyRelation *last_inserted = NULL;	/* the last change was an INSERT 
 static bool
 is_batchable(KdbApplyRelation *rel, KdbApplyTarget *target)
 {
-	return target != NULL && !target->resolving && !target->insert_triggers && !rel->volatile_defaults &&
+	return target != NULL &&
+		(!target->resolving || (target->converging && target->nmerged == 0 && !KdbRetrying())) &&
+		 !target->insert_triggers && !rel->volatile_defaults &&
 		TransactionIdIsValid(KdbApply.remote_xid);
 }
 
@@ -124,12 +127,26 @@ write_rows(void)
 	KdbApplyErrorContext.nspname = batch.rel->nspname;
 	KdbApplyErrorContext.relname = batch.rel->relname;
 	KdbSwitchToTableOwner(batch.rel->rel, &user);
-	KdbWriteInserts(batch.target, batch.slots, batch.nrows);
+	if (batch.target->converging)
+		KdbConvergeInserts(batch.rel, batch.target, batch.slots, batch.nrows);
+	else
+		KdbWriteInserts(batch.target, batch.slots, batch.nrows);
 	KdbRestoreUser(&user);
 	KdbApplyErrorContext.command = command;
 	KdbApplyErrorContext.nspname = NULL;
 	KdbApplyErrorContext.relname = NULL;
 	MemoryContextSwitchTo(old);
+}
+
+/* See apply_private.h. */
+void
+KdbBatchAbandon(void)
+{
+	last_inserted = NULL;
+	batch.nrows = 0;
+	batch.bytes = 0;
+	if (batch.context)
+		MemoryContextReset(batch.context);
 }
 
 /* See relation_private.h. */

@@ -73,6 +73,7 @@ report(void *arg, const KdbMergeReport *r)
 	KdbConflictSide remote = {0};
 	int			n = 0;
 
+	KdbLaneMustBeFirst();
 	if (r->local && r->local->state != KDB_ROW_ABSENT)
 		fill_side(&sides[n++],
 				  r->local->state == KDB_ROW_LIVE && !TTS_EMPTY(side->target->local) ?
@@ -112,7 +113,7 @@ KdbConvergeEnd(void)
 	if (!context_ready)
 		return;
 	context_ready = false;
-	pg_atomic_fetch_sub_u32(&KdbShared->merging, 1);
+	KdbCountMerging(false);
 }
 
 static void
@@ -131,7 +132,7 @@ begin_transaction(void)
 	context.horizon = seen_until != 0 ? seen_until : INT64_MIN;
 	context.seen = *KdbSeenOfTransaction();
 	context_ready = true;
-	pg_atomic_fetch_add_u32(&KdbShared->merging, 1);
+	KdbCountMerging(true);
 }
 
 /*
@@ -170,13 +171,15 @@ static const KdbMergeOps ops = {
 	.report = report
 };
 
-static void
-merge(KdbConverge *c)
+/* See converge_private.h. */
+void
+KdbConvergeStart(KdbConverge *c)
 {
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-	KdbMergeWrite write = {0};
 
+	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()) && KdbRowIsIncomplete(c))
+		KdbAwaitSeen();			/* nothing is locked yet */
 	if (!context_ready)
 		begin_transaction();
 	context.resolvers = &target->resolvers;
@@ -188,6 +191,15 @@ merge(KdbConverge *c)
 	KdbStartLook(c);
 	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
 	c->holders = holders;
+}
+
+static void
+merge(KdbConverge *c)
+{
+	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
+	KdbMergeWrite write = {0};
+
+	KdbConvergeStart(c);
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
 	write.unsent = KdbRowIsIncomplete(c);

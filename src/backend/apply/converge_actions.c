@@ -103,9 +103,9 @@ note_truth(KdbConverge *c, const KdbMergePut *put)
 	KdbAddRecord(c, side->target, &key, KDB_RECORD_TRUTH, put->version, NULL);
 }
 
-/* Is there still nothing newer than what was found when the key was looked at? */
-static bool
-is_undisturbed(KdbConverge *c, KdbVersion version)
+/* See converge_private.h. */
+bool
+KdbIsUndisturbed(KdbConverge *c, KdbVersion version)
 {
 	uint64		clock;
 
@@ -116,14 +116,14 @@ is_undisturbed(KdbConverge *c, KdbVersion version)
 	return clock != 0 && (clock == c->clock || (TimestampTz) clock < version.ts);
 }
 
-/* Has somebody meanwhile done something that beats the inserted row? */
-static bool
-is_overtaken(KdbConverge *c, const KdbMergePut *put)
+/* See converge_private.h. */
+bool
+KdbIsOvertaken(KdbConverge *c, const KdbMergePut *put)
 {
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbLocalRow dead = {0};
 
-	if (is_undisturbed(c, put->version))
+	if (KdbIsUndisturbed(c, put->version))
 		return false;
 	if (KdbTrueDeath(c, side->target, side->key, &dead) && dead.version_known &&
 		!dead.same_transaction && KdbVersionCompare(dead.version, put->version) > 0)
@@ -135,9 +135,12 @@ is_overtaken(KdbConverge *c, const KdbMergePut *put)
 		KdbFactNewerClaim(c, put->chosen, put->version);
 }
 
-/* The row is to be deleted, and gone for whoever looks for it next: a command each. */
-static void
-take_back(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
+/*
+ * See converge_private.h.  The row is to be deleted, and gone for whoever looks for it
+ * next: a command each.
+ */
+void
+KdbTakeBack(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 {
 	CommandCounterIncrement();
 	c->context->newest = false;
@@ -205,13 +208,14 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	KDB_FAULT_POINT("converge_insert");
 	if (KdbWriteInsert(target, slot, notice_of(c)) != KDB_WRITE_DONE)
 	{
+		(void) KdbLaneSettle();
 		c->clashes++;
 		return KDB_MERGE_CHANGED;
 	}
 	c->written = slot;
-	if (is_overtaken(c, put))
+	if (KdbIsOvertaken(c, put))
 	{
-		take_back(c, target, &slot->tts_tid);
+		KdbTakeBack(c, target, &slot->tts_tid);
 		return KDB_MERGE_CHANGED;
 	}
 	KDB_FAULT_POINT("converge_inserted");
@@ -247,7 +251,7 @@ may_stay(void *arg, TupleTableSlot *row)
 	Overwrite  *overwrite = arg;
 	KdbConverge *c = overwrite->c;
 
-	if (is_undisturbed(c, overwrite->version))
+	if (KdbIsUndisturbed(c, overwrite->version))
 		return true;
 	c->unclaimed = false;
 	c->context->newest = false;
@@ -288,7 +292,10 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	else
 		result = KdbWriteUpdate(target, target->merged, columns, false);
 	if (result == KDB_WRITE_CONFLICT)
+	{
+		(void) KdbLaneSettle();
 		c->clashes++;
+	}
 	if (result != KDB_WRITE_DONE)
 		return KDB_MERGE_CHANGED;
 	c->written = target->merged;
@@ -325,6 +332,7 @@ KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVersion version, bool rem
 	KdbRecordedKey key;
 
 	CHECK_FOR_INTERRUPTS();
+	KdbLaneMustBeFirst();
 	if (!delete_other_row(target, &row->tid))
 		return KDB_MERGE_CHANGED;
 	KdbKeyOfRow(target, row->copy, &key);
@@ -340,6 +348,7 @@ KdbActBury(void *arg, KdbMergeKey which, KdbVersion version)
 	KdbConvergeSide *side = KdbSideOf(c, which);
 	KdbRecordedKey key;
 
+	KdbLaneMustBeFirst();
 	KDB_FAULT_POINT("converge_bury");
 	KdbKeyOfRow(side->target, side->key, &key);
 	KdbAddRecord(c, side->target, &key, KDB_RECORD_DEAD, version, NULL);
@@ -414,6 +423,7 @@ KdbActClaim(void *arg, KdbRowPart part, KdbVersion version)
 	KdbConverge *c = arg;
 	Claim		claim = {c, version};
 
+	KdbLaneMustBeFirst();
 	KDB_FAULT_POINT("converge_claim");
 	KdbForEachUnique(c->sides[KDB_KEY_NEW].target, KdbNewRow(c, part), claim_values, &claim);
 	KdbMergeEvent();

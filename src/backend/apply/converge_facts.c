@@ -235,11 +235,9 @@ KdbStartLook(KdbConverge *c)
 	pg_memory_barrier();
 }
 
-/* See merge.h. */
-void
-KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
+static void
+find(KdbConverge *c, KdbMergeKey which, KdbLocalRow *local)
 {
-	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, which);
 	bool		new_key;
 
@@ -259,6 +257,36 @@ KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
 	}
 	else if (!KdbTrueDeath(c, side->target, side->key, local))
 		local->state = KDB_ROW_ABSENT;
+}
+
+/*
+ * Does the write do the same whatever else is applied here first?  It inserts a key that
+ * is not here, or writes over a row that it follows.
+ */
+static bool
+is_plain(KdbConverge *c, KdbMergeKey which, const KdbLocalRow *local)
+{
+	bool		inserts = c->operation == KDB_INSERT || (c->key_changed && which == KDB_KEY_NEW);
+
+	if (inserts || local->state != KDB_ROW_LIVE)
+		return inserts && local->state == KDB_ROW_ABSENT;
+	if (local->same_transaction)
+		return true;
+	return local->version_known &&
+		KdbVersionCompare(c->context->version, local->version) > 0 &&
+		(local->version.node == c->context->version.node || KdbApplyWriterSaw(local));
+}
+
+/* See merge.h. */
+void
+KdbFactFind(void *arg, KdbMergeKey which, KdbLocalRow *local)
+{
+	KdbConverge *c = arg;
+
+	do
+	{
+		find(c, which, local);
+	} while (!is_plain(c, which, local) && KdbLaneSettle());
 }
 
 /*
@@ -312,6 +340,13 @@ has_tuples(void *arg, const KdbUniqueValues *unique)
 	return KdbIndexHasTuples(arg, unique->index, unique->key, unique->nkeys);
 }
 
+/* See converge_private.h. */
+bool
+KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row)
+{
+	return !KdbForEachUnique(target, row, has_tuples, target);
+}
+
 /* See merge.h. */
 int
 KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
@@ -323,8 +358,7 @@ KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 	int			n = 0;
 
 	/* Whoever takes a value at this moment is noticed by the write. */
-	c->unclaimed = c->clashes == 0 &&
-		!KdbForEachUnique(side->target, row, has_tuples, side->target);
+	c->unclaimed = c->clashes == 0 && KdbHasNewValues(side->target, row);
 	if (c->unclaimed)
 		return 0;
 	found = KdbFindHolders(side->target, row, side->live ? &side->tid : NULL,
@@ -337,6 +371,8 @@ KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
 		list[n].row = c->holders[i].row;
 		list[n++].handle = i;
 	}
+	if (n > 0)
+		KdbLaneMustBeFirst();
 	return n;
 }
 
@@ -431,7 +467,11 @@ KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version)
 bool
 KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version)
 {
-	return KdbClaimedByAnother(arg, KdbNewRow(arg, part), version);
+	bool		claimed = KdbClaimedByAnother(arg, KdbNewRow(arg, part), version);
+
+	if (claimed)
+		KdbLaneMustBeFirst();
+	return claimed;
 }
 
 /* See merge.h. */

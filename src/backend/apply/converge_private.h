@@ -7,6 +7,7 @@
  *	converge_actions.c	what the rules order: rows written, killed, remembered
  *	converge_merged.c	columns whose values are merged (merged_private.h)
  *	converge_row.c		the rows that are written, from what was sent, is here, was fetched
+ *	converge_inserts.c	runs of inserts, written together if all of their keys are new
  *	fetch.c				the row of the key from the publisher
  */
 #ifndef CONVERGE_PRIVATE_H
@@ -64,6 +65,9 @@ KdbSideOf(KdbConverge *c, KdbMergeKey key)
 	return &c->sides[key];
 }
 
+/* converge.c: set c up for the transaction, whose first change it may be. */
+extern void KdbConvergeStart(KdbConverge *c);
+
 /* converge_facts.c */
 extern void KdbFactFind(void *arg, KdbMergeKey key, KdbLocalRow *local);
 extern bool KdbFactUniqueChanges(void *arg, KdbRowPart part);
@@ -92,6 +96,9 @@ extern bool KdbKilledBefore(KdbConverge *c, KdbApplyTarget *target, const KdbRec
 /* Has another key claimed a unique value of the row at a greater version? */
 extern bool KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version);
 
+/* Does no tuple, dead or alive, have one of the row's unique values? */
+extern bool KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row);
+
 /* What is found from here on must hold when the row is written. */
 extern void KdbStartLook(KdbConverge *c);
 
@@ -112,7 +119,13 @@ extern void KdbCompleteRow(KdbConverge *c, KdbRowPart unsent);
 /* Columns that the publisher does not have, of a row to be inserted. */
 extern void KdbCompleteLocalColumns(KdbConverge *c, KdbRemoteRow *row);
 
-/* fetch.c; see merge.h. */
+/*
+ * fetch.c: wait a moment for what the writer may have seen, so that a row with missing
+ * values need not be fetched; before anything is locked.
+ */
+extern void KdbAwaitSeen(void);
+
+/* See merge.h. */
 extern void KdbFetchRow(void *arg, KdbFetched *fetched);
 
 /*
@@ -158,6 +171,15 @@ extern KdbMergeResult KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVer
 								 bool remember);
 extern void KdbActBury(void *arg, KdbMergeKey key, KdbVersion version);
 extern void KdbActClaim(void *arg, KdbRowPart part, KdbVersion version);
+
+/* Is there still nothing newer than what was found when the key was looked at? */
+extern bool KdbIsUndisturbed(KdbConverge *c, KdbVersion version);
+
+/* Has somebody meanwhile done something that beats the inserted row? */
+extern bool KdbIsOvertaken(KdbConverge *c, const KdbMergePut *put);
+
+/* Delete the inserted row again. */
+extern void KdbTakeBack(KdbConverge *c, KdbApplyTarget *target, ItemPointer where);
 
 extern void KdbAddRecord(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
 						 KdbVersionRecordKind kind, KdbVersion version, bytea *merged);

@@ -101,6 +101,13 @@ apply_handshake(const KdbWireMessage *message)
 	handshake_done = true;
 }
 
+/* See apply_private.h. */
+void
+KdbDispatchInLane(void)
+{
+	handshake_done = true;
+}
+
 /* Names of types are of no use: values go by the local columns' types. */
 static void
 apply_type(const KdbWireMessage *message)
@@ -171,6 +178,8 @@ KdbApplyDispatch(const char *data, size_t len)
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg("invalid logical replication message type \"??? (%d)\"", type)));
 	check_handshake(type);
+	if (type == KDB_WIRE_RELATION && !KdbSpoolActive())
+		KdbLeaderRelation(data, len);
 
 	if ((kind->flags & SPOOLED) && KdbSpoolActive())
 		KdbSpoolChange(data, len);

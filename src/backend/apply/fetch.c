@@ -21,6 +21,11 @@
  * here has made of it: then it has that transaction's version, which
  * the publisher may not know yet (a commit that still waits, a prepared transaction).
  *
+ * LAGGING STREAMS.  Under load, what the writer had just seen of a third node is often
+ * still on its way here, and comes in a moment, which is cheaper than a fetch.  The
+ * first change of a transaction waits for it a little (KdbAwaitSeen); no row is locked
+ * then, so nobody waits in turn for this worker.
+ *
  * A state of another version than the write's needs a version record here, as the heap says
  * the version of the transaction that writes it: so the extension.  Where that or
  * anything else is missing, the change cannot be applied without a guess, and an error says
@@ -32,12 +37,16 @@
 #include "access/tupconvert.h"
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/timestamp.h"
 
 #include "krahodb/clock.h"
 #include "krahodb/fault.h"
@@ -69,6 +78,55 @@ static const char *const row_query =
 	" WITH ORDINALITY AS v(value, n) ON true ORDER BY v.n";
 
 static const char *const seen_query = "SELECT pg_catalog.current_setting('krahodb.seen')";
+
+/* ---- making do without ----------------------------------------------------- */
+
+/*
+ * How long to wait for other streams before a row is fetched, and for how long not to
+ * wait again after that was in vain (a peer is down, or far behind).
+ */
+#define AWAIT_MS		50
+#define AWAIT_STEP_MS	2
+#define NO_AWAIT_MS		1000
+
+/* Is there something that the writer may have seen and that is not here yet? */
+static bool
+streams_lag(void)
+{
+	const KdbSeen *seen = KdbSeenOfTransaction();
+
+	for (int i = 0; i < seen->nentries; i++)
+	{
+		if (seen->entries[i].node != KdbApply.remote_node &&
+			KdbSeenProgress(seen->entries[i].node) < seen->entries[i].maybe)
+			return true;
+	}
+	return false;
+}
+
+/* See converge_private.h. */
+void
+KdbAwaitSeen(void)
+{
+	static TimestampTz not_before = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz deadline = TimestampTzPlusMilliseconds(now, AWAIT_MS);
+
+	if (now < not_before)
+		return;
+	while (streams_lag())
+	{
+		if (GetCurrentTimestamp() >= deadline)
+		{
+			not_before = TimestampTzPlusMilliseconds(deadline, NO_AWAIT_MS);
+			return;
+		}
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 AWAIT_STEP_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
 
 /* ---- what to ask for ------------------------------------------------------- */
 
@@ -378,6 +436,7 @@ KdbFetchRow(void *arg, KdbFetched *fetched)
 	List	   *seen;
 	char	  **first;
 
+	KdbLaneMustBeFirst();
 	describe_request(c, &request);
 	KdbApplyErrorContext.attname = request.subject.column;
 	require_krahodb(&request.subject);

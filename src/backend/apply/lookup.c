@@ -2,8 +2,8 @@
  * lookup.c
  *		Finding the local row that a change is about.
  *
- * By the replica identity index or primary key (walk.c first: keys in ascending
- * order need no descent each); without one, by comparing full rows.  Both with a dirty snapshot, so that rows which other transactions are
+ * By the replica identity index or primary key (recall.c and walk.c first: rows
+ * that were written lately, and keys in ascending order, need no descent); without one, by comparing full rows.  Both with a dirty snapshot, so that rows which other transactions are
  * changing are seen and waited for.
  *
  * A dirty scan is no consistent snapshot: a row that a concurrent update moves
@@ -138,6 +138,8 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 
 	if (!KdbIdentityKey(target, search, key))
 		return false;
+	if (KdbRecallFind(target, search))
+		return true;
 	if (KdbWalkFind(target, KdbIdentityRelation(target), key))
 		return true;
 	for (;;)
@@ -213,6 +215,7 @@ scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot)
 static bool
 find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
 {
+	(void) KdbLaneSettle();		/* equal rows are not told apart */
 	for (;;)
 	{
 		SnapshotData dirty;

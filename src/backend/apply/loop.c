@@ -8,6 +8,7 @@
  *
  *	data pending flush		KDB_LOOP_FLUSH_NAP, then the pairs of feedback.c are
  *							looked at again
+ *	lanes have work			KDB_LOOP_LANES_NAP, then what they have done is noted
  *	else					KDB_LOOP_NAP
  *	silent publisher		pinged after half of wal_receiver_timeout, given up
  *							after all of it
@@ -35,6 +36,7 @@
 
 #define KDB_LOOP_NAP		1000L	/* ms */
 #define KDB_LOOP_FLUSH_NAP	3L	/* ms */
+#define KDB_LOOP_LANES_NAP	10L /* ms */
 
 typedef struct ReceiveState
 {
@@ -57,6 +59,13 @@ update_worker_stats(const ReceiveState *state, TimestampTz send_time, bool reply
 	}
 }
 
+static void
+take_message(const char *data, size_t len)
+{
+	if (!KdbLeaderTake(data, len))
+		KdbApplyDispatch(data, len);
+}
+
 /* A payload of a KrahoDB stream: many messages, see wire.h. */
 static void
 apply_frame(const char *data, size_t len)
@@ -74,7 +83,7 @@ apply_frame(const char *data, size_t len)
 								&message, &message_len, &error))
 		{
 			CHECK_FOR_INTERRUPTS();
-			KdbApplyDispatch(message, message_len);
+			take_message(message, message_len);
 		}
 	}
 
@@ -99,7 +108,7 @@ receive_data(ReceiveState *state, StringInfo s)
 	if (KdbApply.krahodb_stream)
 		apply_frame(s->data + s->cursor, s->len - s->cursor);
 	else
-		KdbApplyDispatch(s->data + s->cursor, s->len - s->cursor);
+		take_message(s->data + s->cursor, s->len - s->cursor);
 }
 
 /* 'k': the publisher is alive and has read up to end_lsn. */
@@ -142,6 +151,8 @@ receive_payload(ReceiveState *state, char *data, int len)
 			break;
 	}
 
+	if (KdbFeedbackDue(state->last_recv_time))
+		KdbLeaderLook();
 	if (KdbFeedbackDue(state->last_recv_time))
 		KdbFeedbackSend(state->last_received, state->last_recv_time, false, false);
 	if (!in_remote_transaction && !KdbSpoolActive())
@@ -198,7 +209,8 @@ between_transactions(XLogRecPtr last_received)
 
 	AcceptInvalidationMessages();
 	KdbSubscriptionReread();
-	KdbSync->process_syncing_tables(last_received);
+	if (!KdbLeaderBusy())
+		KdbSync->process_syncing_tables(last_received);
 	KdbProgressReport(last_received);
 }
 
@@ -232,12 +244,15 @@ check_publisher(ReceiveState *state)
 static void
 wait_for_data(ReceiveState *state, pgsocket fd)
 {
-	long		nap = KdbFeedbackPending() ? KDB_LOOP_FLUSH_NAP : KDB_LOOP_NAP;
-	int			rc = WaitLatchOrSocket(MyLatch,
-									   WL_SOCKET_READABLE | WL_LATCH_SET |
-									   WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-									   fd, nap, WAIT_EVENT_LOGICAL_APPLY_MAIN);
+	long		nap = KdbFeedbackPending() ? KDB_LOOP_FLUSH_NAP :
+		KdbLeaderBusy() ? KDB_LOOP_LANES_NAP : KDB_LOOP_NAP;
+	int			rc;
 
+	KdbLeaderBeforeWait();
+	rc = WaitLatchOrSocket(MyLatch,
+						   WL_SOCKET_READABLE | WL_LATCH_SET |
+						   WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						   fd, nap, WAIT_EVENT_LOGICAL_APPLY_MAIN);
 	if (rc & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
@@ -270,6 +285,7 @@ KdbApplyLoop(XLogRecPtr last_received)
 
 		streaming = receive_available(&state, &fd);
 
+		KdbLeaderLook();
 		now = GetCurrentTimestamp();
 		KdbFeedbackFlushIfDue(now);
 		KdbFeedbackSend(state.last_received, now, false, false);

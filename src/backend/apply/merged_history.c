@@ -19,12 +19,15 @@
  * inserted, or what was before it has been vacuumed, so is behind the horizon.
  *
  * HORIZON.  What is behind it counts as one assignment.  Vacuum and the removal of
- * records do not happen at the same time, so the cut is made here: as many versions
- * from the chain's beginning as were written by transactions behind the horizon are
- * one assignment, of the last of them, and records of those transactions do not
- * count.  (A record is removed when the horizon has passed the time at which it was
- * written, and with that all transactions before it in the chain.)  The horizon is
- * read after the records, which so are at least as complete as it says.
+ * records do not happen at the same time, and changes do not arrive in the order of
+ * their versions, so there is no place in a chain before which all is behind the
+ * horizon and after which nothing.  The assignment's value is that of the last version
+ * in the chain whose transaction is behind, with what newer transactions had contributed
+ * by then taken out again: these count by themselves.  (To take out is to subtract. A
+ * maximum need not be: it counts again, with the same result.  If one of them was an
+ * assignment, the value does not matter.)  Records of transactions that are in it do not
+ * count; so it does not matter which of them are left.  Nothing that is newer than the
+ * horizon has been removed.
  *
  * ORDER.  Only that of contributions of the same version matters: in a chain as the
  * chain goes, of several chains in one transaction as they ended, which the command
@@ -57,6 +60,7 @@ typedef struct RowVersion
 	ItemPointerData next;
 	TransactionId writer;
 	TransactionId ender;		/* InvalidTransactionId: not ended */
+	bool		update;			/* replaced another one */
 	bool		combo;			/* written and ended by one transaction */
 	CommandId	command;		/* of its end, comparable among those */
 	bool		own;
@@ -183,6 +187,7 @@ read_header(TupleTableSlot *slot, RowVersion *version)
 	ended = !(tuple->t_infomask & HEAP_XMAX_INVALID) &&
 		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask);
 	version->ender = ended ? HeapTupleHeaderGetUpdateXid(tuple) : InvalidTransactionId;
+	version->update = (tuple->t_infomask & HEAP_UPDATED) != 0;
 	version->combo = (tuple->t_infomask & HEAP_COMBOCID) != 0;
 	version->command = HeapTupleHeaderGetRawCommandId(tuple);
 	version->next = tuple->t_ctid;
@@ -374,7 +379,7 @@ add_contributed(History *history, const RowVersion *version, uint64 place)
 	return contributed;
 }
 
-static void
+static KdbContributed *
 add_assignment(History *history, const RowVersion *version, KdbVersion at, uint64 place)
 {
 	KdbContributed *contributed = add_contributed(history, version, place);
@@ -385,20 +390,40 @@ add_assignment(History *history, const RowVersion *version, KdbVersion at, uint6
 		contributed->columns[i] = version->values[i];
 		contributed->columns[i].kind = KDB_CONTRIBUTES_VALUE;
 	}
+	return contributed;
 }
 
+/* The difference of a version to the one before it. */
 static void
-add_step(History *history, const RowVersion *version, uint64 place)
+step_of(const History *history, const RowVersion *version, KdbColumnContribution *columns)
 {
-	KdbContributed *contributed = add_contributed(history, version, place);
-
 	for (int i = 0; i < history->change->n; i++)
 	{
 		const KdbColumnContribution *old = &version->previous->values[i];
 		const KdbColumnContribution *new = &version->values[i];
 
 		KdbMergedContribution(history->change->columns[i], old->value, old->isnull,
-							  new->value, new->isnull, &contributed->columns[i]);
+							  new->value, new->isnull, &columns[i]);
+	}
+}
+
+/*
+ * The horizon is not known for some time after a server's start, but the heap tells
+ * how far it has been: a version whose predecessor is gone was behind it, as the
+ * predecessor was vacuumed.  Or the predecessor had another key, and the version is an
+ * assignment, which may as well be taken for the base: what is older does not count.
+ */
+static void
+extend_horizon(History *history)
+{
+	ListCell   *lc;
+
+	foreach(lc, history->versions)
+	{
+		RowVersion *version = lfirst(lc);
+
+		if (version->update && version->previous == NULL && !version->own)
+			history->horizon = Max(history->horizon, version->version.ts);
 	}
 }
 
@@ -408,50 +433,105 @@ is_behind(const History *history, const RowVersion *version)
 	return !version->own && version->version.ts <= history->horizon;
 }
 
-/* The last version of a chain's beginning that is behind the horizon, or NULL. */
+/* The last version of a chain that is behind the horizon, or NULL. */
 static RowVersion *
-cut_chain(History *history, RowVersion *first, KdbVersion *greatest)
+find_cut(const History *history, RowVersion *first)
 {
-	RowVersion *last = NULL;
+	RowVersion *cut = NULL;
 
-	*greatest = (KdbVersion) {0, 0};
-	for (RowVersion *v = first; v && is_behind(history, v); v = v->following)
+	if (!is_behind(history, first))
+		return NULL;
+	for (RowVersion *v = first; v; v = v->following)
 	{
-		history->behind = lappend(history->behind, v);
-		if (KdbVersionCompare(v->version, *greatest) > 0)
-			*greatest = v->version;
-		last = v;
+		if (is_behind(history, v))
+			cut = v;
 	}
-	return last;
+	return cut;
+}
+
+/* Take the changes to deltas out of the value at the cut; all other columns are idempotent. */
+static void
+take_out(History *history, KdbContributed *base, const KdbColumnContribution *columns)
+{
+	for (int i = 0; i < history->change->n; i++)
+	{
+		if (columns[i].kind == KDB_CONTRIBUTES_CHANGE)
+			KdbMergedTakeOut(history->change->columns[i], &base->columns[i], &columns[i]);
+	}
+}
+
+/* Take out what newer transactions have contributed before the cut. */
+static void
+take_out_newer(History *history, RowVersion *first, RowVersion *cut, KdbContributed *base)
+{
+	KdbColumnContribution *step = palloc_array(KdbColumnContribution, history->change->n);
+	Transactions newer;
+	ListCell   *lc;
+
+	begin_transactions(&newer, list_length(history->versions));
+	for (RowVersion *v = first; v != cut; v = v->following)
+	{
+		if (is_behind(history, v))
+			continue;
+		if (has_transaction(&history->recorded, v->version))
+		{
+			newer.versions[newer.n++] = v->version;
+			continue;
+		}
+		step_of(history, v, step);
+		take_out(history, base, step);
+	}
+	sort_transactions(&newer);
+	foreach(lc, history->records)
+	{
+		KdbContributed *record = lfirst(lc);
+
+		if (has_transaction(&newer, record->shown))
+			take_out(history, base, record->columns);
+	}
+}
+
+/* What is behind the horizon, as one assignment. */
+static void
+add_base(History *history, RowVersion *first, RowVersion *cut, uint64 place)
+{
+	KdbVersion	greatest = {0, 0};
+	KdbContributed *base;
+
+	for (RowVersion *v = first; v != cut->following; v = v->following)
+	{
+		if (!is_behind(history, v))
+			continue;
+		history->behind = lappend(history->behind, v);
+		if (KdbVersionCompare(v->version, greatest) > 0)
+			greatest = v->version;
+	}
+	base = add_assignment(history, cut, greatest, place);
+	take_out_newer(history, first, cut, base);
 }
 
 static void
 add_chain(History *history, RowVersion *first)
 {
 	RowVersion *last = first;
-	RowVersion *v = first;
-	KdbVersion	greatest;
-	RowVersion *cut = cut_chain(history, first, &greatest);
+	RowVersion *cut = find_cut(history, first);
 	int			position = 0;
 
 	while (last->following)
 		last = last->following;
 	if (cut)
-	{
-		add_assignment(history, cut, greatest, place_of(cut, last, position++));
-		v = cut->following;
-	}
-	for (; v; v = v->following)
+		add_base(history, first, cut, place_of(cut, last, position++));
+	for (RowVersion *v = first; v; v = v->following)
 	{
 		uint64		place = place_of(v, last, position++);
 
-		/* The heap's do not count then. */
-		if (has_transaction(&history->recorded, v->version))
+		/* A recorded transaction's row versions do not count. */
+		if ((cut && is_behind(history, v)) || has_transaction(&history->recorded, v->version))
 			continue;
 		if (v->previous)
-			add_step(history, v, place);
+			step_of(history, v, add_contributed(history, v, place)->columns);
 		else
-			add_assignment(history, v, v->version, place);
+			(void) add_assignment(history, v, v->version, place);
 	}
 }
 
@@ -498,6 +578,21 @@ contributes(const KdbMergedChange *change, const KdbContributed *contributed)
 	return false;
 }
 
+/*
+ * Does it begin with anything?  Records of changes to a row that was deleted are kept
+ * longer than the row, and say nothing of the next row of that key.
+ */
+static bool
+has_assignment(const KdbMergedChange *change)
+{
+	for (int i = 0; i < change->nhistory; i++)
+	{
+		if (change->history[i].columns[0].kind == KDB_CONTRIBUTES_VALUE)
+			return true;
+	}
+	return false;
+}
+
 /* See merged_private.h. */
 void
 KdbMergedReadHistory(KdbConverge *c)
@@ -513,6 +608,7 @@ KdbMergedReadHistory(KdbConverge *c)
 	note_recorded(&history);
 	read_versions(&history);
 	link_versions(history.versions);
+	extend_horizon(&history);
 	foreach(lc, history.versions)
 	{
 		if (((RowVersion *) lfirst(lc))->previous == NULL)
@@ -528,6 +624,8 @@ KdbMergedReadHistory(KdbConverge *c)
 		if (contributes(change, lfirst(lc)))
 			change->history[change->nhistory++] = *(KdbContributed *) lfirst(lc);
 	}
+	if (!has_assignment(change))
+		change->nhistory = 0;
 	change->foreign_records = count_foreign(look.found);
 	change->recording = look.own;
 	change->recording_known = true;

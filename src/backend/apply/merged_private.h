@@ -42,6 +42,7 @@ typedef struct KdbColumnContribution
 	KdbContributionKind kind;
 	Datum		value;
 	bool		isnull;
+	bool		wide;			/* VALUE: in the type in which it is added up */
 } KdbColumnContribution;
 
 /* One write's contributions to all merged columns of the change. */
@@ -92,6 +93,10 @@ extern void KdbMergedNarrow(const KdbMergedColumn *column, Relation rel, Datum *
 
 /* Combine a CHANGE into a wide value. */
 extern void KdbMergedCombine(const KdbMergedColumn *column, KdbColumnContribution *value,
+							 const KdbColumnContribution *change);
+
+/* The reverse of that for a delta, in a value that becomes wide; nothing for others. */
+extern void KdbMergedTakeOut(const KdbMergedColumn *column, KdbColumnContribution *value,
 							 const KdbColumnContribution *change);
 
 extern Oid	KdbMergedChangeType(const KdbMergedColumn *column);

@@ -166,8 +166,21 @@ KdbMergedContribution(const KdbMergedColumn *column, Datum old, bool old_null,
 void
 KdbMergedWiden(const KdbMergedColumn *column, KdbColumnContribution *value)
 {
-	if (!value->isnull)
+	if (!value->isnull && !value->wide)
 		value->value = widen(column, value->value);
+	value->wide = true;
+}
+
+/* See merged_private.h. */
+void
+KdbMergedTakeOut(const KdbMergedColumn *column, KdbColumnContribution *value,
+				 const KdbColumnContribution *change)
+{
+	if (column->kind != KDB_MERGE_DELTA || value->isnull)
+		return;
+	KdbMergedWiden(column, value);
+	value->value = DirectFunctionCall2(column->base_type == INTERVALOID ? interval_mi : numeric_sub,
+									   value->value, change->value);
 }
 
 static bool

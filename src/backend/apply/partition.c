@@ -73,6 +73,15 @@ KdbRoutingClose(KdbApplyRelation *rel)
 	rel->routing = NULL;
 }
 
+/* The transaction has been aborted, and has let go of what routing held. */
+void
+KdbRoutingAbandon(KdbApplyRelation *rel)
+{
+	if (rel->routing)
+		MemoryContextDelete(rel->routing->context);
+	rel->routing = NULL;
+}
+
 /* The partition's result relation as tuple routing knows it. */
 static ResultRelInfo *
 find_partition(KdbApplyRelation *rel, TupleTableSlot *slot)

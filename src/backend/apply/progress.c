@@ -153,6 +153,13 @@ KdbProgressStart(void)
 	KdbHorizonWake();
 }
 
+/* See apply_private.h. */
+void
+KdbProgressInLane(int slot)
+{
+	my_progress = &KdbHorizon->progress[slot];
+}
+
 /* Everything before received has been received; between remote transactions. */
 void
 KdbProgressReport(XLogRecPtr received)

@@ -106,6 +106,32 @@ KdbApplyRelationsClose(void)
 	KdbTargetsClose();
 }
 
+/*
+ * See apply_private.h.  Slots, scans and executor states may refer to buffers and
+ * relations that the abort has released; so they are not closed, but forgotten with the
+ * memory that they are in.
+ */
+void
+KdbApplyRelationsAbandon(void)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyRelation *rel;
+
+	dlist_init(&open_relations);
+	KdbBatchAbandon();
+	KdbTargetsAbandon();
+	if (relations == NULL)
+		return;
+	hash_seq_init(&status, relations);
+	while ((rel = hash_seq_search(&status)) != NULL)
+	{
+		KdbRoutingAbandon(rel);
+		rel->rel = NULL;
+		rel->target = NULL;
+		forget_local(rel);
+	}
+}
+
 void
 KdbApplyRelationsForgetStates(void)
 {

@@ -85,6 +85,13 @@ typedef struct KdbFloor
 	uint64		appended;		/* counter of version records at that time; 0: not known */
 } KdbFloor;
 
+/* Where rows are that this worker has written lately; recall.c. */
+typedef struct KdbRecall
+{
+	struct KdbRecallPlace *places;	/* kept; NULL if there are none yet */
+	BlockNumber blocks;			/* the table has at least that many, in this transaction */
+} KdbRecall;
+
 typedef struct KdbApplyTarget
 {
 	Oid			relid;			/* hash key */
@@ -118,6 +125,7 @@ typedef struct KdbApplyTarget
 
 	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
 	bool		insert_triggers;	/* row triggers fire on INSERT */
+	bool		fires;			/* some triggers fire when changes are applied */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_generated;	/* stored generated columns */
@@ -140,6 +148,7 @@ typedef struct KdbApplyTarget
 	int			scan_rows;		/* looked up by this scan */
 	SnapshotData dirty;
 	KdbWalk		walk;			/* on the identity index, too */
+	KdbRecall	recall;
 	AclMode		checked;		/* privileges verified in this transaction */
 	dlist_node	open_link;
 } KdbApplyTarget;
@@ -194,6 +203,9 @@ extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
 									 KdbApplyRelation *remote);
 extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
+
+/* All of them were abandoned open by an aborted transaction, or may have been. */
+extern void KdbTargetsAbandon(void);
 extern void KdbTargetsForgetOptions(void);
 
 /*
@@ -233,11 +245,25 @@ extern Relation KdbIdentityRelation(KdbApplyTarget *target);
 extern bool KdbFindRow(KdbApplyTarget *target, TupleTableSlot *search);
 
 /*
+ * recall.c: find the row of the key in "search" if this worker has written it lately;
+ * false says nothing.  Put: the row in the (virtual) slot was just written.
+ */
+extern bool KdbRecallFind(KdbApplyTarget *target, TupleTableSlot *search);
+extern void KdbRecallPut(KdbApplyTarget *target, TupleTableSlot *slot);
+
+/*
  * walk.c: find the row of the key on the identity index if keys come in ascending order;
  * false says nothing.  Let go of the index: before a wait, and at the end.
  */
 extern bool KdbWalkFind(KdbApplyTarget *target, Relation index, const ScanKeyData *key);
 extern void KdbWalkEnd(KdbApplyTarget *target);
+
+/*
+ * Does the identity index surely have nothing from the least to the greatest key of
+ * these rows, dead or alive?
+ */
+extern bool KdbNothingBetween(KdbApplyTarget *target, TupleTableSlot **slots, int n);
+
 
 /* Lock the row in target->local; false if it has changed meanwhile. */
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
@@ -326,6 +352,8 @@ extern bool KdbUniqueDependsOn(KdbApplyTarget *target, const Bitmapset *columns)
  */
 extern void KdbConvergeInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  KdbRemoteRow *row);
+extern void KdbConvergeInserts(KdbApplyRelation *rel, KdbApplyTarget *target,
+							   TupleTableSlot **slots, int n);
 extern void KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  TupleTableSlot *old, bool old_is_full);
 extern void KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target,
@@ -384,5 +412,6 @@ extern KdbRemoteRow *KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target,
 extern TupleTableSlot *KdbRouteBack(KdbApplyRelation *rel, KdbApplyTarget *target,
 									TupleTableSlot *slot);
 extern void KdbRoutingClose(KdbApplyRelation *rel);
+extern void KdbRoutingAbandon(KdbApplyRelation *rel);
 
 #endif							/* RELATION_PRIVATE_H */

@@ -156,6 +156,13 @@ KdbRetrySucceeded(void)
 	retrying = false;
 }
 
+/* See apply_private.h. */
+bool
+KdbRetrying(void)
+{
+	return retrying;
+}
+
 /* See apply.h. */
 KdbRetryState
 KdbRetryAsk(Oid subid, long *wait)

@@ -78,6 +78,7 @@ report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 
 	if (decision->conflict == KDB_CONFLICT_NONE)
 		return;
+	KdbLaneMustBeFirst();
 	if (local && local->state != KDB_ROW_ABSENT)
 	{
 		sides[n].slot = local->state == KDB_ROW_LIVE ? change->target->local : NULL;
@@ -144,6 +145,8 @@ clear_the_way(Change *change, TupleTableSlot *slot, ItemPointer self,
 	n = KdbFindHolders(change->target, slot, self, changed, holders, KDB_MAX_HOLDERS);
 	if (n == 0)
 		return UNIQUE_FREE;
+	if (KdbLaneSettle())
+		return UNIQUE_AGAIN;
 	for (int i = 0; i < n; i++)
 		rows[i] = holders[i].row;
 	decision = KdbResolveUnique(change->operation, change->version, rows, n,
@@ -250,7 +253,7 @@ overwrite(Change *change, const KdbDecision *decision, const KdbLocalRow *local)
 	}
 	result = KdbWriteUpdate(target, target->merged, columns,
 							notice && change->clashes < KDB_MAX_CLASHES);
-	if (result == KDB_WRITE_CONFLICT)
+	if (result == KDB_WRITE_CONFLICT && !KdbLaneSettle())
 		change->clashes++;
 	if (result != KDB_WRITE_DONE)
 		return false;
@@ -327,8 +330,11 @@ stays_deleted(Change *change)
 	KdbLocalRow local = {0};
 	KdbDecision decision;
 
-	if (!KdbFindDead(target, change->row->slot, &local))
-		return false;
+	do
+	{
+		if (!KdbFindDead(target, change->row->slot, &local))
+			return false;
+	} while (KdbLaneSettle());
 	decision = KdbResolveRow(KDB_INSERT, change->version, &local, &target->resolvers);
 	if (decision.action != KDB_ACTION_SKIP && decision.action != KDB_ACTION_ERROR)
 		return false;
@@ -356,6 +362,7 @@ insert_until_done(Change *change)
 			notice = KDB_NOTICE_NONE;
 		if (KdbWriteInsert(change->target, change->row->slot, notice) == KDB_WRITE_DONE)
 			return;
+		(void) KdbLaneSettle();
 		switch (clear_for_insert(change))
 		{
 			case UNIQUE_FREE:	/* gone again, or tolerated as it is deferrable */
@@ -558,6 +565,8 @@ apply_update(Change *change)
 		CHECK_FOR_INTERRUPTS();
 		if (!KdbFindRow(target, change->search))
 		{
+			if (KdbLaneSettle())
+				continue;
 			update_absent_row(change);
 			return;
 		}
@@ -566,6 +575,8 @@ apply_update(Change *change)
 			local_row(change, true, &local);
 			decision = KdbResolveRow(KDB_UPDATE, change->version, &local,
 									 &target->resolvers);
+			if (decision.conflict != KDB_CONFLICT_NONE && KdbLaneSettle())
+				continue;
 			if (decision.action != KDB_ACTION_UPDATE)
 			{
 				report(change, &decision, &local, NULL, 0);
@@ -591,6 +602,8 @@ apply_delete(Change *change)
 
 		CHECK_FOR_INTERRUPTS();
 		found = KdbFindRow(target, change->search);
+		if (!found && KdbLaneSettle())
+			continue;
 		if (!found && !target->resolving)
 		{
 			elog(DEBUG1, "logical replication did not find row to be deleted in replication target relation \"%s\"",
@@ -602,6 +615,8 @@ apply_delete(Change *change)
 			local_row(change, found, &local);
 			decision = KdbResolveRow(KDB_DELETE, change->version, &local,
 									 &target->resolvers);
+			if (decision.conflict != KDB_CONFLICT_NONE && KdbLaneSettle())
+				continue;
 		}
 		if (decision.action != KDB_ACTION_DELETE)
 		{

@@ -57,6 +57,15 @@ find_or_add(uint64 node)
 	return &accumulated[n];
 }
 
+/* The whole vector. */
+void
+KdbApplySeenSet(const KdbSeenEntry *entries, int n)
+{
+	Assert(n <= KDB_WIRE_MAX_SEEN);
+	memcpy(accumulated, entries, n * sizeof(KdbSeenEntry));
+	KdbApply.seen.nentries = n;
+}
+
 /* It comes before the first change, or outside transactions for a streamed one. */
 void
 KdbApplySeen(const KdbWireMessage *message)

@@ -14,7 +14,8 @@
  *	marked as stale					the worker fails, and so does each new one
  *	connection, slot, publications,	the worker exits; the launcher starts one
  *	binary, streaming, owner,		with the new settings
- *	origin, filter_origins
+ *	origin, filter_origins,
+ *	apply_workers
  *	the rest						takes effect with the next transaction
  */
 #include "postgres.h"
@@ -113,6 +114,8 @@ KdbSubscriptionLoad(void)
 					 AccessShareLock);
 	subscription_context = read_subscription(&MySubscription, &KdbMyOptions);
 
+	if (KdbInLane && (MySubscription == NULL || !MySubscription->enabled))
+		proc_exit(0);
 	if (MySubscription == NULL)
 	{
 		ereport(LOG,
@@ -158,6 +161,7 @@ same_connection(const Subscription *a, const KdbSubscriptionOptions *aopts,
 		a->stream == b->stream &&
 		a->owner == b->owner &&
 		equal(a->publications, b->publications) &&
+		aopts->apply_workers == bopts->apply_workers &&
 		aopts->compression == bopts->compression &&
 		same_origin_filter(aopts, bopts);
 }
@@ -183,9 +187,11 @@ check_new_subscription(const Subscription *newsub, const KdbSubscriptionOptions 
 		return;
 	}
 
-	ereport(LOG,
-			(errmsg("logical replication apply worker for subscription \"%s\" %s",
-					MySubscription->name, reason)));
+	/* The leader notices too, and says it. */
+	if (!KdbInLane)
+		ereport(LOG,
+				(errmsg("logical replication apply worker for subscription \"%s\" %s",
+						MySubscription->name, reason)));
 	proc_exit(0);
 }
 

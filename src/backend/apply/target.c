@@ -115,6 +115,7 @@ prepare_triggers(KdbApplyTarget *target)
 		target->relinfo->ri_TrigDesc = NULL;
 		return;
 	}
+	target->fires = true;
 	target->insert_triggers = desc->trig_insert_before_row || desc->trig_insert_after_row;
 	target->row_triggers = desc->trig_insert_before_row ||
 		desc->trig_update_before_row || desc->trig_delete_before_row;
@@ -433,6 +434,8 @@ KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
 	}
 	if (target->bound_to != remote->generation)
 		bind_remote(target, remote);
+	if (target->fires)
+		(void) KdbLaneSettle(); /* triggers may read what earlier transactions write */
 	return target;
 }
 
@@ -478,6 +481,7 @@ close_target(KdbApplyTarget *target)
 	target->rel = NULL;
 	target->relinfo->ri_RelationDesc = NULL;
 	target->checked = 0;
+	target->recall.blocks = 0;
 	dlist_delete(&target->open_link);
 }
 
@@ -487,6 +491,25 @@ KdbTargetsClose(void)
 {
 	while (!dlist_is_empty(&open_targets))
 		close_target(dlist_head_element(KdbApplyTarget, open_link, &open_targets));
+}
+
+/* See relation_private.h. */
+void
+KdbTargetsAbandon(void)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyTarget *target;
+
+	dlist_init(&open_targets);
+	if (targets == NULL)
+		return;
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+	{
+		if (target->context)
+			MemoryContextDelete(target->context);
+		(void) hash_search(targets, &target->relid, HASH_REMOVE, NULL);
+	}
 }
 
 /* Privileges, verified once in a transaction. */

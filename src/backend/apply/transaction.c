@@ -28,6 +28,9 @@
  * commit timestamps of the rows become; left over, it would date another
  * transaction.
  *
+ * LANES (lane_worker.c) come through here too, with ordinary transactions; what is
+ * different for them is at KdbInLane.
+ *
  * SNAPSHOT.  One is pushed at the first change and stays; after each change its
  * command id follows.  All changes are made by key, on the rows' newest
  * versions, so an older snapshot decides nothing.
@@ -128,8 +131,10 @@ begin_remote(TransactionId xid, XLogRecPtr finish_lsn, TimestampTz when)
 	KdbApply.remote_final_lsn = finish_lsn;
 	KdbApply.remote_commit_time = when;
 	KdbClockBeforeApply(when);
+	KdbTransactionVersionForget();
 	KdbSeenMark(KdbApply.origin, GetCurrentTimestamp());
-	KdbSkipMaybeStart(finish_lsn);
+	if (!KdbInLane)
+		KdbSkipMaybeStart(finish_lsn);
 
 	in_remote_transaction = true;
 	pgstat_report_activity(STATE_RUNNING, NULL);
@@ -149,7 +154,9 @@ end_remote(XLogRecPtr end_lsn)
 	KdbRetrySucceeded();
 	KdbConflictLogMaintain();
 	KdbVersionRecordsMaintain();
-	KdbSync->process_syncing_tables(end_lsn);
+	KdbApply.applied_end = end_lsn;
+	if (!KdbInLane)
+		KdbSync->process_syncing_tables(end_lsn);
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 
@@ -192,6 +199,7 @@ commit_local(XLogRecPtr end_lsn, TimestampTz commit_time)
 	KdbApplyRelationsClose();
 	KDB_FAULT_POINT("apply_before_commit");
 
+	KdbLaneBeforeCommit();
 	set_origin_position(end_lsn, commit_time);
 	if (am_tablesync_worker())
 		KdbSync->before_commit(end_lsn);
@@ -201,7 +209,8 @@ commit_local(XLogRecPtr end_lsn, TimestampTz commit_time)
 
 	KDB_FAULT_POINT("apply_after_commit");
 	pgstat_report_stat(false);
-	KdbFeedbackCommitted(end_lsn, XactLastCommitEnd);
+	if (!KdbInLane)
+		KdbFeedbackCommitted(end_lsn, XactLastCommitEnd);
 }
 
 /* COMMIT and STREAM COMMIT */
@@ -219,7 +228,8 @@ commit_remote(const KdbWireMessage *message)
 
 	if (IsTransactionState())
 	{
-		KdbSkipClear(message->u.commit.commit_lsn);
+		if (!KdbInLane)
+			KdbSkipClear(message->u.commit.commit_lsn);
 		commit_local(message->u.commit.end_lsn, message->u.commit.commit_time);
 	}
 	else

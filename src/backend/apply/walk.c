@@ -157,11 +157,10 @@ give_up(KdbApplyTarget *target)
 	KdbWalkEnd(target);
 }
 
-/* How the entry that the walk stands at compares with the key. */
+/* How the entry that the scan stands at compares with the key. */
 static int
-compare_entry(KdbApplyTarget *target, const ScanKeyData *key)
+compare_entry(KdbApplyTarget *target, IndexScanDesc scan, const ScanKeyData *key)
 {
-	IndexScanDesc scan = target->walk.scan;
 	int			order = 0;
 
 	for (int i = 0; i < target->nkeys && order == 0; i++)
@@ -211,7 +210,7 @@ walk_to(KdbApplyTarget *target, const ScanKeyData *key)
 			index_getnext_tid(walk->scan, ForwardScanDirection) == NULL)
 			return WALK_AT_END;
 		walk->at_entry = true;
-		order = compare_entry(target, key);
+		order = compare_entry(target, walk->scan, key);
 		if (order > 0)
 			return WALK_MISSED;
 		walk->at_entry = false;
@@ -230,6 +229,80 @@ walk_in_context(KdbApplyTarget *target, const ScanKeyData *key)
 
 	MemoryContextSwitchTo(old);
 	return result;
+}
+
+/* In the order of the index, by what the keys of two rows are. */
+static int
+compare_rows(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
+{
+	int			order = 0;
+
+	for (int i = 0; i < target->nkeys && order == 0; i++)
+	{
+		int			att = target->key_attnum[i] - 1;
+
+		order = compare(target, i, a->tts_values[att], b->tts_values[att]);
+	}
+	return order;
+}
+
+static bool
+has_null_key(KdbApplyTarget *target, TupleTableSlot *slot)
+{
+	for (int i = 0; i < target->nkeys; i++)
+	{
+		if (slot->tts_isnull[target->key_attnum[i] - 1])
+			return true;
+	}
+	return false;
+}
+
+/* Is the first entry that the index has from one key on behind another one? */
+static bool
+is_gap(KdbApplyTarget *target, Relation index, TupleTableSlot *least, TupleTableSlot *greatest)
+{
+	KdbWalk    *walk = &target->walk;
+	IndexScanDesc scan = index_beginscan(target->rel, index, SnapshotAny, 1, 0);
+	ScanKeyData from;
+	ScanKeyData key[INDEX_MAX_KEYS];
+	bool		gap;
+
+	ScanKeyEntryInitializeWithInfo(&from, 0, 1, BTGreaterEqualStrategyNumber, InvalidOid,
+								   index->rd_indcollation[0], &walk->greater_equal,
+								   least->tts_values[target->key_attnum[0] - 1]);
+	for (int i = 0; i < target->nkeys; i++)
+		key[i].sk_argument = greatest->tts_values[target->key_attnum[i] - 1];
+	scan->ignore_killed_tuples = false;
+	scan->xs_want_itup = true;
+	index_rescan(scan, &from, 1, NULL, 0);
+	gap = index_getnext_tid(scan, ForwardScanDirection) == NULL ||
+		compare_entry(target, scan, key) > 0;
+	index_endscan(scan);
+	return gap;
+}
+
+/* See relation_private.h. */
+bool
+KdbNothingBetween(KdbApplyTarget *target, TupleTableSlot **slots, int n)
+{
+	Relation	index = KdbIdentityRelation(target);
+	TupleTableSlot *least = slots[0];
+	TupleTableSlot *greatest = slots[0];
+
+	if (!target->walk.prepared)
+		prepare(target, index);
+	if (!target->walk.possible)
+		return false;
+	for (int i = 0; i < n; i++)
+	{
+		if (has_null_key(target, slots[i]))
+			return false;
+		if (compare_rows(target, slots[i], least) < 0)
+			least = slots[i];
+		if (compare_rows(target, slots[i], greatest) > 0)
+			greatest = slots[i];
+	}
+	return is_gap(target, index, least, greatest);
 }
 
 /* See relation_private.h. */

@@ -75,6 +75,7 @@ note_relation_states(Datum arg, int cacheid, uint32 hashvalue)
 	/* the engine's own list, which AllTablesyncsReady looks at */
 	invalidate_syncing_table_states(arg, cacheid, hashvalue);
 	KdbApplyRelationsForgetStates();
+	KdbLeaderRelationStatesChanged();
 }
 
 static void
@@ -229,8 +230,9 @@ apply_stream(XLogRecPtr startpoint)
 	PG_END_TRY();
 }
 
-static void
-connect_to_database(void)
+/* See apply_private.h. */
+void
+KdbWorkerConnect(void)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
@@ -253,17 +255,10 @@ connect_to_database(void)
 }
 
 static void
-load_subscription(void)
+log_start(void)
 {
-	ApplyContext = AllocSetContextCreate(TopMemoryContext, "ApplyContext",
-										 ALLOCSET_DEFAULT_SIZES);
-	KdbApplyMessageContext = AllocSetContextCreate(ApplyContext,
-												   "KrahoDB apply message",
-												   ALLOCSET_DEFAULT_SIZES);
-
-	StartTransactionCommand();
-	KdbSubscriptionLoad();
-
+	if (KdbInLane)
+		return;
 	if (am_tablesync_worker())
 		ereport(LOG,
 				(errmsg("logical replication table synchronization worker for subscription \"%s\", table \"%s\" has started",
@@ -273,7 +268,23 @@ load_subscription(void)
 		ereport(LOG,
 				(errmsg("logical replication apply worker for subscription \"%s\" has started",
 						MySubscription->name)));
+}
+
+/* See apply_private.h. */
+void
+KdbWorkerLoadSubscription(void)
+{
+	ApplyContext = AllocSetContextCreate(TopMemoryContext, "ApplyContext",
+										 ALLOCSET_DEFAULT_SIZES);
+	KdbApplyMessageContext = AllocSetContextCreate(ApplyContext,
+												   "KrahoDB apply message",
+												   ALLOCSET_DEFAULT_SIZES);
+
+	StartTransactionCommand();
+	KdbSubscriptionLoad();
+	log_start();
 	CommitTransactionCommand();
+	CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, note_relation_states, (Datum) 0);
 
 	elog(DEBUG1, "connecting to publisher using connection string \"%s\"",
 		 MySubscription->conninfo);
@@ -424,15 +435,14 @@ KdbApplyWorkerMain(Datum main_arg)
 
 	KdbProgressClear(DatumGetInt32(main_arg));
 	logicalrep_worker_attach(DatumGetInt32(main_arg));
-	connect_to_database();
-	load_subscription();
+	KdbWorkerConnect();
+	KdbWorkerLoadSubscription();
 	if (!am_tablesync_worker())
 		KdbRetryStarting();
 
 	slotname = set_up_stream(&startpoint);
 	if (!am_tablesync_worker())
 		KdbProgressStart();
-	CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, note_relation_states, (Datum) 0);
 	start_streaming(slotname, startpoint);
 	KdbRetryStarted();
 

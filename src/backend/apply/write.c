@@ -148,7 +148,10 @@ KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot, KdbNotice notice)
 			recheck = ExecInsertIndexTuples(relinfo, slot, estate, false, false, NULL, NIL);
 	}
 	if (inserted)
+	{
 		ExecARInsertTriggers(estate, relinfo, slot, recheck, NULL);
+		KdbRecallPut(target, slot);
+	}
 	end_write(target);
 	return inserted ? KDB_WRITE_DONE : KDB_WRITE_CONFLICT;
 }
@@ -236,6 +239,7 @@ update_directly(KdbApplyTarget *target, TupleTableSlot *slot)
 											NULL, NIL);
 		ExecARUpdateTriggers(estate, target->relinfo, NULL, NULL, tid, NULL, slot,
 							 recheck, NULL, false);
+		KdbRecallPut(target, slot);
 	}
 	end_write(target);
 	return result;

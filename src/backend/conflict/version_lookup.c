@@ -36,10 +36,24 @@ node_of(TransactionId xid, TimestampTz ts, RepOriginId origin,
 	return node != 0 ? node : origin;
 }
 
+/*
+ * What was found last: rows of one transaction mostly come together.  Only for
+ * transactions that have ended, so it stays true as long as the id means that one.
+ */
+static KdbLocalRow last;
+static RepOriginId last_remote_origin;
+static uint64 last_remote_node;
+
 /* See conflict.h. */
 void
-KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
-					  uint64 remote_node, KdbLocalRow *row)
+KdbTransactionVersionForget(void)
+{
+	last.xid = InvalidTransactionId;
+}
+
+static void
+look_up_version(TransactionId xid, RepOriginId remote_origin, uint64 remote_node,
+				KdbLocalRow *row)
 {
 	TimestampTz ts = 0;
 	RepOriginId origin = InvalidRepOriginId;
@@ -54,6 +68,31 @@ KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 	row->xid = xid;
 	row->same_origin = row->version_known && origin == remote_origin &&
 		origin != InvalidRepOriginId;
+}
+
+/* See conflict.h. */
+void
+KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
+					  uint64 remote_node, KdbLocalRow *row)
+{
+	if (xid != last.xid || !TransactionIdIsValid(xid) ||
+		remote_origin != last_remote_origin || remote_node != last_remote_node)
+	{
+		look_up_version(xid, remote_origin, remote_node, row);
+		if (row->version_known)
+		{
+			last = *row;
+			last_remote_origin = remote_origin;
+			last_remote_node = remote_node;
+		}
+		return;
+	}
+	row->same_transaction = last.same_transaction;
+	row->version_known = last.version_known;
+	row->version = last.version;
+	row->origin = last.origin;
+	row->xid = last.xid;
+	row->same_origin = last.same_origin;
 }
 
 /* See conflict.h. */

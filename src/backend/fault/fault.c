@@ -25,6 +25,7 @@
 #include "utils/guc.h"
 
 char	   *KdbFaultPointSetting = NULL;
+int			KdbTestApplyWorkers = 1;
 
 /*
  * The action if the setting arms the point, else NULL.  With "name@number=action"

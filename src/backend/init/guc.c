@@ -190,6 +190,15 @@ KdbGucInit(void)
 							   PGC_SUSET,
 							   GUC_NOT_IN_SAMPLE,
 							   NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.test_apply_workers",
+							"Sets apply_workers of subscriptions that do not say it, for tests.",
+							NULL,
+							&KdbTestApplyWorkers,
+							1, 1, 64,
+							PGC_POSTMASTER,
+							GUC_NOT_IN_SAMPLE,
+							NULL, NULL, NULL);
 #endif
 
 	define_answers();

@@ -39,6 +39,7 @@ typedef enum subscription_column
 	SUB_FILTER_ORIGINS,
 	SUB_REPLICATION_ORIGIN_ID,
 	SUB_RUN_AS_OWNER,
+	SUB_APPLY_WORKERS,
 	SUB_CONFLICT_RESOLUTION,
 	SUB_FIRST_TYPE
 } subscription_column;
@@ -70,6 +71,7 @@ put_subscription(ReturnSetInfo *rsinfo, Oid subid)
 	values[SUB_ORIGIN] = CStringGetTextDatum(options->origin == KDB_ORIGIN_NONE ? "none" : "any");
 	values[SUB_FILTER_ORIGINS] = origin_ids_array(options);
 	values[SUB_RUN_AS_OWNER] = BoolGetDatum(options->run_as_owner);
+	values[SUB_APPLY_WORKERS] = Int32GetDatum(options->apply_workers);
 	values[SUB_CONFLICT_RESOLUTION] = CStringGetTextDatum(KdbResolverName(options->conflict_resolution));
 	for (int type = 0; type < KDB_CONFLICT_TYPES; type++)
 		values[SUB_FIRST_TYPE + type] =

@@ -36,6 +36,7 @@ extern KdbOriginFilter KdbReadOriginFilter(const char *value);
 extern KdbCompression KdbReadCompression(const char *name, const char *value);
 extern int	KdbReadOriginIds(const char *name, const char *value, RepOriginId **ids);
 extern RepOriginId KdbReadOriginId(const char *name, const char *value);
+extern int	KdbReadApplyWorkers(const char *name, const char *value);
 extern KdbResolver KdbReadGeneralResolver(const char *name, const char *value);
 /* Is the value the word that sets an option back to its default? */
 extern bool KdbIsDefaultValue(const char *value);

@@ -28,6 +28,8 @@
 #include "utils/inval.h"
 #include "utils/syscache.h"
 
+#include "krahodb/fault.h"
+
 #include "options_private.h"
 
 static const char *const single_options[] = {
@@ -36,7 +38,8 @@ static const char *const single_options[] = {
 	"replication_origin_id",
 	"conflict_resolution",
 	"compression",
-	"run_as_owner"
+	"run_as_owner",
+	"apply_workers"
 };
 
 /* The mark of a stale subscription: a TimestampTz in decimal. */
@@ -109,6 +112,8 @@ normal_value(DefElem *def)
 		return pstrdup(KdbCompressionName(KdbReadCompression(name, value)));
 	if (KdbIsDefaultValue(value))
 		return NULL;
+	if (strcmp(name, "apply_workers") == 0)
+		return psprintf("%d", KdbReadApplyWorkers(name, value));
 	if (strcmp(name, "conflict_resolution") == 0)
 		return pstrdup(KdbResolverName(KdbReadGeneralResolver(name, value)));
 	if (KdbConflictTypeFromName(name, &type))
@@ -215,6 +220,8 @@ KdbParseSubscriptionOptions(List *options)
 	result->compression = value ? KdbReadCompression("compression", value) : KDB_COMPRESSION_OFF;
 	value = option_value(options, "run_as_owner");
 	result->run_as_owner = value == NULL || strcmp(value, "true") == 0;
+	value = option_value(options, "apply_workers");
+	result->apply_workers = value ? KdbReadApplyWorkers("apply_workers", value) : KDB_DEFAULT_APPLY_WORKERS;
 	value = option_value(options, STALE_SINCE);
 	result->stale_since = value ? read_stale_since(value) : 0;
 
@@ -243,6 +250,7 @@ KdbSubscriptionOptionsEqual(const KdbSubscriptionOptions *a,
 		a->replication_origin_id == b->replication_origin_id &&
 		a->compression == b->compression &&
 		a->run_as_owner == b->run_as_owner &&
+		a->apply_workers == b->apply_workers &&
 		a->conflict_resolution == b->conflict_resolution &&
 		memcmp(&a->resolvers, &b->resolvers, sizeof(KdbResolvers)) == 0 &&
 		a->stale_since == b->stale_since;

@@ -139,6 +139,20 @@ KdbReadOriginIds(const char *name, const char *value, RepOriginId **ids)
 	return n;
 }
 
+int
+KdbReadApplyWorkers(const char *name, const char *value)
+{
+	char	   *end;
+	long		n;
+
+	errno = 0;
+	n = strtol(value, &end, 10);
+	if (errno != 0 || end == value || *end != '\0' || n < 1 || n > KDB_MAX_APPLY_WORKERS)
+		bad_value(name, value,
+				  psprintf("The number of apply workers is from 1 to %d.", KDB_MAX_APPLY_WORKERS), NULL);
+	return (int) n;
+}
+
 KdbCompression
 KdbReadCompression(const char *name, const char *value)
 {

@@ -13,6 +13,7 @@
 #include "krahodb/conflict_counters.h"
 #include "krahodb/copy_shared.h"
 #include "krahodb/horizon_shared.h"
+#include "krahodb/lanes_shared.h"
 #include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
@@ -43,6 +44,7 @@ request_shared(void)
 	RequestAddinShmemSpace(KdbConflictCountersSize());
 	RequestAddinShmemSpace(KdbCopySharedSize());
 	KdbHorizonRequestShared();
+	KdbLanesRequestShared();
 }
 
 static void
@@ -80,6 +82,7 @@ start_shared(void)
 	KdbConflictCountersStart();
 	KdbCopySharedStart();
 	KdbHorizonStartShared();
+	KdbLanesStartShared();
 	LWLockRelease(AddinShmemInitLock);
 }
 

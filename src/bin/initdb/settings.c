@@ -40,6 +40,8 @@ static const Setting settings[] = {
 	"tables copied at once by a new subscription"},
 	{"max_worker_processes", "48",
 	"the workers above, and parallel queries"},
+	{"wal_writer_delay", "2ms",
+	"commits with synchronous_commit = off are sent to other nodes this soon"},
 	{"logical_decoding_work_mem", "128MB",
 	"larger transactions go through files"},
 };

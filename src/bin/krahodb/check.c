@@ -15,6 +15,8 @@
 
 #define CONNECT_TIMEOUT		"10"	/* seconds, unless the user says otherwise */
 
+#define WAL_WRITER_DELAY_LIMIT	10	/* ms */
+
 #define RESTART(setting)	"set " setting " in postgresql.conf and restart the server"
 
 static void
@@ -130,6 +132,24 @@ check_setting(KdbFindings *findings, PGconn *conn, const char *name, const char 
 }
 
 /*
+ * A walsender sends only what is flushed, and what was committed with
+ * synchronous_commit = off is flushed by the WAL writer, in up to three rounds.
+ */
+static void
+check_wal_writer(KdbFindings *findings, PGconn *conn)
+{
+	char	   *value = setting(conn, "wal_writer_delay");
+	int			delay = value != NULL ? atoi(value) : 0;
+
+	if (delay <= WAL_WRITER_DELAY_LIMIT)
+		KdbFound(findings, "wal_writer_delay", value);
+	else
+		KdbMissing(findings, "wal_writer_delay", value,
+				   KdbFormat("it is %d ms, and other nodes get transactions with synchronous_commit = off that late or later", delay),
+				   "set wal_writer_delay = 2ms in postgresql.conf and reload the server");
+}
+
+/*
  * The list of output plugins that slots may use exists in newer minor releases
  * only.  Where the server does not know it, nothing is missing.
  */
@@ -197,6 +217,7 @@ check_server(KdbFindings *findings, PGconn *conn)
 	check_preload(findings, conn);
 	check_setting(findings, conn, "wal_level", "logical", RESTART("wal_level = logical"));
 	check_setting(findings, conn, "track_commit_timestamp", "on", RESTART("track_commit_timestamp = on"));
+	check_wal_writer(findings, conn);
 	check_output_plugin(findings, conn);
 	check_launcher(findings, conn);
 	KdbCheckCapacity(findings, conn);

@@ -27,6 +27,9 @@ extern void KdbLocalRowVersion(TupleTableSlot *slot, RepOriginId remote_origin,
 extern void KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 								  uint64 remote_node, KdbLocalRow *row);
 
+/* Transaction ids may mean others from now on: at least once in a while. */
+extern void KdbTransactionVersionForget(void);
+
 /* May correct what a dead tuple says: sets version and version_known. */
 typedef void (*KdbDeathTruth) (void *arg, KdbLocalRow *row);
 

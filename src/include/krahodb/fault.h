@@ -9,6 +9,9 @@
  * error) or "wait" (until the GUC, re-read on SIGHUP, has another value).
  * What KDB_FAULT_SKIPS guards is left out while the point is armed with "skip".
  * "name@number=action" does it from the number-th time on.
+ *
+ * krahodb.test_apply_workers belongs to test builds as well: it runs any test with
+ * lanes.
  */
 #ifndef KRAHODB_FAULT_H
 #define KRAHODB_FAULT_H
@@ -17,11 +20,14 @@
 
 #ifdef KRAHODB_FAULT_POINTS
 extern char *KdbFaultPointSetting;	/* the GUC's value */
+extern int	KdbTestApplyWorkers;	/* apply_workers of subscriptions that do not say it */
 extern void KdbFaultPoint(const char *name);
 extern bool KdbFaultSkips(const char *name);
 #define KDB_FAULT_POINT(name)	KdbFaultPoint(name)
+#define KDB_DEFAULT_APPLY_WORKERS	KdbTestApplyWorkers
 #define KDB_FAULT_SKIPS(name)	KdbFaultSkips(name)
 #else
+#define KDB_DEFAULT_APPLY_WORKERS	1
 #define KDB_FAULT_POINT(name)	((void) 0)
 #define KDB_FAULT_SKIPS(name)	false
 #endif

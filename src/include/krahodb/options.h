@@ -25,6 +25,9 @@
 
 #define KDB_LABEL_PROVIDER	"krahodb"
 
+/* Greatest value of apply_workers. */
+#define KDB_MAX_APPLY_WORKERS	64
+
 typedef enum KdbOriginFilter
 {
 	KDB_ORIGIN_ANY,				/* changes of every origin, as the engine does */
@@ -40,6 +43,7 @@ typedef struct KdbSubscriptionOptions
 	RepOriginId replication_origin_id;	/* InvalidRepOriginId: the engine's choice */
 	KdbCompression compression; /* of the stream */
 	bool		run_as_owner;	/* default true: what PostgreSQL 15 does */
+	int			apply_workers;	/* 1: the apply worker alone; else that many lanes */
 	KdbResolver conflict_resolution;	/* the general one after defaulting */
 	KdbResolvers resolvers;		/* of each type, general and specific combined */
 	TimestampTz stale_since;	/* not an option: KdbMarkSubscriptionStale; 0 if it is not */

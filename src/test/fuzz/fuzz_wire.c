@@ -7,10 +7,7 @@
  * more than not crashing: each pointer of the message lies in the input, and
  * the message encodes to the bytes that it was read from.
  *
- * With libFuzzer (clang -fsanitize=fuzzer) this is a fuzzer.  Without
- * (-DFUZZ_MAIN) it is a program that runs the files named on its command line,
- * so that any compiler can run the seeds, or writes them:
- *		fuzz_wire --write-seeds DIRECTORY
+ * With libFuzzer (clang -fsanitize=fuzzer) this is a fuzzer; else see fuzz_main.h.
  */
 #include "krahodb/wire.h"
 
@@ -130,43 +127,9 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 #ifdef FUZZ_MAIN
 
-#include <stdio.h>
-
 #include "../unit/wire_golden.h"
 
-static wire_bytes
-read_file(const char *path)
-{
-	wire_bytes	bytes = {0};
-	FILE	   *file = fopen(path, "rb");
-	char		buf[4096];
-	size_t		n;
-
-	if (file == NULL)
-	{
-		perror(path);
-		exit(1);
-	}
-	while ((n = fread(buf, 1, sizeof(buf), file)) > 0)
-		put_bytes(&bytes, buf, n);
-	fclose(file);
-	return bytes;
-}
-
-static void
-write_seed(const char *directory, const char *name, const wire_bytes *seed)
-{
-	char		path[1024];
-	FILE	   *file;
-
-	snprintf(path, sizeof(path), "%s/%s", directory, name);
-	file = fopen(path, "wb");
-	if (file == NULL || fwrite(seed->data, 1, seed->len, file) != seed->len || fclose(file) != 0)
-	{
-		perror(path);
-		exit(1);
-	}
-}
+#include "fuzz_main.h"
 
 static void
 put_hex(wire_bytes *out, const char *hex)
@@ -180,7 +143,7 @@ put_hex(wire_bytes *out, const char *hex)
 }
 
 /* One seed for each message of a real pgoutput and for our own, and a frame of all of them. */
-static void
+void
 write_seeds(const char *directory)
 {
 	char		buf[KDB_WIRE_HANDSHAKE_SIZE];
@@ -223,26 +186,6 @@ write_seeds(const char *directory)
 	free(handshake.data);
 	free(seen.data);
 	free(frame.data);
-}
-
-int
-main(int argc, char **argv)
-{
-	if (argc == 3 && strcmp(argv[1], "--write-seeds") == 0)
-	{
-		write_seeds(argv[2]);
-		return 0;
-	}
-
-	for (int i = 1; i < argc; i++)
-	{
-		wire_bytes	bytes = read_file(argv[i]);
-
-		LLVMFuzzerTestOneInput((const uint8_t *) bytes.data, bytes.len);
-		free(bytes.data);
-	}
-	printf("%d inputs passed\n", argc - 1);
-	return 0;
 }
 
 #endif							/* FUZZ_MAIN */

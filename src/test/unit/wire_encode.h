@@ -200,6 +200,7 @@ put_seen(wire_bytes *out, const KdbWireMessage *m)
 }
 
 /* Append the message to *out, which starts zeroed. */
+__attribute__((unused))
 static void
 wire_encode(wire_bytes *out, const KdbWireMessage *m)
 {

@@ -31,11 +31,15 @@ use Time::HiRes qw(time usleep);
 
 our @EXPORT = qw(
   contender
+  contenders
   wanted_contenders
   rounds
   in_turns
   note_figure
   drain
+  set_marker
+  wait_for_marker
+  walsender
   run_pgbench
   sql
   bench_report
@@ -193,6 +197,9 @@ sub contender
 	return \%c;
 }
 
+# All of them, in the order in which they were made.
+sub contenders { return @contenders; }
+
 # ---- work and time ---------------------------------------------------------------
 
 my $marker = 0;
@@ -223,6 +230,29 @@ sub walsender
 	return $c->{publisher}->safe_psql('postgres', "SELECT pid $query");
 }
 
+# CPU seconds that these processes have used; 0 where the system does not tell.
+sub cpu_seconds
+{
+	my (@pids) = @_;
+	my $ticks = 0;
+
+	foreach my $pid (@pids)
+	{
+		next unless -r "/proc/$pid/stat";
+		my ($rest) = slurp_file("/proc/$pid/stat") =~ /\) (.*)/;
+		my @fields = split ' ', $rest;
+		$ticks += $fields[11] + $fields[12];
+	}
+	return $ticks / 100;
+}
+
+sub apply_workers
+{
+	my ($c) = @_;
+	return split ' ', $c->{subscriber}->safe_psql('postgres',
+		"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%worker%' OR backend_type LIKE 'pglogical apply%'");
+}
+
 # Seconds until the subscriber has what $work has done at the publisher, from the
 # release of the walsender on.
 sub drain
@@ -236,11 +266,15 @@ sub drain
 	$work->($c);
 	my $n = set_marker($c);
 	$c->{$_}->safe_psql('postgres', 'CHECKPOINT') foreach qw(publisher subscriber);
+	my @workers = apply_workers($c);
+	my @cpu = (cpu_seconds($pid), cpu_seconds(@workers));
 	my $start = time;
 	kill('CONT', $pid);
 	delete $held{$pid};
 	wait_for_marker($c, $n);
-	return time - $start;
+	my $elapsed = time - $start;
+	$c->{cpu} = [ cpu_seconds($pid) - $cpu[0], cpu_seconds(@workers) - $cpu[1] ];
+	return $elapsed;
 }
 
 # Work: a query at the publisher.
@@ -283,18 +317,32 @@ sub in_turns
 
 	foreach my $c (@contenders[ $shift .. $#contenders, 0 .. $shift - 1 ])
 	{
+		delete $c->{cpu};
 		$value{ $c->{name} } = $measure->($c);
 		note_figure($workload, $unit, $better, $c->{name}, $value{ $c->{name} });
+		note_cpu($workload, $c);
 	}
 	diag("round $round, $workload: " .
 		join(', ', map { sprintf('%s %.3g %s', $_->{name}, $value{ $_->{name} }, $unit) } @contenders));
 	return;
 }
 
+# What a drain has cost: it tells more than the time if the machine does other things.
+sub note_cpu
+{
+	my ($workload, $c) = @_;
+
+	return unless $c->{cpu} && $c->{cpu}[0] > 0 && $c->{cpu}[1] > 0;
+	note_figure('  CPU time of the walsender', 's', 'less', $c->{name}, $c->{cpu}[0], $workload);
+	note_figure('  CPU time of the apply worker', 's', 'less', $c->{name}, $c->{cpu}[1], $workload);
+	return;
+}
+
 # $better: 'less' or 'more'.
 sub note_figure
 {
-	push @figures, [@_];
+	my ($workload, $unit, $better, $contender, $value, $part_of) = @_;
+	push @figures, [ $workload, $unit, $better, $contender, $value, $part_of // '' ];
 	return;
 }
 
@@ -317,18 +365,19 @@ sub median
 
 sub figures_of
 {
-	my ($workload, $contender) = @_;
-	return map { $_->[4] } grep { $_->[0] eq $workload && $_->[3] eq $contender } @figures;
+	my ($workload, $contender, $part_of) = @_;
+	return map { $_->[4] }
+	  grep { $_->[0] eq $workload && $_->[3] eq $contender && $_->[5] eq $part_of } @figures;
 }
 
 sub report_line
 {
-	my ($workload, $unit, $better, $reference, $name) = @_;
-	my @mine = figures_of($workload, $name);
-	my @theirs = figures_of($workload, $reference);
+	my ($workload, $unit, $better, $reference, $name, $part_of) = @_;
+	my @mine = figures_of($workload, $name, $part_of);
+	my @theirs = figures_of($workload, $reference, $part_of);
 	my $line = sprintf('%-34s %-12s %10.4g %-6s', $workload, $name, median(@mine), $unit);
 
-	return $line if $name eq $reference || @mine != @theirs;
+	return $line if $name eq $reference || @mine != @theirs || grep { $_ == 0 } @mine;
 	my @ratios = map { $better eq 'less' ? $theirs[$_] / $mine[$_] : $mine[$_] / $theirs[$_] } 0 .. $#mine;
 	return $line . sprintf(' %6.2f (%.2f .. %.2f)', median(@ratios), min(@ratios), max(@ratios));
 }
@@ -340,11 +389,11 @@ sub bench_report
 	my %seen;
 	my @lines;
 
-	foreach my $figure (grep { !$seen{ $_->[0] }++ } @figures)
+	foreach my $figure (grep { !$seen{"$_->[5] $_->[0]"}++ } @figures)
 	{
-		my ($workload, $unit, $better) = @$figure;
-		push @lines, map { report_line($workload, $unit, $better, $reference, $_->{name}) }
-		  grep { figures_of($workload, $_->{name}) } @contenders;
+		my ($workload, $unit, $better, undef, undef, $part_of) = @$figure;
+		push @lines, map { report_line($workload, $unit, $better, $reference, $_->{name}, $part_of) }
+		  grep { figures_of($workload, $_->{name}, $part_of) } @contenders;
 	}
 	unshift @lines, sprintf('%-34s %-12s %10s %-6s %s', 'workload', 'server', 'median', '',
 		"$reference / it (least .. greatest), " . setting('ROUNDS', 5) . ' rounds');

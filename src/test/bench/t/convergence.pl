@@ -17,23 +17,24 @@ my $rows = setting('ROWS', 300_000);
 my $transactions = setting('TRANSACTIONS', 30_000);
 my $seconds = setting('SECONDS', 5);
 
+# Rows come by the stream, since what each side has made by itself is a conflict.
 sub schema
 {
 	my ($node) = @_;
-	run_pgbench($node, qw(-i -q -s 10));
+	run_pgbench($node, qw(-i -q -s 10 -I dtp));
 	$node->safe_psql('postgres', <<'EOS');
 CREATE TABLE bulk (id bigint PRIMARY KEY, a int, b text, c timestamptz);
 CREATE TABLE keys (id bigint PRIMARY KEY, a int, b text UNIQUE, c bigint UNIQUE);
 CREATE TABLE own (id int PRIMARY KEY, n int);
-INSERT INTO own SELECT i, 0 FROM generate_series(1, 100000) i;
 EOS
 }
 
+# Keys are new in each round: one that comes back after its deletion is looked at.
 my @statements = (
-	[ 'insert', "INSERT INTO bulk SELECT i, i % 1000, 'row number ' || i, now() FROM generate_series(1, $rows) i" ],
+	[ 'insert', "INSERT INTO bulk SELECT i, i % 1000, 'row number ' || i, now() FROM generate_series(FIRST, LAST) i" ],
 	[ 'update', 'UPDATE bulk SET a = a + 1' ],
 	[ 'delete', 'DELETE FROM bulk' ],
-	[ 'insert, 3 keys', "INSERT INTO keys SELECT i, i % 1000, 'row number ' || i, i FROM generate_series(1, $rows) i" ],
+	[ 'insert, 3 keys', "INSERT INTO keys SELECT i, i % 1000, 'row number ' || i, i FROM generate_series(FIRST, LAST) i" ],
 	[ 'update, 3 keys', 'UPDATE keys SET a = a + 1' ],
 	[ 'delete, 3 keys', 'DELETE FROM keys' ]);
 
@@ -41,6 +42,12 @@ my @names = split ' ', setting('CONTENDERS', 'plain converging');
 contender(name => $names[0], kind => 'krahodb', schema => \&schema);
 contender(name => $names[1], kind => 'krahodb', schema => \&schema, options => 'origin = none',
 	mesh => 1, extension => 1);
+foreach my $c (KrahoDB::Bench::contenders())
+{
+	run_pgbench($c->{publisher}, qw(-i -q -s 10 -I g));
+	$c->{publisher}->safe_psql('postgres', 'INSERT INTO own SELECT i, 0 FROM generate_series(1, 100000) i');
+}
+check_equal(qw(pgbench_accounts own));
 
 # Transactions per second of a node's own clients.
 sub own_rate
@@ -61,6 +68,8 @@ rounds(
 		foreach my $statement (@statements)
 		{
 			my ($name, $query) = @$statement;
+			my ($first, $last) = ($round * 10 * $rows, $round * 10 * $rows + $rows - 1);
+			$query =~ s/FIRST, LAST/$first, $last/;
 			in_turns($round, "$rows x $name", 's', 'less', sub { drain($_[0], sql($query)) });
 		}
 		in_turns($round, "backlog of $transactions TPC-B", 's', 'less',

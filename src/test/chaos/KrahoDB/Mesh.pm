@@ -98,6 +98,7 @@ sub kill_server
 	my @processes;
 
 	return if !defined $node->{_pid};
+	kill 'STOP', $node->{_pid};	# it starts no more of them
 	@processes = ($node->{_pid}, split /\s+/, qx(pgrep -P $node->{_pid}));
 	$node->kill9;
 	usleep(10_000) while grep { kill 0, $_ } @processes;

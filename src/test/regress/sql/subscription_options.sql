@@ -40,6 +40,9 @@ CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (conne
 CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false, delete_missing = insert);
 CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false, multiple_unique_conflicts = insert);
 CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false, run_as_owner = maybe);
+CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false, apply_workers = 0);
+CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false, apply_workers = 65);
+CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false, apply_workers = '2x');
 
 -- unknown, redundant, contradictory
 CREATE SUBSCRIPTION regress_s CONNECTION 'dbname=none' PUBLICATION p WITH (connect = false, origin = none, foo = 1);
@@ -71,7 +74,7 @@ CREATE SUBSCRIPTION regress_all CONNECTION 'dbname=none' PUBLICATION p
 		  conflict_resolution = FIRST_update_wins, insert_exists = skip, update_origin_differs = apply_remote,
 		  update_exists = keep_local, update_deleted = insert, update_missing = error,
 		  delete_origin_differs = last_update_wins, delete_missing = error,
-		  multiple_unique_conflicts = error, run_as_owner = off, binary = true);
+		  multiple_unique_conflicts = error, run_as_owner = off, apply_workers = 64, binary = true);
 RESET ROLE;
 SELECT * FROM labels();
 SELECT subscription, owner, enabled, origin, filter_origins, run_as_owner, conflict_resolution
@@ -92,7 +95,7 @@ SELECT count(*) FROM pg_replication_origin WHERE roname LIKE 'krahodb%';
 -- ALTER: only what is named changes; "default" takes an option back
 ALTER SUBSCRIPTION regress_none SET (update_missing = skip, synchronous_commit = local);
 ALTER SUBSCRIPTION regress_none SET (origin = any, filter_origins = 5);
-ALTER SUBSCRIPTION regress_all SET (conflict_resolution = default, insert_exists = default, run_as_owner = true);
+ALTER SUBSCRIPTION regress_all SET (conflict_resolution = default, insert_exists = default, run_as_owner = true, apply_workers = 02);
 ALTER SUBSCRIPTION regress_filter SET (filter_origins = none);
 SELECT * FROM labels();
 SELECT subsynccommit FROM pg_subscription WHERE subname = 'regress_none';

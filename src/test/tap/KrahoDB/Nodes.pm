@@ -53,6 +53,8 @@ sub krahodb_node
 
 	$node->init(allows_streaming => 'logical');
 	$node->append_conf('postgresql.conf', $settings);
+	$node->append_conf('postgresql.conf', "krahodb.test_apply_workers = $ENV{KDB_TEST_APPLY_WORKERS}")
+	  if $ENV{KDB_TEST_APPLY_WORKERS};
 	$node->append_conf('postgresql.conf', $params{conf}) if $params{conf};
 	$node->start;
 	return $node;

@@ -135,7 +135,8 @@ is( log_rows(q{jsonb_typeof(local_row), outcome}, "type = 'insert_exists' AND ke
 	"object|applied\nobject|applied",
 	'one row for each conflict of a change');
 
-# An update does not send unchanged values that are stored out of line.
+# An update does not send unchanged values that are stored out of line: they are fetched.
+$writer->safe_psql('postgres', 'CREATE EXTENSION krahodb');
 $writer->safe_psql('postgres', "INSERT INTO item VALUES (6, 'f', 'writer', repeat('y', 20000))");
 wait_applied();
 sql("UPDATE item SET note = 'node' WHERE id = 6");

@@ -1,0 +1,145 @@
+/*
+ * converge_inserts.c
+ *		A run of inserts by the convergence rules, written together.
+ *
+ * Most rows that are inserted have keys and unique values that were never here, in
+ * no tuple and no version record.  Then the rules say one thing only: insert it, and
+ * there is no conflict.  So the keys of a run (batch.c) are looked for first, all at
+ * once if nothing is between the least and the greatest of them.  If all are new, the
+ * rows are written as those of a plain subscription are; if any is not, each row goes
+ * its own way through the rules.
+ *
+ * OTHERS AT THE SAME TIME.  As for a single row (TWO WORKERS in converge_actions.c):
+ * what may have been buried or claimed since the look is looked for afterwards, and
+ * a row that is overtaken is taken back and merged.  Only a key that somebody takes in
+ * between cannot be noticed without an error.  It is one that passes: the transaction
+ * is applied again (retry.c), row by row then, until it is done.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "utils/memutils.h"
+
+#include "converge_private.h"
+
+static bool
+keys_are_new(KdbApplyTarget *target, TupleTableSlot **slots, int n)
+{
+	if (KdbNothingBetween(target, slots, n))
+		return true;
+	for (int i = 0; i < n; i++)
+	{
+		if (KdbKeyHasTuples(target, slots[i]))
+			return false;
+	}
+	return true;
+}
+
+static bool
+all_new(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot **slots, int n)
+{
+	if (KdbVersionRecordsAny(target->relid, &target->records) ||
+		!keys_are_new(target, slots, n))
+		return false;
+	for (int i = 0; i < n && target->has_unique; i++)
+	{
+		/* What generated columns are is part of what is unique. */
+		KdbComputeGenerated(target, slots[i]);
+		if (!KdbHasNewValues(target, slots[i]))
+			return false;
+		ResetPerTupleExprContext(target->estate);
+	}
+	return true;
+}
+
+/* Write them; a key that is taken now was not when it was looked for. */
+static void
+write_rows(KdbApplyTarget *target, TupleTableSlot **slots, int n)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		KdbWriteInserts(target, slots, n);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		if (error->sqlerrcode != ERRCODE_UNIQUE_VIOLATION &&
+			error->sqlerrcode != ERRCODE_EXCLUSION_VIOLATION)
+			PG_RE_THROW();
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("a key of table \"%s\" was taken while rows were inserted",
+						RelationGetRelationName(target->rel)),
+				 errdetail_internal("%s", error->detail ? error->detail : error->message)));
+	}
+	PG_END_TRY();
+}
+
+static void
+insert_each(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row,
+			TupleTableSlot **slots, int n)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB apply run",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	for (int i = 0; i < n; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		row->slot = slots[i];
+		KdbConvergeInsert(rel, target, row);
+		ExecClearTuple(target->local);
+		KdbApplyEndStep();
+		MemoryContextSwitchTo(context);
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+}
+
+static void
+take_back_overtaken(KdbConverge *c, KdbRemoteRow *row, TupleTableSlot **slots, int n)
+{
+	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
+	KdbMergePut put = {KDB_PART_WRITTEN, KDB_PART_NONE, KDB_MERGED_WRITTEN, c->context->version, false};
+
+	c->row = row;
+	for (int i = 0; i < n; i++)
+	{
+		row->slot = slots[i];
+		c->sides[KDB_KEY_NEW].key = c->sides[KDB_KEY_OLD].key = slots[i];
+		if (!KdbIsOvertaken(c, &put))
+			continue;
+		KdbTakeBack(c, target, &slots[i]->tts_tid);
+		insert_each(c->rel, target, row, &slots[i], 1);
+	}
+}
+
+/* See relation_private.h. */
+void
+KdbConvergeInserts(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot **slots, int n)
+{
+	KdbConverge c = {.rel = rel, .operation = KDB_INSERT};
+	bool	   *sent = palloc(sizeof(bool) * rel->nlocal);
+	KdbRemoteRow row = {NULL, sent};
+
+	/* Rows of a run are whole. */
+	for (int i = 0; i < rel->nlocal; i++)
+		sent[i] = rel->inputs[i].remote >= 0;
+	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
+	KdbConvergeStart(&c);
+	if (!all_new(&c, target, slots, n))
+	{
+		insert_each(rel, target, &row, slots, n);
+		return;
+	}
+	write_rows(target, slots, n);
+	if (!KdbIsUndisturbed(&c, c.context->version))
+		take_back_overtaken(&c, &row, slots, n);
+}

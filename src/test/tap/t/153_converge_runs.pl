@@ -1,0 +1,124 @@
+#
+# Runs of inserts by the convergence rules, which are written together if all of their
+# keys are new.  What goes wrong here: one that is not, older or newer, live or dead;
+# a unique value that another row holds; a key that somebody takes at the same moment.
+#
+use strict;
+use warnings;
+
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use KrahoDB::Nodes;
+use Test::More;
+
+my $a = krahodb_node('a');
+my $b = krahodb_node('b');
+
+foreach my $node ($a, $b)
+{
+	$node->safe_psql('postgres', <<'EOS');
+CREATE EXTENSION krahodb;
+CREATE TABLE one (id int PRIMARY KEY, n int, t text);
+CREATE TABLE more (id int PRIMARY KEY, u int UNIQUE, t text UNIQUE);
+CREATE TABLE named (id text PRIMARY KEY, n int);
+CREATE TABLE made (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED UNIQUE);
+CREATE PUBLICATION p FOR TABLE one, more, named, made;
+EOS
+}
+subscribe($a, $b);
+subscribe($b, $a);
+
+sub subscribe
+{
+	my ($publisher, $subscriber) = @_;
+	my $name = 's_' . $subscriber->name;
+
+	$subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION $name CONNECTION '" .
+		connstr($publisher) . "' PUBLICATION p WITH (origin = none, copy_data = false)");
+	$subscriber->poll_query_until('postgres',
+		"SELECT NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')")
+	  or die 'tables are not ready';
+}
+
+sub settle
+{
+	my ($name) = @_;
+
+	wait_streams(2, [ $a, 's_b' ], [ $b, 's_a' ]);
+	foreach my $table (qw(one more named made))
+	{
+		is_equal_on([ $a, $b ], "SELECT count(*), sum(hashtextextended(t::text, 0)) FROM $table t",
+			"$name: $table");
+	}
+}
+
+# Do both at once: the streams stand still meanwhile.
+sub apart
+{
+	my (@work) = @_;
+
+	pause_subscription($b, 's_b');
+	pause_subscription($a, 's_a');
+	$_->[0]->safe_psql('postgres', $_->[1]) foreach @work;
+	$a->safe_psql('postgres', 'ALTER SUBSCRIPTION s_a ENABLE');
+	$b->safe_psql('postgres', 'ALTER SUBSCRIPTION s_b ENABLE');
+}
+
+my $run = <<'EOS';
+BEGIN;
+INSERT INTO one SELECT i, i, 'row ' || i FROM generate_series(1, 2500) i;
+INSERT INTO more SELECT i, i, 'row ' || i FROM generate_series(1, 1500) i;
+INSERT INTO named SELECT 'name ' || i, i FROM generate_series(1, 300) i;
+INSERT INTO made SELECT i, i FROM generate_series(1, 300) i;
+COMMIT;
+EOS
+$a->safe_psql('postgres', $run);
+settle('new rows');
+is($b->safe_psql('postgres', 'SELECT count(*) FROM krahodb.conflict_log'), '0', 'no conflict');
+
+# Deleted rows come back: dead versions are in the way.
+$a->safe_psql('postgres', 'DELETE FROM one; DELETE FROM more; DELETE FROM named; DELETE FROM made');
+$a->safe_psql('postgres', $run);
+settle('rows that were deleted');
+is($b->safe_psql('postgres', 'SELECT count(*) FROM one'), '2500', 'they are there again');
+
+# The same keys on both sides, the run in the middle of them; and unique values.
+my $first = 'INSERT INTO one SELECT i, -1, NULL FROM generate_series(3000, 4000) i; '
+  . 'INSERT INTO more SELECT i, i, NULL FROM generate_series(3000, 4000) i; '
+  . 'INSERT INTO made SELECT i, i FROM generate_series(3000, 4000) i';
+my $second = 'INSERT INTO one SELECT i, -2, NULL FROM generate_series(3500, 3510) i; '
+  . 'INSERT INTO more SELECT 10000 + i, i, NULL FROM generate_series(3990, 4010) i; '
+  . 'INSERT INTO made SELECT 10000 + i, i FROM generate_series(3990, 4010) i';
+apart([ $a, $first ], [ $b, $second ]);
+settle('an older run meets newer rows');
+is($a->safe_psql('postgres', 'SELECT count(*) FROM one WHERE n = -2'), '11', 'the newer rows stay');
+$first =~ s/3000, 4000/5000, 6000/g;
+$second =~ s/3500, 3510/5500, 5510/g;
+$second =~ s/3990, 4010/5990, 6010/g;
+apart([ $b, $second ], [ $a, $first ]);
+settle('a newer run meets older rows');
+is($b->safe_psql('postgres', 'SELECT count(*) FROM one WHERE n = -1 AND id >= 5000'), '1001',
+	'the rows of the run stay');
+
+# A row that was inserted and deleted by a newer transaction.
+apart([ $a, 'INSERT INTO one SELECT i, -3, NULL FROM generate_series(7000, 7100) i' ],
+	[ $b, 'INSERT INTO one VALUES (7050, 0, NULL); DELETE FROM one WHERE id = 7050' ]);
+settle('one of the run was deleted later');
+is($a->safe_psql('postgres', 'SELECT count(*) FROM one WHERE id = 7050'), '0', 'it stays deleted');
+
+# Somebody takes a key after it was looked for: he holds it while the run is inserted.
+my $session = $b->background_psql('postgres');
+$session->query_safe("BEGIN; INSERT INTO more VALUES (9999, 8050, 'local')");
+my $log = -s $b->logfile;
+$a->safe_psql('postgres', "INSERT INTO more SELECT i, i, NULL FROM generate_series(8000, 8100) i");
+$b->poll_query_until('postgres',
+	"SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted")
+  or die 'nobody waits';
+$session->query_safe('COMMIT');
+$session->quit;
+settle('a unique value was taken meanwhile');
+is($b->safe_psql('postgres', 'SELECT id FROM more WHERE u = 8050'), '9999', 'the later row has it');
+unlike(slurp_file($b->logfile, $log), qr/ERROR:.*duplicate key/, 'that is no error');
+
+$_->stop foreach $a, $b;
+done_testing();

@@ -1,0 +1,343 @@
+# Parallel lanes (apply_workers): several processes apply, and the result is that of one.
+#
+# What goes wrong here: transactions that depend on each other meet in different lanes, in
+# the wrong order; an earlier one waits for a later one, or for a local session that does;
+# lanes, the leader and the server are killed at each step; errors happen in lanes; lanes
+# are to vanish with their subscription.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::RealBin/..";
+
+use IPC::Run;
+use KrahoDB::Nodes;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# Each test says what it wants.
+delete $ENV{KDB_TEST_APPLY_WORKERS};
+
+my $conf = "restart_after_crash = off\nlogical_decoding_work_mem = 64kB\ndeadlock_timeout = 100ms";
+my $publisher = krahodb_node('publisher', conf => $conf);
+my $subscriber = krahodb_node('subscriber', conf => $conf);
+
+my $schema = <<'EOF';
+CREATE TABLE item (id int PRIMARY KEY, n int, u int UNIQUE, t text);
+CREATE TABLE event (id bigint, what text);
+CREATE TABLE full_row (id int, n int);
+ALTER TABLE full_row REPLICA IDENTITY FULL;
+EOF
+my @tables = qw(item event full_row);
+
+sub on_publisher { return $publisher->safe_psql('postgres', $_[0]); }
+sub on_subscriber { return $subscriber->safe_psql('postgres', $_[0]); }
+
+sub check_equal
+{
+	my ($name, @only) = @_;
+
+	$publisher->wait_for_catchup('sub');
+	is_equal_on([ $publisher, $subscriber ],
+		"SELECT count(*), sum(hashtextextended(t::text, 0)) FROM $_ t", "$name: $_")
+	  foreach @only ? @only : @tables;
+	return;
+}
+
+sub lanes { return on_subscriber("SELECT $_[0] FROM krahodb.lanes"); }
+
+sub wait_for
+{
+	my ($query, $what) = @_;
+
+	$subscriber->poll_query_until('postgres', $query) or die "no $what";
+	return;
+}
+
+# Lanes are started by the first transactions, and there are as many as work asks for.
+sub have_lanes
+{
+	my ($n) = @_;
+
+	for (1 .. 200)
+	{
+		on_publisher(join '', map { "INSERT INTO event VALUES ($_, 'wake up');\n" } 1 .. 100);
+		$publisher->wait_for_catchup('sub');
+		return if lanes("count(*) FILTER (WHERE pid IS NOT NULL AND state <> 'starting')") >= $n;
+	}
+	die "there are not $n lanes";
+}
+
+# A session at the subscriber that holds something until it ends.
+sub hold
+{
+	my ($sql) = @_;
+	my $session = $subscriber->background_psql('postgres');
+
+	$session->query_safe("BEGIN; $sql");
+	return $session;
+}
+
+# Each statement is a transaction of its own.
+sub each_transaction { return on_publisher(join "\n", map { "$_;" } @_); }
+
+sub repeated { return on_subscriber('SELECT sum(repeated) FROM krahodb.lanes'); }
+
+# ---- set up ---------------------------------------------------------------------------
+
+$_->safe_psql('postgres', $schema) foreach $publisher, $subscriber;
+on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
+on_subscriber('CREATE EXTENSION krahodb');
+on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
+	  . "' PUBLICATION pub WITH (apply_workers = 3, streaming = on, two_phase = on)");
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+is(on_subscriber('SELECT apply_workers FROM krahodb.subscriptions'), '3', 'the view shows the option');
+
+have_lanes(3);
+is(lanes('string_agg(lane::text, \',\' ORDER BY lane)'), '1,2,3', 'three lanes');
+is(on_subscriber("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'logical replication lane'"),
+	'3', '... as processes');
+is(on_subscriber("SELECT count(*) FROM pg_stat_subscription WHERE subname = 'sub'"), '1', '... but one worker');
+
+# ---- dependencies -----------------------------------------------------------------------
+
+each_transaction(map { "INSERT INTO item VALUES ($_, 0, $_)" } 1 .. 100);
+each_transaction(map { my $id = 1 + $_ % 3; "UPDATE item SET n = (n * 2 + $_) % 1000 WHERE id = $id" } 1 .. 300);
+each_transaction(map { my $id = 1 + $_ % 50;
+	("DELETE FROM item WHERE id = $id", "INSERT INTO item VALUES ($id, $_, $id)") } 1 .. 200);
+check_equal('transactions on the same keys');
+
+each_transaction(map { my $to = 1000 + $_; my $from = $_ == 1 ? 60 : $to - 1;
+	"UPDATE item SET id = $to WHERE id = $from" } 1 .. 200);
+check_equal('a key that moves on and on');
+
+# Old unique values are not in the stream, so nothing tells that these belong together.
+each_transaction(map { ('UPDATE item SET u = -1 WHERE id = 70', 'UPDATE item SET u = 70 WHERE id = 71',
+	'UPDATE item SET u = 71 WHERE id = 70', 'UPDATE item SET u = -1 WHERE id = 70',
+	'UPDATE item SET u = 71 WHERE id = 71', 'UPDATE item SET u = 70 WHERE id = 70') } 1 .. 50);
+check_equal('unique values that go through a third one');
+
+each_transaction(map { ("INSERT INTO full_row VALUES (1, $_)", "UPDATE full_row SET n = n + 1 WHERE n % 3 = $_ % 3",
+	'DELETE FROM full_row WHERE n % 5 = 0') } 1 .. 60);
+check_equal('rows without a key');
+
+each_transaction(map { ("INSERT INTO item VALUES (5000 + $_)", 'TRUNCATE full_row',
+	"INSERT INTO full_row VALUES ($_, $_)") } 1 .. 20);
+check_equal('TRUNCATE in between');
+
+# ---- what is not for lanes ----------------------------------------------------------------
+
+on_publisher($_) foreach
+	"INSERT INTO event SELECT i, repeat('streamed', 10) FROM generate_series(1, 3000) i",
+	"BEGIN; INSERT INTO item VALUES (6000); PREPARE TRANSACTION 'p'",
+	'UPDATE item SET n = 1 WHERE id = 100',
+	"COMMIT PREPARED 'p'",
+	'UPDATE item SET n = 2 WHERE id = 6000',
+	"BEGIN; INSERT INTO event VALUES (7, repeat('large', 300000)); UPDATE item SET n = n + 1; COMMIT",
+	'UPDATE item SET n = n + 1 WHERE id = 100';
+check_equal('streamed, prepared and large transactions');
+
+each_transaction(map { "UPDATE item SET n = n + 1 WHERE id = $_" } 80 .. 99);
+$_->safe_psql('postgres', 'ALTER TABLE item ADD COLUMN added int') foreach $subscriber, $publisher;
+each_transaction(map { ("UPDATE item SET added = $_ WHERE id = $_", "INSERT INTO item (id, added) VALUES (7000 + $_, $_)") } 80 .. 99);
+check_equal('a table that changes');
+have_lanes(2);
+
+# ---- tables here that change, triggers ----------------------------------------------------
+
+on_subscriber(<<'EOF');
+CREATE TABLE sums (total bigint);
+INSERT INTO sums VALUES (0);
+CREATE FUNCTION add_up() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	UPDATE public.sums SET total = (total * 3 + new.n) % 1000003;
+	RETURN new;
+END $$;
+CREATE TRIGGER add_up BEFORE UPDATE ON item FOR EACH ROW EXECUTE FUNCTION add_up();
+ALTER TABLE item ENABLE ALWAYS TRIGGER add_up;
+EOF
+each_transaction(map { "UPDATE item SET n = $_ WHERE id = 1 + $_ % 40" } 1 .. 200);
+check_equal('a trigger');
+my $total = 0;
+$total = ($total * 3 + $_) % 1000003 foreach 1 .. 200;
+is(on_subscriber('SELECT total FROM sums'), $total, '... saw the transactions in their order');
+on_subscriber('DROP TRIGGER add_up ON item; CREATE INDEX ON item (n)');
+each_transaction(map { "UPDATE item SET n = -$_ WHERE id = 1 + $_ % 40" } 1 .. 100);
+check_equal('a new index');
+
+# ---- giving way ---------------------------------------------------------------------------
+
+# The first transaction waits for a local session, which then waits for the second one's row.
+have_lanes(3);
+my $waiting = "SELECT count(*) = 1 FROM krahodb.lanes WHERE state = 'waiting to commit'";
+my $before = repeated();
+my $session = hold('UPDATE item SET t = NULL WHERE id = 1');
+each_transaction('UPDATE item SET n = 501 WHERE id = 1', 'UPDATE item SET n = 502 WHERE id = 2');
+wait_for($waiting, 'lane that waits for its turn');
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes l JOIN pg_locks k ON k.pid = l.waits_for_pid AND NOT k.granted",
+	'lane for which the other one waits');
+$session->query_safe('UPDATE item SET t = NULL WHERE id = 2');
+$session->query_safe('COMMIT');
+$session->quit;
+check_equal('a circle through a local session');
+cmp_ok(repeated(), '>', $before, '... has been left by repeating a transaction');
+
+# The same with a lock on a table that the local session asks for.
+$session = hold('UPDATE item SET t = NULL WHERE id = 1');
+each_transaction('UPDATE item SET n = 601 WHERE id = 1', "INSERT INTO event VALUES (1, 'later')");
+wait_for($waiting, 'lane that waits for its turn');
+$session->query_safe('LOCK TABLE event');
+$session->query_safe('COMMIT');
+$session->quit;
+check_equal('a circle through a lock on a table');
+
+# Two lanes: the earlier one is held until the later one has found its value taken.
+on_publisher('INSERT INTO item (id, u) VALUES (301, 301), (302, 302), (303, 303)');
+$publisher->wait_for_catchup('sub');
+$session = hold('UPDATE item SET t = NULL WHERE id = 301');
+each_transaction(
+	'BEGIN; UPDATE item SET n = 1 WHERE id = 301; UPDATE item SET u = 304 WHERE id = 302; COMMIT',
+	'UPDATE item SET u = 302 WHERE id = 303');
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state LIKE 'waiting to%'", 'lane that waits');
+$session->query_safe('COMMIT');
+$session->quit;
+check_equal('a unique value that an earlier transaction frees');
+
+# ---- errors -------------------------------------------------------------------------------
+
+on_subscriber('ALTER TABLE item ADD CONSTRAINT small CHECK (n < 1000)');
+my $log = -s $subscriber->logfile;
+each_transaction('UPDATE item SET n = 10 WHERE id = 1', 'UPDATE item SET n = 2000 WHERE id = 2',
+	'UPDATE item SET n = 11 WHERE id = 3');
+$subscriber->wait_for_log(qr/ERROR: .*violates check constraint "small"/, $log);
+ok(slurp_file($subscriber->logfile, $log) =~ /will restart and apply the next transaction without lanes/,
+	'a transaction that fails is applied without lanes');
+$subscriber->wait_for_log(
+	qr/CONTEXT:  processing remote data for replication origin "pg_\d+" during message type "UPDATE"/, $log);
+is(on_subscriber('SELECT n FROM item WHERE id = 1'), '10', '... those before it are there');
+isnt(on_subscriber('SELECT n FROM item WHERE id = 3'), '11', '... and none behind it');
+on_subscriber('ALTER TABLE item DROP CONSTRAINT small');
+check_equal('after an error');
+
+have_lanes(2);
+on_subscriber('ALTER TABLE item ADD CONSTRAINT small CHECK (n < 1000) NOT VALID');
+on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = true)');
+have_lanes(2);
+$log = -s $subscriber->logfile;
+each_transaction('UPDATE item SET n = 2001 WHERE id = 2', 'UPDATE item SET n = 12 WHERE id = 3');
+wait_for("SELECT NOT subenabled FROM pg_subscription WHERE subname = 'sub'", 'subscription that disables itself');
+slurp_file($subscriber->logfile, $log) =~ m{violates check constraint.*?finished at ([[:xdigit:]]+/[[:xdigit:]]+)}s or die 'no LSN in the log';
+on_subscriber("ALTER SUBSCRIPTION sub SKIP (lsn = '$1')");
+on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
+$publisher->wait_for_catchup('sub');
+isnt(on_subscriber('SELECT n FROM item WHERE id = 2'), '2001', 'SKIP skips the transaction');
+is(on_subscriber('SELECT n FROM item WHERE id = 3'), '12', '... and no other');
+on_subscriber('ALTER TABLE item DROP CONSTRAINT small');
+on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = false)');
+on_publisher('UPDATE item SET n = 3 WHERE id = 2');
+check_equal('after SKIP');
+
+# ---- a lane that is ended --------------------------------------------------------------------
+
+have_lanes(2);
+on_subscriber('SELECT pg_terminate_backend(pid) FROM krahodb.lanes WHERE lane = 1');
+each_transaction(map { "UPDATE item SET n = n + 1 WHERE id = 1 + $_ % 40" } 1 .. 100);
+check_equal('a lane was ended');
+
+# ---- crashes ----------------------------------------------------------------------------------
+
+my $workload = join '', map {
+	my $id = 1 + $_ % 9;
+	"INSERT INTO event VALUES ($_, 'crash');\nUPDATE item SET n = n + 1 WHERE id = $id;\n"
+} 1 .. 150;
+
+foreach my $fault (qw(lane_begin lane_begin@20 lane_before_turn@7 lane_at_turn lane_at_turn@8
+	lane_committed lane_committed@9 lane_end@10 leader_before_append leader_before_append@30
+	apply_change@25 apply_after_commit@5))
+{
+	have_lanes(2);
+	arm_fault($subscriber, "$fault=kill");
+	$subscriber->reload;
+	on_publisher($workload);
+	wait_until_down($subscriber);
+	disarm_fault($subscriber);
+	start_after_kill($subscriber);
+	check_equal("killed at $fault");
+}
+
+# Without the checkpoint where that would wait for a commit.
+foreach my $fault (qw(lane_before_turn lane_at_turn lane_end))
+{
+	have_lanes(2);
+	my $start = -s $subscriber->logfile;
+	arm_fault($subscriber, "$fault=wait");
+	$subscriber->reload;
+	on_publisher($workload);
+	$subscriber->wait_for_log(qr/fault point "\w+" reached: wait/, $start);
+	on_subscriber('CHECKPOINT');
+	$subscriber->kill9;
+	disarm_fault($subscriber);
+	start_after_kill($subscriber);
+	check_equal("server killed at $fault, behind a checkpoint");
+}
+
+# An error in a lane: the transaction is repeated or taken back.
+foreach my $fault (qw(lane_before_turn lane_at_turn apply_change@40))
+{
+	have_lanes(2);
+	my $start = -s $subscriber->logfile;
+	arm_fault($subscriber, "$fault=error");
+	$subscriber->reload;
+	on_publisher($workload);
+	$subscriber->wait_for_log(qr/LOG:  subscription|will restart and apply the next transaction without lanes/, $start);
+	disarm_fault($subscriber);
+	$subscriber->reload;
+	check_equal("error at $fault");
+}
+
+# ---- the end --------------------------------------------------------------------------------------
+
+have_lanes(2);
+$session = hold('UPDATE item SET t = NULL WHERE id = 1');
+each_transaction('UPDATE item SET n = 901 WHERE id = 1', 'UPDATE item SET n = 902 WHERE id = 2');
+wait_for($waiting, 'lane that waits for its turn');
+on_subscriber('ALTER SUBSCRIPTION sub DISABLE');
+wait_for('SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL', 'end of the worker');
+is(on_subscriber("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'logical replication lane'"),
+	'0', 'lanes end before their leader');
+isnt(on_subscriber('SELECT n FROM item WHERE id = 2'), '902', '... and nothing of theirs is committed');
+$session->query_safe('COMMIT');
+$session->quit;
+
+on_subscriber('ALTER SUBSCRIPTION sub SET (apply_workers = 1)');
+on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
+check_equal('without lanes again');
+is(lanes('count(*)'), '0', '... there are none');
+on_subscriber('ALTER SUBSCRIPTION sub SET (apply_workers = 2)');
+have_lanes(2);
+on_subscriber('DROP SUBSCRIPTION sub');
+is(on_subscriber("SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('logical replication lane', 'logical replication worker')"),
+	'0', 'DROP SUBSCRIPTION leaves no process');
+is(on_subscriber('SELECT count(*) FROM pg_replication_origin_status'), '0', '... and no origin');
+
+# No room for as many as are asked for.
+$subscriber->append_conf('postgresql.conf', 'max_worker_processes = 5');
+$subscriber->restart;
+$log = -s $subscriber->logfile;
+on_subscriber('TRUNCATE item, event, full_row');
+on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
+	  . "' PUBLICATION pub WITH (apply_workers = 8)");
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+for (1 .. 50)
+{
+	on_publisher($workload);
+	last if slurp_file($subscriber->logfile, $log) =~ /applies with \d of 8 lanes/;
+}
+$subscriber->wait_for_log(qr/LOG:  subscription "sub" applies with \d of 8 lanes/, $log);
+check_equal('fewer lanes than asked for');
+
+$subscriber->stop;
+$publisher->stop;
+done_testing();
