@@ -404,7 +404,7 @@ merge_put(KdbMergeRun *run)
 static void
 merge_delete(KdbMergeRun *run)
 {
-	KdbMergeResult result = KDB_MERGE_DONE;
+	KdbMergeResult result;
 
 	do
 	{
@@ -414,6 +414,7 @@ merge_delete(KdbMergeRun *run)
 		run->ops->find(run->arg, KDB_KEY_OLD, &local);
 		run->old_key_shared = run->write->key_changed && KdbMergeMayShare(run, &local);
 		j = judge(run, KDB_DELETE, &local);
+		result = KDB_MERGE_DONE;
 		if (is_error(run, &j, &local))
 			return;
 		if (j.wins)

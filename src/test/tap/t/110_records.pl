@@ -142,9 +142,10 @@ wait_applied();
 sql("UPDATE item SET note = 'node' WHERE id = 6");
 $writer->safe_psql('postgres', "UPDATE item SET note = 'writer 2' WHERE id = 6");
 wait_applied();
-is( log_rows(q{length(local_row ->> 'big'), remote_row}, "key @> '{\"id\": 6}'"),
-	'20000|{"id": 6, "code": "f", "note": "writer 2"}',
-	'only what was sent is in remote_row');
+is( log_rows(q{length(local_row ->> 'big'), length(remote_row ->> 'big'), remote_row - 'big'},
+		"key @> '{\"id\": 6}'"),
+	'20000|20000|{"id": 6, "code": "f", "note": "writer 2"}',
+	'remote_row has what was sent and what was fetched');
 
 # ---- errors ------------------------------------------------------------------------
 
