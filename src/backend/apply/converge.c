@@ -184,8 +184,6 @@ KdbConvergeStart(KdbConverge *c)
 		begin_transaction();
 	context.resolvers = &target->resolvers;
 	c->context = &context;
-	if (KdbIsBehindFloor(c, target))
-		return;
 
 	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
 	KdbStartLook(c);
@@ -200,6 +198,8 @@ merge(KdbConverge *c)
 	KdbMergeWrite write = {0};
 
 	KdbConvergeStart(c);
+	if (KdbIsBehindFloor(c, target))
+		return;
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
 	write.unsent = KdbRowIsIncomplete(c);
