@@ -367,6 +367,31 @@ RETURNS SETOF record
 LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_horizon_peers';
 
+-- For subscribers that copy a table: the session holds the horizon where it is (its
+-- time, in microseconds of timestamptz); and the versions of rows, dead keys and unique
+-- values that are newer.
+CREATE FUNCTION hold_horizon()
+RETURNS bigint
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_hold_horizon';
+
+CREATE FUNCTION release_horizon()
+RETURNS void
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_release_horizon';
+
+CREATE FUNCTION table_versions(
+	"table" regclass,
+	since bigint,
+	OUT kind "char",
+	OUT "time" bigint,
+	OUT node text,
+	OUT columns text[],
+	OUT "values" text[])
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_table_versions';
+
 CREATE VIEW horizon AS
 	SELECT
 		h.horizon,

@@ -89,7 +89,7 @@ report(void *arg, const KdbMergeReport *r)
 	}
 	remote.slot = c->row ? c->row->slot : NULL;
 	remote.has_version = true;
-	remote.version = context.version;
+	remote.version = c->version.ts != 0 ? c->version : context.version;
 	remote.origin = KdbApply.origin;
 	remote.xid = KdbApply.remote_xid;
 	remote.lsn = KdbApply.remote_final_lsn;
@@ -183,11 +183,11 @@ KdbConvergeStart(KdbConverge *c)
 	if (!context_ready)
 		begin_transaction();
 	context.resolvers = &target->resolvers;
+	c->context = &context;
 
 	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
 	KdbStartLook(c);
 	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
-	c->context = &context;
 	c->holders = holders;
 }
 
@@ -198,6 +198,8 @@ merge(KdbConverge *c)
 	KdbMergeWrite write = {0};
 
 	KdbConvergeStart(c);
+	if (KdbIsBehindFloor(c, target))
+		return;
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
 	write.unsent = KdbRowIsIncomplete(c);
@@ -300,6 +302,109 @@ KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot 
 		KdbTargetCheck(c.sides[i].target, ACL_SELECT);
 	}
 	merge(&c);
+}
+
+/* The version of a copied row: as the publisher has said before, or when it was written. */
+static void
+take_truth(void *arg, const KdbVersionRecord *record)
+{
+	KdbVersion *version = arg;
+
+	if (record->kind == KDB_RECORD_TRUTH &&
+		KdbVersionCompare(record->shown, context.version) == 0 &&
+		KdbVersionCompare(record->version, *version) > 0)
+		*version = record->version;
+}
+
+static KdbVersion
+copied_version(KdbApplyTarget *target, TupleTableSlot *row, KdbVersion version)
+{
+	KdbRecordedKey key;
+
+	if (!KdbVersionRecordsAny(target->relid, &target->records))
+		return version;
+	KdbKeyOfRow(target, row, &key);
+	KdbVersionRecordsOfKey(target->relid, &key, take_truth, &version);
+	return version;
+}
+
+/*
+ * What the publisher said of a key when the table was copied: the version of its row,
+ * or of its death, or of unique values that it had.
+ */
+void
+KdbConvergeCopied(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row,
+				  KdbVersionRecordKind kind, KdbVersion version)
+{
+	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
+	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row};
+
+	if (!target->converging)
+		return;
+	if (!context_ready)
+		begin_transaction();
+	context.resolvers = &target->resolvers;
+	c.context = &context;
+	c.holders = holders;
+	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
+	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
+	switch (kind)
+	{
+		case KDB_RECORD_DEAD:
+			/* unless there is a row, of that version or a later one */
+			if (KdbVersionCompare(copied_version(target, row->slot, (KdbVersion) {0, 0}), version) < 0)
+				KdbActBury(&c, KDB_KEY_NEW, version);
+			break;
+		case KDB_RECORD_CLAIM:
+			KdbActClaim(&c, KDB_PART_WRITTEN, version);
+			break;
+		default:
+			KdbActRecord(&c, kind, version);
+			break;
+	}
+}
+
+static void
+report_copied(KdbConverge *c, const KdbLocalRow *local)
+{
+	KdbMergeReport r = {{0}};
+
+	r.decision = KdbResolveRow(KDB_INSERT, c->version, local, context.resolvers);
+	r.local = local;
+	if (r.decision.conflict != KDB_CONFLICT_NONE)
+		report(c, &r);
+}
+
+/* A copied row meets one that is here, maybe: it is the state of its key there. */
+void
+KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row)
+{
+	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
+	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row, .fetched = *row};
+	KdbMergeWrite write = {.operation = KDB_INSERT, .unique = target->has_unique};
+	KdbFetched	state = {KDB_ROW_LIVE};
+	KdbLocalRow local;
+
+	if (!context_ready)
+		begin_transaction();
+	context.version.ts = KdbCopiedRowTime;
+	context.resolvers = &target->resolvers;
+	context.newest = false;
+	c.context = &context;
+	c.holders = holders;
+	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
+	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
+
+	state.version.ts = KdbApply.remote_commit_time;
+	state.version.node = context.version.node;
+	state.version = copied_version(target, row->slot, state.version);
+	c.version = state.version;
+
+	KdbFactFind(&c, KDB_KEY_NEW, &local);
+	if (local.state == KDB_ROW_LIVE && KdbVersionCompare(state.version, local.version) != 0)
+		report_copied(&c, &local);
+	KdbStartLook(&c);
+	KdbMergeState(&ops, &c, &context, &write, &state);
 }
 
 /* See relation_private.h. */

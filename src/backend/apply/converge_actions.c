@@ -53,6 +53,17 @@ KdbAddRecord(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,
 	KdbVersionRecordAdd(target->relid, &record, key, InvalidOid, NULL);
 }
 
+/* See converge_private.h. */
+void
+KdbActRecord(KdbConverge *c, KdbVersionRecordKind kind, KdbVersion version)
+{
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	KdbRecordedKey key;
+
+	KdbKeyOfRow(side->target, side->key, &key);
+	KdbAddRecord(c, side->target, &key, kind, version, NULL);
+}
+
 /* The key's row was deleted, and is dead at that version. */
 static void
 note_death(KdbConverge *c, KdbApplyTarget *target, const KdbRecordedKey *key,

@@ -107,6 +107,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 				InvalidRepOriginId : KdbApply.origin;
 			break;
 		case KDB_RECORD_CLAIM:
+		case KDB_RECORD_FLOOR:
 		case KDB_RECORD_MERGED:
 			break;
 	}
@@ -485,4 +486,33 @@ uint64_t
 KdbFactProgress(void *arg, uint64_t node)
 {
 	return KdbSeenProgress(node);
+}
+
+static void
+take_floor(void *arg, const KdbVersionRecord *record)
+{
+	KdbFloor   *floor = arg;
+
+	if (record->kind == KDB_RECORD_FLOOR && record->version.node == floor->node)
+		floor->until = Max(floor->until, record->version.ts);
+}
+
+/* See converge_private.h. */
+bool
+KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target)
+{
+	KdbFloor   *floor = &target->floor;
+	KdbVersion	version = c->context->version;
+	KdbRecordedKey none = {0};
+
+	if (!KdbVersionRecordsAny(target->relid, &target->records))
+		return false;
+	if (floor->appended != target->records.appended || floor->node != version.node)
+	{
+		floor->until = PG_INT64_MIN;
+		floor->node = version.node;
+		floor->appended = target->records.appended;
+		KdbVersionRecordsOfKey(target->relid, &none, take_floor, floor);
+	}
+	return version.ts <= floor->until;
 }

@@ -38,6 +38,7 @@ typedef struct KdbConverge
 	KdbRemoteRow *row;			/* new row, format of the new side; NULL for a delete */
 	KdbRemoteRow fetched;		/* the row as the publisher has it, likewise; slot NULL: not fetched */
 	KdbMergeContext *context;
+	KdbVersion	version;		/* of a copied row; else {0, 0}: the context's */
 
 	bool		old_is_full;	/* the old side's key is the whole old row */
 	KdbMergedChange *merged;	/* NULL if no column is merged */
@@ -127,6 +128,12 @@ extern void KdbAwaitSeen(void);
 /* See merge.h. */
 extern void KdbFetchRow(void *arg, KdbFetched *fetched);
 
+/*
+ * Was the table copied from a node that had applied the change?  Then what it has done
+ * is here, or something newer is.
+ */
+extern bool KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target);
+
 /* converge_merged.c */
 
 /* The target has merged columns: begin with them.  Not for a DELETE. */
@@ -156,6 +163,7 @@ extern void KdbMergedFoldChange(void *arg, int column, int i);
 extern void KdbMergedContribute(void *arg, bool with_base);
 
 /* converge_actions.c */
+extern void KdbActRecord(KdbConverge *c, KdbVersionRecordKind kind, KdbVersion version);
 extern KdbMergeResult KdbActInsert(void *arg, const KdbMergePut *put);
 extern KdbMergeResult KdbActOverwrite(void *arg, const KdbMergePut *put);
 extern KdbMergeResult KdbActRemove(void *arg, KdbMergeKey key, KdbVersion version, bool remember);

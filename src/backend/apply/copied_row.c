@@ -5,15 +5,33 @@
  * Table synchronisation copies with COPY as long as nothing is in the way.  If
  * rows are, and the subscription resolves conflicts, its rows come through here:
  * the same lookups, decisions, records and routing as for a streamed change.
+ *
+ * What the publisher says of the versions of its rows (sync/copied_versions.c) comes
+ * through here too.
  */
 #include "postgres.h"
 
 #include "nodes/value.h"
 #include "replication/origin.h"
+#include "utils/timestamp.h"
 
-#include "apply_private.h"
+#include "krahodb/origin_nodes.h"
+
+#include "relation_private.h"
+
+/* Copies of a table are not made faster than that one after the other. */
+#define COPY_DISTANCE_US	10000
+
+TimestampTz KdbCopiedRowTime = 1;
 
 static KdbWireMessage insert;
+
+/* See apply.h. */
+void
+KdbCopiedRowNewTime(void)
+{
+	KdbCopiedRowTime = 1 + Max(GetCurrentTimestamp(), 0) / COPY_DISTANCE_US;
+}
 
 /* See apply.h. */
 void
@@ -44,7 +62,8 @@ KdbApplyCopyBegin(Oid remoteid, const char *nspname, const char *relname,
 							   sizeof(KdbWireColumn) * Max(list_length(columns), 1));
 
 	KdbApply.origin = replorigin_session_origin;
-	KdbApply.remote_node = 0;
+	KdbApply.remote_node = KdbOriginNode(KdbApply.origin);
+	KdbApply.remote_commit_time = KdbCopiedRowTime;
 }
 
 /* See apply.h. */
@@ -66,10 +85,77 @@ KdbApplyCopiedRow(char **fields, TimestampTz written)
 	MemoryContextReset(KdbApplyMessageContext);
 }
 
+/* The message's column of that name; NULL if the subscription does not have it. */
+static KdbWireColumn *
+column_named(List *columns, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, columns)
+	{
+		if (strcmp(strVal(lfirst(lc)), name) == 0)
+			return &insert.u.row.new_row.columns[foreach_current_index(lc)];
+	}
+	return NULL;
+}
+
+static void
+take_columns(List *columns, const KdbCopiedVersion *version)
+{
+	KdbWireTuple *tuple = &insert.u.row.new_row;
+
+	for (int i = 0; i < tuple->ncolumns; i++)
+		tuple->columns[i].kind = 'u';
+	for (int i = 0; i < version->ncolumns; i++)
+	{
+		KdbWireColumn *column = column_named(columns, version->names[i]);
+		const char *value = version->values[i];
+
+		if (column == NULL)
+			continue;
+		column->kind = value ? 't' : 'n';
+		column->data = value;
+		column->length = value ? strlen(value) : 0;
+	}
+}
+
+/* See apply.h. */
+void
+KdbApplyCopiedVersion(List *columns, const KdbCopiedVersion *version)
+{
+	KdbVersion	true_version = {version->time, version->node};
+	KdbRemoteRow *row;
+	KdbApplyRelation *rel;
+	KdbApplyTarget *target;
+	TupleTableSlot *routed;
+
+	KdbApplyBeginStep();
+	take_columns(columns, version);
+	rel = KdbApplyRelationOpen(insert.u.row.relid, RowExclusiveLock);
+	KdbConvertTuple(rel, &insert.u.row.new_row, rel->remote.slot, rel->remote.sent);
+	row = &rel->remote;
+	if (rel->partitioned)
+	{
+		target = KdbRoute(rel, row->slot, &routed);
+		row = KdbRouteRow(rel, target, row);
+	}
+	else
+	{
+		if (rel->target == NULL)
+			rel->target = KdbTargetOpen(rel->localreloid, RowExclusiveLock, rel);
+		target = rel->target;
+	}
+	KdbConvergeCopied(rel, target, row, (KdbVersionRecordKind) version->kind, true_version);
+	ExecClearTuple(target->local);
+	KdbApplyEndStep();
+	MemoryContextReset(KdbApplyMessageContext);
+}
+
 /* See apply.h. */
 void
 KdbApplyCopyEnd(void)
 {
+	KdbConvergeEnd();
 	KdbApplyRelationsClose();
 	KdbApply.remote_commit_time = 0;
 	pfree(insert.u.row.new_row.columns);

@@ -77,6 +77,14 @@ typedef struct KdbWalk
 	int			rows;			/* found */
 } KdbWalk;
 
+/* All changes of a node until then are in what the table was copied from. */
+typedef struct KdbFloor
+{
+	TimestampTz until;
+	uint64		node;
+	uint64		appended;		/* counter of version records at that time; 0: not known */
+} KdbFloor;
+
 /* Where rows are that this worker has written lately; recall.c. */
 typedef struct KdbRecall
 {
@@ -128,6 +136,7 @@ typedef struct KdbApplyTarget
 	bool		resolving;		/* any of them is not the engine's */
 	bool		converging;		/* the last update wins in all, and there is a key: converge.c */
 	KdbVersionRecordsKnown records;	/* are there any of this table? */
+	KdbFloor	floor;
 	int			nmerged;
 	struct KdbMergedColumn *merged_columns;	/* merged_private.h */
 
@@ -347,6 +356,10 @@ extern void KdbConvergeInserts(KdbApplyRelation *rel, KdbApplyTarget *target,
 							   TupleTableSlot **slots, int n);
 extern void KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  TupleTableSlot *old, bool old_is_full);
+extern void KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target,
+								 KdbRemoteRow *row);
+extern void KdbConvergeCopied(KdbApplyRelation *rel, KdbApplyTarget *target,
+							  KdbRemoteRow *row, KdbVersionRecordKind kind, KdbVersion version);
 extern void KdbConvergeDelete(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  TupleTableSlot *old);
 

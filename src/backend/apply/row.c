@@ -704,12 +704,24 @@ aim(Change *change, KdbApplyRelation *rel, TupleTableSlot *key)
 
 /*
  * By the convergence rules?  Rows of an initial copy are written by a transaction
- * that has another version than they have, which the rules do not know of.
+ * that has another version than they have: their own function knows.
  */
 static bool
 converges(const Change *change)
 {
 	return change->target->converging && TransactionIdIsValid(KdbApply.remote_xid);
+}
+
+/*
+ * A row of an initial copy whose version can be recorded, from a KrahoDB.  (Merged
+ * columns would need their history there.)
+ */
+static bool
+is_copied_state(const Change *change)
+{
+	return change->target->converging && !TransactionIdIsValid(KdbApply.remote_xid) &&
+		change->target->nmerged == 0 &&
+		KdbApply.remote_node != 0 && KdbVersionRecordsPresent();
 }
 
 /* INSERT message. */
@@ -735,6 +747,8 @@ KdbApplyInsert(const KdbWireMessage *message)
 	aim(&change, rel, rel->remote.slot);
 	if (converges(&change))
 		KdbConvergeInsert(rel, change.target, change.row);
+	else if (is_copied_state(&change))
+		KdbConvergeCopiedRow(rel, change.target, change.row);
 	else
 		apply_insert(&change);
 	end_change(change.target, &user);

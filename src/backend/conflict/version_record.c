@@ -422,6 +422,55 @@ KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snapshot snapshot
 		callback(arg, lfirst(lc));
 }
 
+/* The values of a stored image; types are not filled in. */
+static void
+values_of(Datum image, int n, KdbRecordedKey *key)
+{
+	bytea	   *stored = DatumGetByteaPCopy(image);
+	char	   *p = VARDATA(stored);
+	char	   *end = p + VARSIZE(stored) - VARHDRSZ;
+
+	memset(key, 0, sizeof(KdbRecordedKey));
+	while (key->n < n && p < end)
+	{
+		key->values[key->n] = datumRestore(&p, &key->isnull[key->n]);
+		key->n++;
+	}
+}
+
+/* See version_record.h. */
+void
+KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
+						 KdbTableRecordCallback callback, void *arg)
+{
+	TupleTableSlot *slot;
+	Look		look;
+
+	if (!KdbVersionRecordsPresent())
+		return;
+	begin_look(&look, relid, NULL, GetActiveSnapshot());
+	while ((slot = KdbRecordScanNext(&look.scan)) != NULL)
+	{
+		KdbVersionRecord record;
+		KdbRecordedKey key;
+		KdbRecordedKey claimed;
+		bool		no_claim;
+		Datum		image;
+
+		read_record(slot, &record);
+		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
+			record.kind == KDB_RECORD_MERGED)
+			continue;
+		values_of(column(slot, REC_KEY), nkeys, &key);
+		image = slot_getattr(slot, REC_CLAIMED + 1, &no_claim);
+		if (!no_claim)
+			values_of(image, INDEX_MAX_KEYS, &claimed);
+		callback(arg, &record, &key, DatumGetObjectId(column(slot, REC_INDEX)),
+				 no_claim ? NULL : &claimed);
+	}
+	KdbRecordScanEnd(&look.scan);
+}
+
 typedef struct ClaimLook
 {
 	const KdbRecordedKey *claimed;

@@ -196,18 +196,28 @@ least_horizon(void)
 }
 
 static void
-move_horizon(void)
+move_to(TimestampTz horizon)
 {
-	TimestampTz horizon = least_horizon();
-
-	if (horizon == 0)
-		return;
 	publish_horizon(horizon);
 	if (candidate.valid && horizon >= candidate.time)
 	{
 		KdbHorizonSlotAdvance(candidate.xid);
 		candidate.valid = false;
 	}
+}
+
+/* Unless somebody holds it: either sees the other. */
+static void
+move_horizon(void)
+{
+	TimestampTz horizon = least_horizon();
+
+	if (horizon == 0)
+		return;
+	(void) pg_atomic_exchange_u32(&KdbHorizon->moving, 1);
+	if (pg_atomic_read_u32(&KdbHorizon->holders) == 0)
+		move_to(horizon);
+	(void) pg_atomic_exchange_u32(&KdbHorizon->moving, 0);
 }
 
 static void
@@ -308,6 +318,7 @@ KdbHorizonMain(Datum main_arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 
 	before_shmem_exit(forget_latch, (Datum) 0);
+	(void) pg_atomic_exchange_u32(&KdbHorizon->moving, 0);	/* one that failed may have left it */
 	KdbHorizon->latch = MyLatch;
 	round = AllocSetContextCreate(TopMemoryContext, "KrahoDB horizon round",
 								  ALLOCSET_DEFAULT_SIZES);

@@ -18,6 +18,8 @@
 
 PG_FUNCTION_INFO_V1(krahodb_horizon_state);
 PG_FUNCTION_INFO_V1(krahodb_horizon_peers);
+PG_FUNCTION_INFO_V1(krahodb_hold_horizon);
+PG_FUNCTION_INFO_V1(krahodb_release_horizon);
 
 #define STATE_COLUMNS	2
 #define PEER_COLUMNS	6
@@ -82,4 +84,22 @@ krahodb_horizon_peers(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
+}
+
+/* For whoever may replicate, as deleted rows pile up meanwhile. */
+Datum
+krahodb_hold_horizon(PG_FUNCTION_ARGS)
+{
+	if (!superuser() && !has_rolreplication(GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("must be superuser or replication role to hold the retention horizon")));
+	PG_RETURN_INT64(KdbHorizonHold());
+}
+
+Datum
+krahodb_release_horizon(PG_FUNCTION_ARGS)
+{
+	KdbHorizonRelease();
+	PG_RETURN_VOID();
 }

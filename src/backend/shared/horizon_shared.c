@@ -10,9 +10,11 @@
 #include "miscadmin.h"
 #include "replication/logicallauncher.h"
 #include "replication/slot.h"
+#include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
+#include "utils/timestamp.h"
 
 #include "krahodb/horizon_shared.h"
 
@@ -64,6 +66,8 @@ KdbHorizonStartShared(void)
 	memset(KdbHorizon, 0, total_size());
 	pg_atomic_init_u64(&KdbHorizon->time, 0);
 	pg_atomic_init_u64(&KdbHorizon->asked_at, 0);
+	pg_atomic_init_u32(&KdbHorizon->holders, 0);
+	pg_atomic_init_u32(&KdbHorizon->moving, 0);
 	KdbHorizon->lock = &GetNamedLWLockTranche("KrahoDB horizon")->lock;
 	KdbHorizon->max_peers = max_peers();
 	KdbHorizon->peers = (KdbSharedPeer *) ((char *) KdbHorizon + peers_offset());
@@ -81,4 +85,61 @@ KdbHorizonWake(void)
 
 	if (latch != NULL)
 		SetLatch(latch);
+}
+
+/* ---- holding it ---- */
+
+#define LOOK_AGAIN_MS	10
+
+static bool holding = false;
+
+static void
+release_at_exit(int code, Datum arg)
+{
+	KdbHorizonRelease();
+}
+
+/* See horizon_shared.h. */
+void
+KdbHorizonRelease(void)
+{
+	if (holding)
+		pg_atomic_fetch_sub_u32(&KdbHorizon->holders, 1);
+	holding = false;
+}
+
+static bool
+is_without_peers(void)
+{
+	bool		result;
+
+	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
+	result = KdbHorizon->published && KdbHorizon->npeers == 0;
+	LWLockRelease(KdbHorizon->lock);
+	return result;
+}
+
+/* See horizon_shared.h. */
+TimestampTz
+KdbHorizonHold(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		before_shmem_exit(release_at_exit, (Datum) 0);
+	registered = true;
+	if (!holding)
+		pg_atomic_fetch_add_u32(&KdbHorizon->holders, 1);	/* a full barrier */
+	holding = true;
+	while (pg_atomic_read_u32(&KdbHorizon->moving) != 0)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 LOOK_AGAIN_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	/* Nobody's changes come here: nothing is older than now. */
+	if (is_without_peers())
+		return GetCurrentTimestamp();
+	return KdbHorizonTimestamp();
 }

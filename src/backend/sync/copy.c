@@ -191,7 +191,7 @@ static TimestampTz
 row_time(const char *field, bool again)
 {
 	return Max(field ? strtoll(field, NULL, 10) : 0,
-			   KDB_COPIED_ROW_TIMESTAMP + (again ? 1 : 0));
+			   KdbCopiedRowTime + (again ? 1 : 0));
 }
 
 /*

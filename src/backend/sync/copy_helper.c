@@ -76,6 +76,7 @@ read_request(void)
 
 	memcpy(&request, MyBgworkerEntry->bgw_extra, sizeof(request));
 	copy = &KdbCopies->copies[request.entry];
+	KdbCopiedRowTime = copy->row_time;
 
 	SpinLockAcquire(&copy->mutex);
 	wanted = OidIsValid(copy->subid) && copy->generation == request.generation;

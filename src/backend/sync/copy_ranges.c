@@ -158,6 +158,7 @@ KdbCopyAnnounce(Oid relid, const KdbCopyJob *job)
 	copy->relid = relid;
 	copy->generation++;
 	copy->started = GetCurrentTimestamp();
+	copy->row_time = KdbCopiedRowTime;
 	copy->nworkers = 1;
 	copy->pages = copy->pages_done = copy->pages_kept = 0;
 	copy->nranges = copy->nranges_done = 0;

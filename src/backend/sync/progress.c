@@ -281,7 +281,7 @@ KdbSyncStampCopy(void)
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp =
 		KdbResolversActive(&KdbMyOptions->resolvers) ?
-		KDB_COPIED_ROW_TIMESTAMP :
+		KdbCopiedRowTime :
 		GetCurrentTimestamp();
 }
 

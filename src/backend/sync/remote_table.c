@@ -220,5 +220,6 @@ KdbSyncFetchRemoteTable(char *nspname, char *relname)
 	fetch_columns(table, column_list, server_version);
 	if (server_version >= 150000)
 		fetch_filters(table, publications);
+	table->partial = column_list != NULL || table->filters != NIL;
 	return table;
 }

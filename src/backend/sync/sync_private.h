@@ -49,6 +49,7 @@
  *	tablesync.c		the synchronisation worker from its start to w
  *	remote_table.c	what the publisher says of the table
  *	copy.c			rows from there to here
+ *	copied_versions.c	the true versions of its rows
  *	copy_command.c	how they are asked for at the publisher
  *	copy_receive.c	the connection's end of it: rate limit, counts
  *	copy_plan.c		how a table is divided into ranges
@@ -122,6 +123,7 @@ typedef struct KdbRemoteTable
 	List	   *attnums;		/* of int: theirs there */
 	List	   *types;			/* of Oid: theirs there */
 	List	   *filters;		/* of String: copy rows that pass any; NIL: all rows */
+	bool		partial;		/* a row filter or a column list leaves something out */
 } KdbRemoteTable;
 
 extern KdbRemoteTable *KdbSyncFetchRemoteTable(char *nspname, char *relname);
@@ -265,9 +267,11 @@ typedef struct KdbCopyHelperRequest
 } KdbCopyHelperRequest;
 
 /*
- * A copied row's true version is mostly not known; it must lose against any
- * change that is still in flight, so it is as old as can be.  (0 means "none".)
+ * copied_versions.c.  Prepare: before the transaction there whose snapshot is copied.
+ * Copy: inside it, before its rows are visible here; in a transaction whose commit is
+ * stamped by KdbSyncStampCopy.
  */
-#define KDB_COPIED_ROW_TIMESTAMP	((TimestampTz) 1)
+extern void KdbSyncVersionsPrepare(void);
+extern void KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel);
 
 #endif							/* SYNC_PRIVATE_H */

@@ -120,6 +120,8 @@ begin_remote_transaction(const char *slotname, bool kept_slot)
 {
 	XLogRecPtr	startpos;
 
+	KdbCopiedRowNewTime();
+	KdbSyncVersionsPrepare();
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ",
 				   "table copy could not start transaction on publisher");
 	if (kept_slot)
@@ -214,6 +216,7 @@ copy_phase(const char *slotname, bool kept_slot)
 	table = look_at_table(rel);
 	job = KdbCopyPrepare(rel, table, remote_sysid, remote_timeline, startpos, kept_slot);
 	MemoryContextSwitchTo(oldcontext);
+	KdbSyncVersionsCopy(table, rel);
 	if (job == NULL)
 		copy_whole(rel, table, kept_slot);
 	PopActiveSnapshot();

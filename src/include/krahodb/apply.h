@@ -171,4 +171,30 @@ extern void KdbApplyCopyBegin(Oid remoteid, const char *nspname,
 extern void KdbApplyCopiedRow(char **fields, TimestampTz written);
 extern void KdbApplyCopyEnd(void);
 
+/*
+ * Between Begin and End: what the publisher says of a version there, for tables that
+ * converge.  columns as above; the commit that follows must have the time
+ * KdbCopiedRowTime.
+ */
+typedef struct KdbCopiedVersion
+{
+	char		kind;			/* KdbVersionRecordKind: TRUTH, DEAD or CLAIM */
+	TimestampTz time;
+	uint64		node;
+	int			ncolumns;
+	char	  **names;			/* of the columns that follow */
+	char	  **values;			/* text, or NULL */
+} KdbCopiedVersion;
+
+extern void KdbApplyCopiedVersion(List *columns, const KdbCopiedVersion *version);
+
+/*
+ * The time that rows of an initial copy show: as old as can be, since any change that is
+ * still in flight must win against what has no true version.  (0 means "none".)
+ * Another one for each copy, because true versions are recorded for what is shown.
+ * KdbCopiedRowNewTime chooses one; helpers take over their leader's.
+ */
+extern TimestampTz KdbCopiedRowTime;
+extern void KdbCopiedRowNewTime(void);
+
 #endif							/* KRAHODB_APPLY_H */

@@ -46,6 +46,7 @@ typedef struct KdbSharedCopy
 	Oid			relid;
 	uint64		generation;		/* goes up with each copy in this entry */
 	TimestampTz started;
+	TimestampTz row_time;		/* that copied rows show, see KdbCopiedRowTime */
 	char		snapshot[KDB_COPY_SNAPSHOT_LEN];	/* exported at the publisher */
 	XLogRecPtr	startpos;		/* where the stream will begin */
 	int			nworkers;		/* that copy now, the leader among them */

@@ -73,6 +73,8 @@ typedef struct KdbHorizonShared
 {
 	pg_atomic_uint64 time;		/* the horizon, a TimestampTz; 0 until known */
 	pg_atomic_uint64 asked_at;	/* when a peer wanted to know how far we are, TimestampTz */
+	pg_atomic_uint32 holders;	/* sessions that keep it where it is */
+	pg_atomic_uint32 moving;	/* the worker is moving it and the slot */
 	Latch	   *latch;			/* of the horizon worker, NULL if none runs */
 
 	LWLock	   *lock;			/* of what follows */
@@ -95,6 +97,13 @@ extern void KdbHorizonStartShared(void);
 
 /* Have the horizon worker look at everything again, if one runs. */
 extern void KdbHorizonWake(void);
+
+/*
+ * Keep the horizon, and what vacuum keeps for it, where they are, until Release or
+ * the end of the session; returns it.  0: it is not known.
+ */
+extern TimestampTz KdbHorizonHold(void);
+extern void KdbHorizonRelease(void);
 
 /*
  * The horizon.  Versions with a timestamp at or before it can be forgotten.  0

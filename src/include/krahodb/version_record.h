@@ -12,6 +12,8 @@
  *			counts as one of version "version"
  *	DEAD	the key was dead at "version"
  *	CLAIM	a row of the key has claimed values of a unique index at "version"
+ *	FLOOR	(of a table; the key is empty) the table was copied from a node that had
+ *			applied all that the node of "version" wrote until its time
  *	MERGED	a write of version "version" has contributed these values to the merged
  *			columns of the key; and what the heap shows of the transaction of
  *			version "shown" is no contribution by itself
@@ -38,6 +40,7 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_KILLED = 'k',
 	KDB_RECORD_DEAD = 'd',
 	KDB_RECORD_CLAIM = 'c',
+	KDB_RECORD_FLOOR = 'f',
 	KDB_RECORD_MERGED = 'm'
 } KdbVersionRecordKind;
 
@@ -102,6 +105,17 @@ extern void KdbVersionRecordsOfKey(Oid relid, const KdbRecordedKey *key,
 /* Likewise, but those that the snapshot sees; waits for nobody. */
 extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snapshot snapshot,
 									 KdbVersionRecordCallback callback, void *arg);
+/*
+ * Call back for each record of the table that the active snapshot shows and whose
+ * version is later than since: the values of its key and, for a claim, of the index,
+ * as they were given.  nkeys: columns of the key.
+ */
+typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *record,
+										const KdbRecordedKey *key, Oid index,
+										const KdbRecordedKey *claimed);
+
+extern void KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
+									 KdbTableRecordCallback callback, void *arg);
 
 /* Has another key claimed these values of the index at a greater version? */
 extern bool KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,

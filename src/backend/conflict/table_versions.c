@@ -1,0 +1,495 @@
+/*
+ * table_versions.c
+ *		The true versions of a table's rows, for whoever copies it.
+ *
+ * A subscriber that copies a table writes all rows in one transaction, with one
+ * commit timestamp.  What is older than the retention horizon may look old: nothing
+ * that is older will meet it.  Of what is newer it must know more than the rows:
+ *
+ *	t	a live row: its version
+ *	d	a key that is dead: the version of its death
+ *	c	unique values that a row has or had: its version (also of live rows)
+ *	f	a node all of whose changes until the horizon are in what is copied
+ *
+ * All as of the active snapshot, which is the one that is copied.  Each comes with
+ * the columns of the key and of unique indexes, as text.
+ *
+ * THE HORIZON must not move between the moment when it is asked for, before the
+ * snapshot is taken, and the scan: what it passes may be gone.  So the copying session
+ * holds it (KdbHorizonHold).
+ *
+ * Of dead tuples those are deaths that were deleted, or updated in a key column
+ * (HEAP_KEYS_UPDATED); others have a successor of the same key.  So may those where
+ * another unique column was updated: then a live row of that version or a later one is
+ * listed too, or a later death.
+ *
+ * What nodes a table has all changes of: those whose changes a subscription of this
+ * database applies that counts in the horizon and has finished copying the
+ * table.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "catalog/partition.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_subscription.h"
+#include "catalog/pg_subscription_rel.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "optimizer/optimizer.h"
+#include "storage/bufmgr.h"
+#include "storage/procarray.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "krahodb/conflict.h"
+#include "krahodb/horizon_shared.h"
+#include "krahodb/origin_nodes.h"
+#include "krahodb/version_record.h"
+
+PG_FUNCTION_INFO_V1(krahodb_table_versions);
+
+#define COLUMNS		5
+
+/* A table or partition whose versions are listed. */
+typedef struct Listing
+{
+	ReturnSetInfo *result;
+	Relation	rel;
+	TimestampTz since;
+	int			nkeys;
+	AttrNumber	keys[INDEX_MAX_KEYS];
+	Oid			collations[INDEX_MAX_KEYS];
+	Bitmapset  *columns;		/* attribute numbers of what is sent with a row */
+	bool		has_unique;		/* other unique keys than the identity */
+	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
+	KdbVersionRecordsKnown records;
+	MemoryContext context;		/* of one row */
+} Listing;
+
+/* ---- what is sent ---- */
+
+typedef struct Line
+{
+	int			n;
+	Datum		names[MaxHeapAttributeNumber];
+	Datum		values[MaxHeapAttributeNumber];
+	bool		isnull[MaxHeapAttributeNumber];
+} Line;
+
+static void
+add_column(Listing *listing, Line *line, AttrNumber attnum, Datum value, bool isnull)
+{
+	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(listing->rel), attnum - 1);
+	Oid			function;
+	bool		is_varlena;
+
+	line->names[line->n] = CStringGetTextDatum(NameStr(att->attname));
+	line->isnull[line->n] = isnull;
+	if (!isnull)
+	{
+		getTypeOutputInfo(att->atttypid, &function, &is_varlena);
+		line->values[line->n] = CStringGetTextDatum(OidOutputFunctionCall(function, value));
+	}
+	line->n++;
+}
+
+static void
+put_line(Listing *listing, char kind, KdbVersion version, Line *line)
+{
+	Datum		values[COLUMNS];
+	bool		nulls[COLUMNS] = {false};
+	int			dims[1] = {line->n};
+	int			bounds[1] = {1};
+
+	values[0] = CharGetDatum(kind);
+	values[1] = Int64GetDatum(version.ts);
+	values[2] = CStringGetTextDatum(psprintf(UINT64_FORMAT, version.node));
+	values[3] = PointerGetDatum(construct_array(line->names, line->n, TEXTOID, -1, false, TYPALIGN_INT));
+	values[4] = PointerGetDatum(construct_md_array(line->values, line->isnull, 1, dims, bounds,
+												   TEXTOID, -1, false, TYPALIGN_INT));
+	tuplestore_putvalues(listing->result->setResult, listing->result->setDesc, values, nulls);
+}
+
+static void
+put_row(Listing *listing, char kind, KdbVersion version, TupleTableSlot *slot)
+{
+	Line	   *line = palloc0(sizeof(Line));
+	int			attnum = -1;
+
+	while ((attnum = bms_next_member(listing->columns, attnum)) >= 0)
+	{
+		bool		isnull;
+		Datum		value = slot_getattr(slot, (AttrNumber) attnum, &isnull);
+
+		add_column(listing, line, (AttrNumber) attnum, value, isnull);
+	}
+	put_line(listing, kind, version, line);
+}
+
+/* ---- heap ---- */
+
+typedef struct Tuple
+{
+	bool		live;
+	TransactionId xmin;
+	TransactionId ended;		/* the key died with it; or invalid */
+} Tuple;
+
+static bool
+is_in_snapshot(TransactionId xid, Snapshot snapshot)
+{
+	return TransactionIdIsNormal(xid) && !XidInMVCCSnapshot(xid, snapshot) &&
+		TransactionIdDidCommit(xid);
+}
+
+/* What the snapshot says of a tuple; false if it is nothing to it. */
+static bool
+look_at_tuple(TupleTableSlot *slot, Snapshot snapshot, Tuple *result)
+{
+	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
+	HeapTupleHeader tuple = heap->base.tuple->t_data;
+	TransactionId xmax = InvalidTransactionId;
+	bool		frozen;
+	bool		key_updated;
+
+	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
+	result->live = HeapTupleSatisfiesVisibility(heap->base.tuple, snapshot, heap->buffer);
+	result->xmin = HeapTupleHeaderGetRawXmin(tuple);
+	frozen = HeapTupleHeaderXminFrozen(tuple);
+	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
+		xmax = HeapTupleHeaderGetUpdateXid(tuple);
+	key_updated = (tuple->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
+	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+
+	result->ended = InvalidTransactionId;
+	if (result->live)
+		return true;
+	if (!frozen && !is_in_snapshot(result->xmin, snapshot))
+		return false;
+	if (key_updated && is_in_snapshot(xmax, snapshot))
+		result->ended = xmax;
+	return true;
+}
+
+static KdbLocalRow
+version_of(TransactionId xid)
+{
+	KdbLocalRow row = {0};
+
+	KdbTransactionVersion(xid, InvalidRepOriginId, 0, &row);
+	return row;
+}
+
+typedef struct Death
+{
+	KdbVersion	shown;
+	KdbVersion	version;
+	bool		found;
+} Death;
+
+static void
+take_killed(void *arg, const KdbVersionRecord *record)
+{
+	Death	   *death = arg;
+
+	if (record->kind != KDB_RECORD_KILLED ||
+		KdbVersionCompare(record->shown, death->shown) != 0 ||
+		(death->found && KdbVersionCompare(record->version, death->version) <= 0))
+		return;
+	death->version = record->version;
+	death->found = true;
+}
+
+/* The version of a death, by its record if there is one. */
+static KdbVersion
+death_of(Listing *listing, TupleTableSlot *slot, KdbVersion shown)
+{
+	Death		death = {shown, shown, false};
+	KdbRecordedKey key = {0};
+
+	if (!KdbVersionRecordsAny(RelationGetRelid(listing->rel), &listing->records))
+		return shown;
+	key.n = listing->nkeys;
+	for (int i = 0; i < key.n; i++)
+	{
+		key.values[i] = slot_getattr(slot, listing->keys[i], &key.isnull[i]);
+		key.types[i] = TupleDescAttr(RelationGetDescr(listing->rel), listing->keys[i] - 1)->atttypid;
+		key.collations[i] = listing->collations[i];
+	}
+	KdbVersionRecordsOfKey(RelationGetRelid(listing->rel), &key, take_killed, &death);
+	return death.version;
+}
+
+static void
+list_tuple(Listing *listing, TupleTableSlot *slot, const Tuple *tuple)
+{
+	KdbLocalRow written = version_of(tuple->xmin);
+	KdbLocalRow ended;
+
+	if (written.version_known && written.version.ts > listing->since)
+	{
+		if (tuple->live)
+			put_row(listing, 't', written.version, slot);
+		if (listing->has_unique)
+			put_row(listing, 'c', written.version, slot);
+	}
+	if (!TransactionIdIsValid(tuple->ended))
+		return;
+	ended = version_of(tuple->ended);
+	if (ended.version_known && ended.version.ts > listing->since)
+		put_row(listing, 'd', death_of(listing, slot, ended.version), slot);
+}
+
+static void
+list_heap(Listing *listing)
+{
+	Snapshot	snapshot = GetActiveSnapshot();
+	TupleTableSlot *slot = table_slot_create(listing->rel, NULL);
+	TableScanDesc scan = table_beginscan(listing->rel, SnapshotAny, 0, NULL);
+
+	while (TTS_IS_BUFFERTUPLE(slot) && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		MemoryContext old = MemoryContextSwitchTo(listing->context);
+		Tuple		tuple;
+
+		CHECK_FOR_INTERRUPTS();
+		if (look_at_tuple(slot, snapshot, &tuple))
+			list_tuple(listing, slot, &tuple);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(listing->context);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/* ---- records ---- */
+
+/* The columns of an index that claims can be sent of: plain ones. */
+static bool
+add_claimed(Listing *listing, Line *line, Oid index, const KdbRecordedKey *claimed)
+{
+	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
+	Form_pg_index form;
+	bool		ok = HeapTupleIsValid(tuple);
+
+	if (!ok || listing->nulls_equal)
+	{
+		if (ok)
+			ReleaseSysCache(tuple);
+		return false;
+	}
+	form = (Form_pg_index) GETSTRUCT(tuple);
+	for (int i = 0; ok && i < form->indnkeyatts && i < claimed->n; i++)
+		ok = form->indkey.values[i] > 0;
+	for (int i = 0; ok && i < form->indnkeyatts && i < claimed->n; i++)
+	{
+		bool		is_key = false;
+
+		for (int j = 0; j < listing->nkeys; j++)
+			is_key |= listing->keys[j] == form->indkey.values[i];
+		if (!is_key)
+			add_column(listing, line, form->indkey.values[i], claimed->values[i], claimed->isnull[i]);
+	}
+	ReleaseSysCache(tuple);
+	return ok;
+}
+
+static void
+list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key,
+			Oid index, const KdbRecordedKey *claimed)
+{
+	Listing    *listing = arg;
+	MemoryContext old = MemoryContextSwitchTo(listing->context);
+	Line	   *line = palloc0(sizeof(Line));
+
+	for (int i = 0; i < key->n; i++)
+		add_column(listing, line, listing->keys[i], key->values[i], key->isnull[i]);
+	if (record->kind == KDB_RECORD_TRUTH)
+		put_line(listing, 't', record->version, line);
+	else if (record->kind == KDB_RECORD_DEAD)
+		put_line(listing, 'd', record->version, line);
+	else if (record->kind == KDB_RECORD_CLAIM && claimed && add_claimed(listing, line, index, claimed))
+		put_line(listing, 'c', record->version, line);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(listing->context);
+}
+
+/* ---- the table ---- */
+
+static void
+find_keys(Listing *listing)
+{
+	Oid			oid = RelationGetReplicaIndex(listing->rel);
+	Relation	index;
+
+	if (!OidIsValid(oid))
+		oid = RelationGetPrimaryKeyIndex(listing->rel);
+	listing->nkeys = 0;
+	if (!OidIsValid(oid))
+		return;
+	index = index_open(oid, AccessShareLock);
+	listing->nkeys = index->rd_index->indnkeyatts;
+	for (int i = 0; i < listing->nkeys; i++)
+	{
+		listing->keys[i] = index->rd_index->indkey.values[i];
+		listing->collations[i] = index->rd_indcollation[i];
+		listing->columns = bms_add_member(listing->columns, listing->keys[i]);
+	}
+	index_close(index, AccessShareLock);
+}
+
+static void
+add_index_columns(Listing *listing, Relation index)
+{
+	Bitmapset  *attributes = NULL;
+	int			member = -1;
+
+	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
+		attributes = bms_add_member(attributes, index->rd_index->indkey.values[i] - FirstLowInvalidHeapAttributeNumber);
+	pull_varattnos((Node *) RelationGetIndexExpressions(index), 1, &attributes);
+	pull_varattnos((Node *) RelationGetIndexPredicate(index), 1, &attributes);
+	while ((member = bms_next_member(attributes, member)) >= 0)
+	{
+		AttrNumber	attnum = (AttrNumber) (member + FirstLowInvalidHeapAttributeNumber);
+
+		if (attnum > 0)
+			listing->columns = bms_add_member(listing->columns, attnum);
+	}
+}
+
+/* What rows must tell so that others can compute their values in unique indexes. */
+static void
+find_unique(Listing *listing, Oid identity)
+{
+	TupleDesc	desc = RelationGetDescr(listing->rel);
+	bool		generated = false;
+	ListCell   *lc;
+
+	foreach(lc, RelationGetIndexList(listing->rel))
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		if (lfirst_oid(lc) != identity &&
+			(index->rd_index->indisunique || index->rd_index->indisexclusion))
+		{
+			listing->has_unique = true;
+			listing->nulls_equal |= index->rd_index->indnullsnotdistinct;
+			add_index_columns(listing, index);
+		}
+		index_close(index, AccessShareLock);
+	}
+	for (int i = 0; i < desc->natts; i++)
+		generated |= TupleDescAttr(desc, i)->attgenerated && bms_is_member(i + 1, listing->columns);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (TupleDescAttr(desc, i)->attgenerated)
+			listing->columns = bms_del_member(listing->columns, i + 1);
+		else if (generated && !TupleDescAttr(desc, i)->attisdropped)
+			listing->columns = bms_add_member(listing->columns, i + 1);
+	}
+}
+
+static void
+list_table(ReturnSetInfo *result, Oid relid, TimestampTz since)
+{
+	Listing		listing = {.result = result, .since = since};
+	Oid			identity;
+
+	listing.rel = relation_open(relid, AccessShareLock);
+	find_keys(&listing);
+	if (listing.nkeys > 0 && RELKIND_HAS_TABLE_AM(listing.rel->rd_rel->relkind))
+	{
+		identity = RelationGetReplicaIndex(listing.rel);
+		find_unique(&listing, OidIsValid(identity) ? identity : RelationGetPrimaryKeyIndex(listing.rel));
+		listing.context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB table versions",
+												ALLOCSET_DEFAULT_SIZES);
+		list_heap(&listing);
+		KdbVersionRecordsOfTable(relid, since, listing.nkeys, list_record, &listing);
+		MemoryContextDelete(listing.context);
+	}
+	relation_close(listing.rel, NoLock);
+}
+
+/* ---- what is complete ---- */
+
+static bool
+is_applied(Oid subid, Oid relid)
+{
+	List	   *tables = lcons_oid(relid, get_partition_ancestors(relid));
+	ListCell   *lc;
+
+	foreach(lc, tables)
+	{
+		XLogRecPtr	lsn;
+
+		if (GetSubscriptionRelState(subid, lfirst_oid(lc), &lsn) == SUBREL_STATE_READY)
+			return true;
+	}
+	return false;
+}
+
+static void
+list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
+{
+	Listing		listing = {.result = result};
+	Line		line = {0};
+	KdbSharedPeer *peers = palloc(mul_size(KdbHorizon->max_peers, sizeof(KdbSharedPeer)));
+	int			n;
+
+	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
+	n = KdbHorizon->npeers;
+	memcpy(peers, KdbHorizon->peers, n * sizeof(KdbSharedPeer));
+	LWLockRelease(KdbHorizon->lock);
+	for (int i = 0; i < n; i++)
+	{
+		KdbVersion	floor = {since, KdbOriginNode(peers[i].origin)};
+		HeapTuple	tuple = SearchSysCache1(SUBSCRIPTIONOID, ObjectIdGetDatum(peers[i].subid));
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		if (((Form_pg_subscription) GETSTRUCT(tuple))->subdbid == MyDatabaseId &&
+			!peers[i].excluded && peers[i].frontier >= since && floor.node != 0 &&
+			is_applied(peers[i].subid, relid))
+			put_line(&listing, 'f', floor, &line);
+		ReleaseSysCache(tuple);
+	}
+}
+
+/* krahodb.table_versions(regclass, bigint) */
+Datum
+krahodb_table_versions(PG_FUNCTION_ARGS)
+{
+	Oid			relid = PG_GETARG_OID(0);
+	TimestampTz since = PG_GETARG_INT64(1);
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	AclResult	acl = pg_class_aclcheck(relid, GetUserId(), ACL_SELECT);
+	ListCell   *lc;
+
+	if (acl != ACLCHECK_OK)
+		aclcheck_error(acl, get_relkind_objtype(get_rel_relkind(relid)), get_rel_name(relid));
+	InitMaterializedSRF(fcinfo, 0);
+	/* what policies hide stays hidden; so nothing is said at all */
+	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
+		return (Datum) 0;
+	list_floors(result, relid, since);
+	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
+	{
+		if (lfirst_oid(lc) == relid || get_rel_relispartition(lfirst_oid(lc)))
+			list_table(result, lfirst_oid(lc), since);
+	}
+	return (Datum) 0;
+}

@@ -1,0 +1,209 @@
+/*
+ * copied_versions.c
+ *		The true versions of the rows of an initial copy.
+ *
+ * All rows of a copy are written by one transaction here, dated to the beginning of
+ * 2000: any change that meets them wins.  That is right for what is older than the
+ * publisher's retention horizon: whatever may still arrive is newer.  Of the rest the
+ * publisher says the truth (conflict/table_versions.c there): live rows,
+ * deaths and claims of unique values that are newer become version records here, as if
+ * they had been applied.  They are committed before the rows are visible, or with
+ * them.
+ *
+ * LIVE ROWS FIRST.  The publisher also says "dead" of a tuple that an update of some
+ * unique column has superseded; its key is alive then, at that version or a later one, which
+ * has to be known before.
+ *
+ * FLOORS.  This node may have streams of others that began before the copy.  Their
+ * changes until the horizon have been applied by the publisher, so what they have done
+ * is in the copy, or has been superseded and forgotten there; they must not be
+ * applied again.  The publisher names those nodes, and a FLOOR record for
+ * each says until when changes are to be left out; not if a row filter or a column
+ * list leaves a part of the table out of the copy.  (What came by such a stream before
+ * the copy, and is older than the horizon, is not taken back: subscribe to the
+ * others with enabled = false first, and enable that when the copy is finished.)
+ *
+ * THE HORIZON of the publisher is held from before the snapshot until its versions have
+ * been listed.  That it is not known there, for some seconds after a restart, is an
+ * error: the copy is tried again.
+ *
+ * A stock publisher, and a database there or here without the extension, cannot
+ * do that; then copied rows count as older than any change, as they did.
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "replication/walreceiver.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "krahodb/clock.h"
+#include "krahodb/origin_nodes.h"
+#include "krahodb/stream.h"
+#include "krahodb/version_record.h"
+
+#include "sync_private.h"
+
+enum
+{
+	KIND,
+	TIME,
+	NODE,
+	NAMES,
+	VALUES,
+	NCOLUMNS
+};
+
+/* The publisher's horizon, held there; 0: versions are not asked for. */
+static TimestampTz held = 0;
+
+static bool
+has_function(void)
+{
+	List	   *rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
+									  "SELECT pg_catalog.to_regprocedure('krahodb.table_versions(regclass,bigint)')",
+									  1, "functions of the extension");
+
+	return rows != NIL && ((char **) linitial(rows))[0] != NULL;
+}
+
+/* See sync_private.h. */
+void
+KdbSyncVersionsPrepare(void)
+{
+	KdbPublisher publisher;
+	List	   *rows;
+
+	held = 0;
+	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
+	if (publisher.krahodb_version == 0 || !publisher.plugin_allowed ||
+		!KdbOptionsCompareTimes(KdbMyOptions) || !KdbVersionRecordsPresent())
+		return;
+	if (!has_function())
+	{
+		ereport(LOG,
+				(errmsg("copied rows of subscription \"%s\" count as older than any change because the publisher's database does not have extension krahodb",
+						MySubscription->name)));
+		return;
+	}
+	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT krahodb.hold_horizon()", 1,
+						  "the retention horizon");
+	held = strtoll(((char **) linitial(rows))[0], NULL, 10);
+	if (held == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the publisher's retention horizon is not known yet"),
+				 errdetail("It is needed for the versions of the rows that are copied."),
+				 errhint("The copy is tried again. If this lasts, see view krahodb.horizon on the publisher.")));
+}
+
+static char **
+strings_of(const char *array, int *n)
+{
+	Datum		value = OidInputFunctionCall(F_ARRAY_IN, (char *) array, TEXTOID, -1);
+	Datum	   *elements;
+	bool	   *isnull;
+	char	  **result;
+
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &isnull, n);
+	result = palloc((*n + 1) * sizeof(char *));
+	for (int i = 0; i < *n; i++)
+		result[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
+	return result;
+}
+
+/* Tables that rows are written to. */
+static void
+add_floor(Relation rel, TimestampTz until, uint64 node)
+{
+	KdbVersionRecord record = {KDB_RECORD_FLOOR, {until, node}, {until, node}, true};
+	KdbRecordedKey none = {0};
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(RelationGetRelid(rel), AccessShareLock, NULL))
+	{
+		if (lfirst_oid(lc) == RelationGetRelid(rel) || get_rel_relispartition(lfirst_oid(lc)))
+			KdbVersionRecordAdd(lfirst_oid(lc), &record, &none, InvalidOid, NULL);
+	}
+}
+
+static TimestampTz
+apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB copied version",
+												  ALLOCSET_SMALL_SIZES);
+	TimestampTz newest = 0;
+	ListCell   *lc;
+
+	foreach(lc, rows)
+	{
+		char	  **row = lfirst(lc);
+		MemoryContext old = MemoryContextSwitchTo(context);
+		KdbCopiedVersion version = {0};
+		int			nvalues;
+
+		version.kind = row[KIND][0];
+		version.time = strtoll(row[TIME], NULL, 10);
+		version.node = strtou64(row[NODE], NULL, 10);
+		newest = Max(newest, version.time);
+		if (version.kind == KDB_RECORD_FLOOR)
+		{
+			if (!table->partial)
+				add_floor(rel, version.time, version.node);
+		}
+		else
+		{
+			version.names = strings_of(row[NAMES], &version.ncolumns);
+			version.values = strings_of(row[VALUES], &nvalues);
+			if (nvalues != version.ncolumns)
+				elog(ERROR, "publisher sent a version of %d columns with %d values",
+					 version.ncolumns, nvalues);
+			KdbApplyCopiedVersion(table->columns, &version);
+		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	MemoryContextDelete(context);
+	return newest;
+}
+
+/* See sync_private.h. */
+void
+KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
+{
+	KdbPublisher publisher;
+	MemoryContext context;
+	MemoryContext old;
+	List	   *rows;
+
+	if (held == 0)
+		return;
+	context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB copied versions",
+									ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(context);
+	rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
+						  psprintf("SELECT kind, \"time\", node, columns, \"values\""
+								   " FROM krahodb.table_versions(%u, %lld)"
+								   " ORDER BY kind OPERATOR(pg_catalog.=) 't' DESC",
+								   table->relid, (long long) held),
+						  NCOLUMNS, "versions of rows");
+	(void) KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT krahodb.release_horizon()", 1,
+						  "the retention horizon");
+
+	/* The copied rows show this node in their versions. */
+	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
+	KdbRememberOriginNode(replorigin_session_origin, publisher.node);
+	KdbApplyCopyBegin(table->relid, table->nspname, table->relname, table->columns);
+	KdbClockBeforeApply(apply_versions(table, rel, rows));
+	KdbApplyCopyEnd();
+	KdbClockReached();
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	held = 0;
+}
