@@ -545,7 +545,8 @@ KdbPeerStep(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now)
 
 	if (peer->stale_since != 0 && !peer->excluded)
 		peer->excluded = old_workers_are_gone(peer);
-	if (peer->frontier >= wanted && peer->frontier != 0)
+	/* What it has received only moves while it answers, and that moves the frontier. */
+	if (peer->frontier >= wanted && peer->received >= wanted && peer->frontier != 0)
 		note_alive(peer, now);
 	set_state(peer, judge(peer, wanted, &progress));
 

@@ -120,7 +120,13 @@ is(on($a, "SELECT count(*) FROM krahodb.conflict_log WHERE key->>'id' = '4'"), 0
 
 # ---- a peer that is down for a peer ---------------------------------------------------------
 
+# What b has applied of others counts too: it is behind when it goes away for c.
+pause_subscription($b, 'b_from_a');
+on($c, 'SELECT txid_current()');
+ok($c->poll_query_until('postgres', "SELECT state = 'peer is behind' FROM krahodb.horizon WHERE subscription = 'c_from_b'"),
+	'c waits for what b has not received');
 pause_subscription($c, 'c_from_b');
+on($b, 'ALTER SUBSCRIPTION b_from_a ENABLE');
 $a->append_conf('postgresql.conf', "krahodb.max_retention = '3s'");
 $a->reload;
 on($b, 'DELETE FROM t WHERE id = 5');
