@@ -198,10 +198,14 @@ sub check_collected
 	foreach my $node ($mesh->nodes)
 	{
 		my $name = $node->name;
-		my $now = $mesh->insist($node, 'SELECT clock_timestamp()');
+		my ($now, $xid) = split /\|/, $mesh->insist($node, 'SELECT clock_timestamp(), pg_current_xact_id()::xid');
 
 		ok(wait_with_traffic($mesh, $node, "SELECT coalesce(max(horizon) > '$now', false) FROM krahodb.horizon", \$round),
 			"the retention horizon of $name moves");
+		# What holds VACUUM back moves to a transaction that was noted when the horizon was behind it.
+		ok(wait_with_traffic($mesh, $node,
+				"SELECT age(xmin) <= age(xid '$xid') FROM pg_replication_slots WHERE slot_name = 'krahodb_horizon'", \$round),
+			"the horizon's slot on $name moves");
 		ok(wait_with_traffic($mesh, $node,
 				'SELECT ' . join(' + ', map { "(SELECT count(*) FROM krahodb.version_records_$_)" } 1 .. 4) . ' = 0', \$round),
 			"no version records are left on $name") if $long;

@@ -27,6 +27,7 @@ our @EXPORT = qw(
   disarm_fault
   start_armed
   wait_until_down
+  start_to_crash
   start_after_kill
   slots_of
   pause_subscription
@@ -161,6 +162,22 @@ sub wait_until_down
 		usleep(100_000);
 	}
 	$node->_update_pid(0);
+	return;
+}
+
+# Start a node that an armed fault point brings down, maybe before pg_ctl is back: then
+# Cluster.pm misses the pid file and breaks the whole run off.
+sub start_to_crash
+{
+	my ($node) = @_;
+	my $pidfile = $node->data_dir . '/postmaster.pid';
+
+	no warnings 'redefine';
+	local *PostgreSQL::Test::Cluster::_update_pid = sub {
+		if (open my $file, '<', $pidfile) { chomp($node->{_pid} = <$file>); }
+	};
+	$node->start(fail_ok => 1);
+	wait_until_down($node);
 	return;
 }
 

@@ -166,12 +166,12 @@ foreach my $fault (@crashes)
 	{
 		$sub->reload;
 		$sub->psql('postgres', "CREATE SUBSCRIPTION nokey CONNECTION '$pub_connstr' PUBLICATION nokey");
+		wait_until_down($sub);
 	}
 	else
 	{
-		$sub->start(fail_ok => 1);
+		start_to_crash($sub);
 	}
-	wait_until_down($sub);
 	$offset = $sub->wait_for_log(qr/fault point "$name" reached/, $offset);
 	ok(1, "server went down at $fault");
 	$changes->($at);
