@@ -167,13 +167,14 @@ extern void KdbApplyLoop(XLogRecPtr last_received);
 
 /*
  * retry.c: this worker is to be started again soon (returns in how many ms); it
- * is starting; it streams now; it has finished a remote transaction.
+ * is starting; it streams now; it has finished a remote transaction; it is watched,
+ * so that its end by an error counts (called when it has attached to its slot).
  */
 extern int	KdbRetrySchedule(void);
 extern void KdbRetryStarting(void);
 extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(void);
-extern bool KdbRetrying(void);
+extern void KdbRetryWatch(void);
 
 /* Is the remote transaction tried again that an earlier worker could not finish? */
 extern bool KdbRetrying(void);

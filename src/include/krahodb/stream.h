@@ -114,6 +114,13 @@ extern KdbStreamConnectCallback KdbStreamSetConnectCallback(KdbStreamConnectCall
 extern List *KdbStreamQuery(WalReceiverConn *conn, const char *query,
 							int ncolumns, const char *what);
 
+/*
+ * Values that are sent as text outside of a stream are read and written with the same
+ * settings on both sides, whatever the session has.  Returns the level for
+ * AtEOXact_GUC, which ends that.
+ */
+extern int	KdbStreamTextFormats(void);
+
 /* Wrap WalReceiverFunctions; once, from _PG_init. */
 extern void KdbStreamInit(void);
 
