@@ -24,7 +24,7 @@ typedef struct KdbPublisher
 	int			krahodb_version;	/* KRAHODB_VERSION_NUM, 0 if stock */
 	bool		plugin_allowed; /* krahodb_output may be used there (output_plugin_libraries) */
 	uint64		node;			/* identity of the database; 0 if stock */
-	uint64		incarnation;	/* of the server, see KdbNodeIncarnation; 0 if stock */
+	uint64		incarnation;	/* of the server, see KdbShowNode; 0 if stock */
 } KdbPublisher;
 
 /*
