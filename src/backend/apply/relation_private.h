@@ -388,6 +388,8 @@ extern bool KdbBeforeInsert(KdbApplyTarget *target, TupleTableSlot *slot);
 extern void KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot);
 extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot,
 									 KdbNotice notice);
+/* What the engine's updatedCols are: the columns that were sent. */
+extern Bitmapset *KdbSentColumns(const KdbRemoteRow *row, int natts);
 extern KdbWriteResult KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot,
 									 Bitmapset *sent_columns, bool notice_conflicts);
 
