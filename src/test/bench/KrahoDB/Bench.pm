@@ -41,7 +41,8 @@ our @EXPORT = qw(
   drain
   set_marker
   wait_for_marker
-  walsender
+  hold_walsender
+  release_walsender
   run_pgbench
   sql
   bench_report
@@ -233,6 +234,27 @@ sub walsender
 	return $c->{publisher}->safe_psql('postgres', "SELECT pid $query");
 }
 
+# It stands still from now on; returns its pid.
+sub hold_walsender
+{
+	my ($c) = @_;
+	my $pid = walsender($c);
+
+	kill('STOP', $pid) or die "could not stop the walsender";
+	$held{$pid} = 1;
+	$c->{held} = $pid;
+	return $pid;
+}
+
+sub release_walsender
+{
+	my ($c) = @_;
+
+	kill('CONT', $c->{held});
+	delete $held{ $c->{held} };
+	return;
+}
+
 # CPU seconds that these processes have used; 0 where the system does not tell.
 sub cpu_seconds
 {
@@ -275,9 +297,7 @@ sub drain
 	my ($c, $work) = @_;
 
 	wait_for_marker($c, set_marker($c));
-	my $pid = walsender($c);
-	kill('STOP', $pid) or die "could not stop the walsender";
-	$held{$pid} = 1;
+	my $pid = hold_walsender($c);
 	$work->($c);
 	my $n = set_marker($c);
 	$c->{$_}->safe_psql('postgres', 'CHECKPOINT') foreach qw(publisher subscriber);
@@ -285,8 +305,7 @@ sub drain
 	my $profile = start_profile($c, @workers);
 	my @cpu = (cpu_seconds($pid), cpu_seconds(@workers));
 	my $start = time;
-	kill('CONT', $pid);
-	delete $held{$pid};
+	release_walsender($c);
 	wait_for_marker($c, $n);
 	my $elapsed = time - $start;
 	$c->{cpu} = [ cpu_seconds($pid) - $cpu[0], cpu_seconds(@workers) - $cpu[1] ];
