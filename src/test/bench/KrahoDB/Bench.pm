@@ -250,7 +250,7 @@ sub apply_workers
 {
 	my ($c) = @_;
 	return split ' ', $c->{subscriber}->safe_psql('postgres',
-		"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%worker%' OR backend_type LIKE 'pglogical apply%'");
+		"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%worker%' OR backend_type = 'logical replication lane' OR backend_type LIKE 'pglogical apply%'");
 }
 
 # Seconds until the subscriber has what $work has done at the publisher, from the
@@ -266,14 +266,13 @@ sub drain
 	$work->($c);
 	my $n = set_marker($c);
 	$c->{$_}->safe_psql('postgres', 'CHECKPOINT') foreach qw(publisher subscriber);
-	my @workers = apply_workers($c);
-	my @cpu = (cpu_seconds($pid), cpu_seconds(@workers));
+	my @cpu = (cpu_seconds($pid), cpu_seconds(apply_workers($c)));
 	my $start = time;
 	kill('CONT', $pid);
 	delete $held{$pid};
 	wait_for_marker($c, $n);
 	my $elapsed = time - $start;
-	$c->{cpu} = [ cpu_seconds($pid) - $cpu[0], cpu_seconds(@workers) - $cpu[1] ];
+	$c->{cpu} = [ cpu_seconds($pid) - $cpu[0], cpu_seconds(apply_workers($c)) - $cpu[1] ];
 	return $elapsed;
 }
 
