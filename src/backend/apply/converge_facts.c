@@ -334,19 +334,6 @@ same_key(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 	return true;
 }
 
-static bool
-has_tuples(void *arg, const KdbUniqueValues *unique)
-{
-	return KdbIndexHasTuples(arg, unique->index, unique->key, unique->nkeys);
-}
-
-/* See converge_private.h. */
-bool
-KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row)
-{
-	return !KdbForEachUnique(target, row, has_tuples, target);
-}
-
 /* See merge.h. */
 int
 KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)

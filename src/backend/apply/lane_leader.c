@@ -200,13 +200,6 @@ drain(void)
 	take_origin();
 }
 
-/* See apply_private.h. */
-void
-KdbLeaderDrain(void)
-{
-	drain();
-}
-
 /* ---- lanes ---- */
 
 static void

@@ -99,8 +99,9 @@ typedef struct KdbLauncherShared
 extern KdbLauncherShared *KdbLauncherAttach(void);
 
 /*
- * Apply workers that ended because of something that passes (a deadlock) are
- * started again without waiting for wal_retrieve_retry_interval.
+ * Apply workers that ended by an error have a time of their own at which they are
+ * started again: at once after something that passes (a deadlock), and not before
+ * wal_retrieve_retry_interval otherwise.
  */
 typedef enum KdbRetryState
 {
