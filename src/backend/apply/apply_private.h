@@ -24,12 +24,14 @@
  *	lookup.c		finding the local row of a key
  *	walk.c			the same for keys in ascending order, without a descent for each
  *	recall.c		the same for rows that were written lately
+ *	gaps.c			whether values of many rows are new to an index
  *	row.c			INSERT, UPDATE, DELETE
  *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
  *	fetch.c			a row from the publisher, where a change has not all of it
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
+ *	entries.c		index entries of updated rows
  *
  * MEMORY.  ApplyContext (the engine's global) lives as long as the worker.
  * KdbApplyMessageContext is reset after each message.  Relation entries have

@@ -236,8 +236,7 @@ update_directly(KdbApplyTarget *target, TupleTableSlot *slot)
 	if (result == KDB_WRITE_DONE)
 	{
 		if (target->nindexes > 0 && update_indexes)
-			recheck = ExecInsertIndexTuples(target->relinfo, slot, estate, true, false,
-											NULL, NIL);
+			recheck = KdbInsertUpdatedEntries(target, slot);
 		ExecARUpdateTriggers(estate, target->relinfo, NULL, NULL, tid, NULL, slot,
 							 recheck, NULL, false);
 		KdbRecallPut(target, slot);
