@@ -229,7 +229,7 @@ check_equal('a unique value that an earlier transaction frees');
 have_lanes(3);
 arm_fault($subscriber, 'lane_slices=skip');
 $subscriber->append_conf('postgresql.conf', 'log_min_messages = debug2');
-$subscriber->reload;
+reload_settings($subscriber);
 my $paced = -s $subscriber->logfile;
 $session = hold('UPDATE item SET t = NULL WHERE id = 1');
 on_publisher(<<'EOF');
@@ -249,7 +249,7 @@ on_publisher("INSERT INTO event VALUES (0, 'last')");
 $subscriber->wait_for_log(qr/DEBUG:  [12] of 3 lanes work.*DEBUG:  3 of 3 lanes work/s, $paced);
 disarm_fault($subscriber);
 $subscriber->adjust_conf('postgresql.conf', 'log_min_messages', undef);
-$subscriber->reload;
+reload_settings($subscriber);
 
 # ---- errors -------------------------------------------------------------------------------
 
