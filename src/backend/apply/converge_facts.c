@@ -109,6 +109,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
 		case KDB_RECORD_MERGED:
+		case KDB_RECORD_SEALED:
 			break;
 	}
 }

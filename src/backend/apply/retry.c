@@ -176,12 +176,18 @@ KdbRetrying(void)
 	return retrying;
 }
 
+/* See apply.h. */
+int
+KdbRetryPause(int failures)
+{
+	return delay_before(failures, KDB_FAILURE_FIRST_PAUSE, KDB_FAILURE_MAX_PAUSE);
+}
+
 /* As the engine would start it, or later if it fails again and again. */
 static void
 note_failure(KdbRetryEntry *entry)
 {
-	int			pause = delay_before(++entry->failures, KDB_FAILURE_FIRST_PAUSE,
-									 KDB_FAILURE_MAX_PAUSE);
+	int			pause = KdbRetryPause(++entry->failures);
 
 	if (pause <= wal_retrieve_retry_interval)
 		entry->not_before = TimestampTzPlusMilliseconds(MyLogicalRepWorker->launch_time,

@@ -113,6 +113,12 @@ typedef enum KdbRetryState
 extern KdbRetryState KdbRetryAsk(Oid subid, long *wait);
 
 /*
+ * The least pause, in milliseconds, before a worker is started again that has failed so
+ * often in succession; wal_retrieve_retry_interval may be longer.
+ */
+extern int	KdbRetryPause(int failures);
+
+/*
  * How far the stream of a subscription has come, as its apply worker said last
  * since the server started; false if none has.  The position is one of the
  * stream whose KdbStreamHash is given: all that the publisher wrote before it is

@@ -275,7 +275,7 @@ sub apply_workers
 {
 	my ($c) = @_;
 	return split ' ', $c->{subscriber}->safe_psql('postgres',
-		"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%worker%' OR backend_type LIKE 'pglogical apply%'");
+		"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%worker%' OR backend_type = 'logical replication lane' OR backend_type LIKE 'pglogical apply%'");
 }
 
 # A running perf of these processes, if that is wanted.
@@ -308,6 +308,7 @@ sub drain
 	release_walsender($c);
 	wait_for_marker($c, $n);
 	my $elapsed = time - $start;
+	@workers = apply_workers($c);	# some may have been started
 	$c->{cpu} = [ cpu_seconds($pid) - $cpu[0], cpu_seconds(@workers) - $cpu[1] ];
 	if ($profile)
 	{

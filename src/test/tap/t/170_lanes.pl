@@ -223,6 +223,34 @@ $session->query_safe('COMMIT');
 $session->quit;
 check_equal('a unique value that an earlier transaction frees');
 
+# ---- how many lanes work --------------------------------------------------------------------
+
+# As often as can be, another number of them.
+have_lanes(3);
+arm_fault($subscriber, 'lane_slices=skip');
+$subscriber->append_conf('postgresql.conf', 'log_min_messages = debug2');
+reload_settings($subscriber);
+my $paced = -s $subscriber->logfile;
+$session = hold('UPDATE item SET t = NULL WHERE id = 1');
+on_publisher(<<'EOF');
+DO $$
+BEGIN
+	FOR i IN 1 .. 3000 LOOP
+		UPDATE item SET n = (n * 2 + i) % 1000 WHERE id = 1 + i % 7;
+		INSERT INTO event VALUES (i, 'paced');
+		COMMIT;
+	END LOOP;
+END $$
+EOF
+$session->query_safe('COMMIT');
+$session->quit;
+check_equal('lanes that rest and come back');
+on_publisher("INSERT INTO event VALUES (0, 'last')");
+$subscriber->wait_for_log(qr/DEBUG:  [12] of 3 lanes work.*DEBUG:  3 of 3 lanes work/s, $paced);
+disarm_fault($subscriber);
+$subscriber->adjust_conf('postgresql.conf', 'log_min_messages', undef);
+reload_settings($subscriber);
+
 # ---- errors -------------------------------------------------------------------------------
 
 on_subscriber('ALTER TABLE item ADD CONSTRAINT small CHECK (n < 1000)');
