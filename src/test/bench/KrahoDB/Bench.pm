@@ -41,8 +41,6 @@ our @EXPORT = qw(
   drain
   set_marker
   wait_for_marker
-  hold_walsender
-  release_walsender
   run_pgbench
   sql
   bench_report
