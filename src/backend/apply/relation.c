@@ -179,7 +179,8 @@ KdbApplyHandleRelation(const KdbWireMessage *message)
 												ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(rel->remote_context);
 	rel->nspname = pstrdup(message->u.relation.nspname[0] ?
-						   message->u.relation.nspname : "pg_catalog");
+							   message->u.relation.nspname :
+							   "pg_catalog");
 	rel->relname = pstrdup(message->u.relation.relname);
 	rel->replident = message->u.relation.replident;
 	rel->natts = message->u.relation.natts;
@@ -393,6 +394,8 @@ KdbApplyRelationWanted(KdbApplyRelation *rel)
 {
 	if (OidIsValid(MyLogicalRepWorker->relid))
 		return MyLogicalRepWorker->relid == rel->localreloid;
+	if (rel->state != SUBREL_STATE_READY && KdbInEarly())
+		KdbEarlyGiveUp("a table is not ready");
 	return rel->state == SUBREL_STATE_READY ||
 		(rel->state == SUBREL_STATE_SYNCDONE &&
 		 rel->statelsn <= KdbApply.remote_final_lsn);
