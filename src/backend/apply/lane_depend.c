@@ -88,15 +88,16 @@ KdbLaneDependChange(const KdbWireMessage *message, uint64 seq)
 {
 	uint32		relid = message->u.row.relid;
 	RelationKey *key = relations ? hash_search(relations, &relid, HASH_FIND, NULL) : NULL;
-	uint64		after = 0;
+	uint64		before_old = 0;
+	uint64		before_new = 0;
 
 	if (key == NULL || key->ncolumns == 0)
 		return 0;
 	if (message->u.row.old_kind)
-		after = touch(key, &message->u.row.old_row, seq);
+		before_old = touch(key, &message->u.row.old_row, seq);
 	if (message->type != KDB_WIRE_DELETE)
-		after = Max(after, touch(key, &message->u.row.new_row, seq));
-	return after;
+		before_new = touch(key, &message->u.row.new_row, seq);
+	return Max(before_old, before_new);
 }
 
 /* The numbers of transactions begin anew. */

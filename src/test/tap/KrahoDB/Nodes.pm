@@ -172,11 +172,13 @@ sub start_to_crash
 	my ($node) = @_;
 	my $pidfile = $node->data_dir . '/postmaster.pid';
 
-	no warnings 'redefine';
-	local *PostgreSQL::Test::Cluster::_update_pid = sub {
-		if (open my $file, '<', $pidfile) { chomp($node->{_pid} = <$file>); }
-	};
-	$node->start(fail_ok => 1);
+	{
+		no warnings 'redefine';
+		local *PostgreSQL::Test::Cluster::_update_pid = sub {
+			if (open my $file, '<', $pidfile) { chomp($node->{_pid} = <$file>); }
+		};
+		$node->start(fail_ok => 1);
+	}
 	wait_until_down($node);
 	return;
 }

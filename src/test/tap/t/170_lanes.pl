@@ -167,13 +167,30 @@ on_subscriber('DROP TRIGGER add_up ON item; CREATE INDEX ON item (n)');
 each_transaction(map { "UPDATE item SET n = -$_ WHERE id = 1 + $_ % 40" } 1 .. 100);
 check_equal('a new index');
 
+# ---- waiting for a transaction that touched the same key ----------------------------------
+
+have_lanes(3);
+my $before = repeated();
+my $session = hold('UPDATE item SET t = NULL WHERE id = 1');
+each_transaction(
+	'BEGIN; UPDATE item SET n = 401 WHERE id = 1; UPDATE item SET n = 402 WHERE id = 2; COMMIT',
+	'UPDATE item SET n = n + 1 WHERE id = 2');
+wait_for(<<'EOF', 'lane that waits for the one that touched its key');
+SELECT count(*) = 1 FROM krahodb.lanes l JOIN pg_locks k ON k.pid = l.waits_for_pid AND NOT k.granted
+WHERE l.state = 'waiting for an earlier transaction'
+EOF
+$session->query_safe('COMMIT');
+$session->quit;
+check_equal('transactions on one key');
+is(repeated(), $before, '... one after the other, without repeating');
+
 # ---- giving way ---------------------------------------------------------------------------
 
 # The first transaction waits for a local session, which then waits for the second one's row.
 have_lanes(3);
 my $waiting = "SELECT count(*) = 1 FROM krahodb.lanes WHERE state = 'waiting to commit'";
-my $before = repeated();
-my $session = hold('UPDATE item SET t = NULL WHERE id = 1');
+$before = repeated();
+$session = hold('UPDATE item SET t = NULL WHERE id = 1');
 each_transaction('UPDATE item SET n = 501 WHERE id = 1', 'UPDATE item SET n = 502 WHERE id = 2');
 wait_for($waiting, 'lane that waits for its turn');
 wait_for("SELECT count(*) = 1 FROM krahodb.lanes l JOIN pg_locks k ON k.pid = l.waits_for_pid AND NOT k.granted",
