@@ -173,7 +173,7 @@ look_for_trouble(bool thoroughly)
 			(errmsg("logical replication apply worker for subscription \"%s\" will restart and apply the next transaction without lanes",
 					MySubscription->name),
 			 failure ? errdetail_internal("%s", failure) :
-					   errdetail("A lane has ended.")));
+			 errdetail("A lane has ended.")));
 	proc_exit(0);
 }
 
@@ -505,7 +505,8 @@ note_relation(const KdbWireMessage *message, const char *data, size_t len)
 
 	if (known_relations == NULL)
 	{
-		HASHCTL		ctl = {.keysize = sizeof(uint32), .entrysize = sizeof(KnownRelation), .hcxt = ApplyContext};
+		HASHCTL		ctl = {.keysize = sizeof(uint32), .entrysize = sizeof(KnownRelation),
+		.hcxt = ApplyContext};
 
 		known_relations = hash_create("KrahoDB relations for lanes", 128, &ctl,
 									  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);

@@ -246,14 +246,13 @@ static void
 wait_for_data(ReceiveState *state, pgsocket fd)
 {
 	long		nap = KdbFeedbackPending() ? KDB_LOOP_FLUSH_NAP :
-		KdbLeaderBusy()				? KDB_LOOP_LANES_NAP :
-									  KDB_LOOP_NAP;
+		KdbLeaderBusy() ? KDB_LOOP_LANES_NAP : KDB_LOOP_NAP;
 	int			rc;
 
 	KdbLeaderBeforeWait();
 	rc = WaitLatchOrSocket(MyLatch,
 						   WL_SOCKET_READABLE | WL_LATCH_SET |
-							   WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						   WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						   fd, nap, WAIT_EVENT_LOGICAL_APPLY_MAIN);
 	if (rc & WL_LATCH_SET)
 	{

@@ -179,8 +179,7 @@ KdbApplyHandleRelation(const KdbWireMessage *message)
 												ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(rel->remote_context);
 	rel->nspname = pstrdup(message->u.relation.nspname[0] ?
-							   message->u.relation.nspname :
-							   "pg_catalog");
+						   message->u.relation.nspname : "pg_catalog");
 	rel->relname = pstrdup(message->u.relation.relname);
 	rel->replident = message->u.relation.replident;
 	rel->natts = message->u.relation.natts;

@@ -12,14 +12,13 @@
  *
  * Each top-level transaction has one file of changes.  At its end the file is
  * replayed (spool_read.c) through the ordinary message functions, unless it has been
- * applied meanwhile.  Files belong to the worker:
- * they are removed when it exits, and after a restart the publisher sends the
- * transaction again from its start.
+ * applied meanwhile.  Files belong to the worker: they are removed when it exits, and
+ * after a restart the publisher sends the transaction again from its start.
  *
  * FORMAT of a record in the file: uint32 length (native), then the message as
  * it came but without the xid that stream blocks put behind the type byte.  So
  * a replayed message decodes as one outside a stream, and it is decoded once
- * only.  The file never leaves this server's life.
+ * only.  The file does not outlive this process.
  *
  * SUBTRANSACTIONS.  Of each one we remember where its first change stands in
  * the file; rolling it back cuts the file off there.  That also drops what came

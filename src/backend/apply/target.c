@@ -175,7 +175,8 @@ columns_of_index(IndexInfo *info)
 	for (int i = 0; i < info->ii_NumIndexKeyAttrs; i++)
 	{
 		if (info->ii_IndexAttrNumbers[i] != 0)
-			columns = bms_add_member(columns, info->ii_IndexAttrNumbers[i] - FirstLowInvalidHeapAttributeNumber);
+			columns = bms_add_member(columns, info->ii_IndexAttrNumbers[i] -
+									 FirstLowInvalidHeapAttributeNumber);
 	}
 	pull_varattnos((Node *) info->ii_Expressions, 1, &columns);
 	pull_varattnos((Node *) info->ii_Predicate, 1, &columns);
@@ -238,8 +239,8 @@ build_key(KdbApplyTarget *target)
 	{
 		Oid			family = get_opclass_family(opclass->values[i]);
 		Oid			type = get_opclass_input_type(opclass->values[i]);
-		Oid			operator= get_opfamily_member(family, type, type,
-												  BTEqualStrategyNumber);
+		Oid			operator = get_opfamily_member(family, type, type,
+												   BTEqualStrategyNumber);
 
 		if (!OidIsValid(operator))
 			elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",

@@ -89,9 +89,8 @@ report_worker_error(void)
  * Called with an error in flight: report it, leave the failed transaction and
  * disable the subscription.
  */
-static void
-pg_attribute_noreturn()
-	disable_subscription_and_exit(void)
+static void pg_attribute_noreturn()
+disable_subscription_and_exit(void)
 {
 	HOLD_INTERRUPTS();
 	EmitErrorReport();
@@ -143,9 +142,8 @@ schedule_retry(void)
 }
 
 /* In a PG_CATCH: leave the failed transaction, to be applied again. */
-static void
-pg_attribute_noreturn()
-	retry_and_exit(void)
+static void pg_attribute_noreturn()
+retry_and_exit(void)
 {
 	ErrorData  *error;
 	const char *when;
@@ -164,16 +162,14 @@ pg_attribute_noreturn()
 			 errmsg("subscription \"%s\" could not go on and tries again %s: %s",
 					MySubscription->name, when, error->message),
 			 error->detail_log ? errdetail_internal("%s", error->detail_log) :
-				 error->detail ? errdetail_internal("%s", error->detail) :
-								 0,
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
 			 error->context ? errcontext("%s", error->context) : 0));
 	proc_exit(0);
 }
 
 /* The error in flight steps aside for a transaction. */
-static void
-pg_attribute_noreturn()
-	log_conflict_and_rethrow(void)
+static void pg_attribute_noreturn()
+log_conflict_and_rethrow(void)
 {
 	ErrorData  *error;
 

@@ -43,7 +43,8 @@ static const char *const state_names[] = {
 	[KDB_LANE_WAITING_TO_COMMIT] = "waiting to commit",
 	[KDB_LANE_WAITING_TO_REPEAT] = "waiting to repeat",
 	[KDB_LANE_WAITING_FOR_STREAM] = "waiting for the stream",
-	[KDB_LANE_FAILED] = "failed"};
+	[KDB_LANE_FAILED] = "failed"
+};
 
 /* The lane of the subscription that has the first transaction of those not after seq. */
 static const KdbLaneSlot *
