@@ -26,12 +26,14 @@
  *	lookup.c		finding the local row of a key
  *	walk.c			the same for keys in ascending order, without a descent for each
  *	recall.c		the same for rows that were written lately
+ *	gaps.c			whether values of many rows are new to an index
  *	row.c			INSERT, UPDATE, DELETE
  *	batch.c			runs of INSERTs, written together
  *	converge.c		the same where the last update wins: by the convergence rules
  *	fetch.c			a row from the publisher, where a change has not all of it
  *	partition.c		routing to partitions
  *	write.c			heap and index writes
+ *	entries.c		index entries of updated rows
  *
  * MEMORY.  ApplyContext (the engine's global) lives as long as the worker.
  * KdbApplyMessageContext is reset after each message.  Relation entries have
@@ -189,13 +191,14 @@ extern void KdbApplyLoop(XLogRecPtr last_received);
 
 /*
  * retry.c: this worker is to be started again soon (returns in how many ms); it
- * is starting; it streams now; it has finished a remote transaction.
+ * is starting; it streams now; it has finished a remote transaction; it is watched,
+ * so that its end by an error counts (called when it has attached to its slot).
  */
 extern int	KdbRetrySchedule(void);
 extern void KdbRetryStarting(void);
 extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(void);
-extern bool KdbRetrying(void);
+extern void KdbRetryWatch(void);
 
 /* Is the remote transaction tried again that an earlier worker could not finish? */
 extern bool KdbRetrying(void);
@@ -311,12 +314,11 @@ extern void KdbCountMerging(bool begin);
 /*
  * lane_leader.c.  Take: a message from the stream; true: it has been dealt with, false:
  * it is to be dispatched.  Busy: are transactions on their way in lanes?  Reap: note
- * which of them have ended.  Drain: wait until all have.
+ * which of them have ended.
  */
 extern bool KdbLeaderTake(const char *data, size_t len);
 extern bool KdbLeaderBusy(void);
 extern void KdbLeaderReap(void);
-extern void KdbLeaderDrain(void);
 extern void KdbLeaderLook(void);
 extern void KdbLeaderBeforeWait(void);
 extern void KdbLeaderRelation(const char *data, size_t len);

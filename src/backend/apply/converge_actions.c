@@ -224,20 +224,6 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	return KDB_MERGE_DONE;
 }
 
-/* What the engine's updatedCols are: the columns that were sent. */
-static Bitmapset *
-sent_columns(const KdbRemoteRow *row, int natts)
-{
-	Bitmapset  *columns = NULL;
-
-	for (int i = 0; i < natts; i++)
-	{
-		if (row->sent[i])
-			columns = bms_add_member(columns, i + 1 - FirstLowInvalidHeapAttributeNumber);
-	}
-	return columns;
-}
-
 typedef struct Overwrite
 {
 	KdbConverge *c;
@@ -286,7 +272,7 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	if (target->has_unique)
 		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
 															  target->merged));
-	columns = sent_columns(row, target->tupdesc->natts);
+	columns = KdbSentColumns(row, target->tupdesc->natts);
 	if (notice && c->clashes < KDB_CONVERGE_CLASHES)
 		result = KdbWriteUpdateIf(target, target->merged, columns, may_stay, &overwrite);
 	else

@@ -109,6 +109,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
 		case KDB_RECORD_MERGED:
+		case KDB_RECORD_SEALED:
 			break;
 	}
 }
@@ -332,19 +333,6 @@ same_key(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 			return false;
 	}
 	return true;
-}
-
-static bool
-has_tuples(void *arg, const KdbUniqueValues *unique)
-{
-	return KdbIndexHasTuples(arg, unique->index, unique->key, unique->nkeys);
-}
-
-/* See converge_private.h. */
-bool
-KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row)
-{
-	return !KdbForEachUnique(target, row, has_tuples, target);
 }
 
 /* See merge.h. */

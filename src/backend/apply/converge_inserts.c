@@ -4,10 +4,9 @@
  *
  * Most rows that are inserted have keys and unique values that were never here, in
  * no tuple and no version record.  Then the rules say one thing only: insert it, and
- * there is no conflict.  So the keys of a run (batch.c) are looked for first, all at
- * once if nothing is between the least and the greatest of them.  If all are new, the
- * rows are written as those of a plain subscription are; if any is not, each row goes
- * its own way through the rules.
+ * there is no conflict.  So the values of a run (batch.c) are looked for first, as far as
+ * possible all at once (gaps.c).  If all are new, the rows are written as those of a plain
+ * subscription are; if any is not, each row goes its own way through the rules.
  *
  * OTHERS AT THE SAME TIME.  As for a single row (TWO WORKERS in converge_actions.c):
  * what may have been buried or claimed since the look is looked for afterwards, and
@@ -23,33 +22,18 @@
 #include "converge_private.h"
 
 static bool
-keys_are_new(KdbApplyTarget *target, TupleTableSlot **slots, int n)
+all_new(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 {
-	if (KdbNothingBetween(target, slots, n))
-		return true;
-	for (int i = 0; i < n; i++)
-	{
-		if (KdbKeyHasTuples(target, slots[i]))
-			return false;
-	}
-	return true;
-}
-
-static bool
-all_new(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot **slots, int n)
-{
-	if (KdbVersionRecordsAny(target->relid, &target->records) ||
-		!keys_are_new(target, slots, n))
+	if (KdbVersionRecordsAny(target->relid, &target->records))
 		return false;
-	for (int i = 0; i < n && target->has_unique; i++)
+
+	/* What generated columns are is part of what is unique. */
+	for (int i = 0; i < n && target->has_unique && target->has_generated; i++)
 	{
-		/* What generated columns are is part of what is unique. */
 		KdbComputeGenerated(target, slots[i]);
-		if (!KdbHasNewValues(target, slots[i]))
-			return false;
 		ResetPerTupleExprContext(target->estate);
 	}
-	return true;
+	return KdbRunIsNew(target, slots, n);
 }
 
 /* Write them; a key that is taken now was not when it was looked for. */
@@ -134,7 +118,7 @@ KdbConvergeInserts(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot
 		sent[i] = rel->inputs[i].remote >= 0;
 	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
 	KdbConvergeStart(&c);
-	if (!all_new(&c, target, slots, n))
+	if (!all_new(target, slots, n))
 	{
 		insert_each(rel, target, &row, slots, n);
 		return;

@@ -212,6 +212,24 @@ begin_recording(KdbConverge *c, bool taken_back)
 	change->recording = true;
 }
 
+/*
+ * The row is gone, or a new one has begun with what others have contributed: this
+ * transaction records all of that, see merged_history.c.
+ */
+static void
+seal(KdbConverge *c, bool has_row)
+{
+	KdbMergedChange *change = c->merged;
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	KdbRecordedKey key;
+
+	if (!change->others_count)
+		return;
+	KdbKeyOfRow(side->target, side->key, &key);
+	KdbAddRecord(c, side->target, &key, KDB_RECORD_SEALED, c->context->version,
+				 KdbMergedEncodeSeal(change, has_row));
+}
+
 /* See merge.h. */
 void
 KdbMergedContribute(void *arg, bool with_base)
@@ -220,6 +238,14 @@ KdbMergedContribute(void *arg, bool with_base)
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 
 	begin_recording(c, false);
+	if (!c->merged->put)
+	{
+		if (!c->merged->key_locked)
+			KdbMergedForget(c);
+		(void) history_of(c, 0);
+		if (c->merged->unsealed)
+			seal(c, false);
+	}
 	if (with_base)
 		record(c, (KdbVersion) {0, 0}, c->merged->before, c->merged->put);
 	record(c, c->context->version, c->merged->own, c->merged->put);
@@ -319,6 +345,7 @@ KdbMergedBeforePut(KdbConverge *c, const KdbMergePut *put, TupleTableSlot *row,
 	}
 	if (!shown)
 		begin_recording(c, local == NULL);
+	change->begins_anew = local == NULL && put->merged == KDB_MERGED_FOLDED;
 	change->record_after = counts && KdbMergedRecording(c);
 }
 
@@ -331,6 +358,8 @@ KdbMergedAfterPut(KdbConverge *c)
 	if (change == NULL)
 		return;
 	change->put = true;
+	if (change->begins_anew)
+		seal(c, true);
 	if (change->record_after)
 		record(c, c->context->version, change->own, true);
 }

@@ -7,7 +7,7 @@
  *	converge_actions.c	what the rules order: rows written, killed, remembered
  *	converge_merged.c	columns whose values are merged (merged_private.h)
  *	converge_row.c		the rows that are written, from what was sent, is here, was fetched
- *	converge_inserts.c	runs of inserts, written together if all of their keys are new
+ *	converge_inserts.c	runs of inserts, written together if all of their values are new
  *	fetch.c				the row of the key from the publisher
  */
 #ifndef CONVERGE_PRIVATE_H
@@ -95,9 +95,6 @@ extern bool KdbKilledBefore(KdbConverge *c, KdbApplyTarget *target, const KdbRec
 
 /* Has another key claimed a unique value of the row at a greater version? */
 extern bool KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion version);
-
-/* Does no tuple, dead or alive, have one of the row's unique values? */
-extern bool KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row);
 
 /* What is found from here on must hold when the row is written. */
 extern void KdbStartLook(KdbConverge *c);

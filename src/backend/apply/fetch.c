@@ -52,6 +52,7 @@
 #include "krahodb/fault.h"
 #include "krahodb/node.h"
 #include "krahodb/seen_state.h"
+#include "krahodb/stream.h"
 
 #include "converge_private.h"
 #include "fetch_private.h"
@@ -231,21 +232,6 @@ describe_request(KdbConverge *c, Request *request)
 	request->subject.relname = rel->relname;
 	request->subject.column = missing_column(c);
 	describe_key(c, request);
-}
-
-/* Values are read and written with the same settings on both sides. */
-static int
-set_formats(void)
-{
-	int			level = NewGUCNestLevel();
-
-	(void) set_config_option("datestyle", "ISO", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("intervalstyle", "postgres", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("extra_float_digits", "3", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	return level;
 }
 
 static char *
@@ -430,7 +416,7 @@ KdbFetchRow(void *arg, KdbFetched *fetched)
 	KdbConverge *c = arg;
 	MemoryContext old = MemoryContextSwitchTo(KdbApplyMessageContext);
 	const char *attname = KdbApplyErrorContext.attname;
-	int			level = set_formats();
+	int			level = KdbStreamTextFormats();
 	Request		request;
 	List	   *answer;
 	List	   *seen;

@@ -79,6 +79,7 @@ init_group(KdbLaneGroup *group)
 	pg_atomic_init_u32(&group->trouble, 0);
 	pg_atomic_init_u32(&group->stopping, 0);
 	pg_atomic_init_u64(&group->appended, 0);
+	pg_atomic_init_u32(&group->working, KDB_MAX_APPLY_WORKERS);
 	pg_atomic_init_u64(&group->taken, 0);
 	pg_atomic_init_u64(&group->committed, 0);
 	pg_atomic_init_u64(&group->leader_waits_for, 0);

@@ -214,13 +214,6 @@ drain(void)
 	take_origin();
 }
 
-/* See apply_private.h. */
-void
-KdbLeaderDrain(void)
-{
-	drain();
-}
-
 /* ---- lanes ---- */
 
 static void
@@ -242,6 +235,7 @@ start_group(void)
 	KdbLaneGroupCreate();
 	share_known_relations();
 	KdbLaneDependReset();
+	KdbLanePaceReset();
 	reaped = 0;
 	ring_head = 0;
 }
@@ -285,20 +279,12 @@ static void
 wake_a_lane(void)
 {
 	KdbLaneGroup *group = KdbMyLaneGroup;
-	int			n = KdbLanesStarted();
+	int			n = Min(KdbLanesStarted(), pg_atomic_read_u32(&group->working));
 
 	for (int i = 0; i < n; i++)
 	{
-		KdbLaneSlot *slot = KdbLaneOf(group, i);
-
-		PGPROC	   *proc = slot->proc;
-
-		if (proc != NULL && pg_atomic_read_u32(&slot->idle) != 0 &&
-			pg_atomic_exchange_u32(&slot->idle, 0) != 0)
-		{
-			SetLatch(&proc->procLatch);
+		if (KdbLaneWake(KdbLaneOf(group, i)))
 			return;
-		}
 	}
 }
 
@@ -396,6 +382,7 @@ hand_over(void)
 	pg_write_barrier();
 	pg_atomic_write_u64(&group->appended, seq);
 	pg_memory_barrier();
+	KdbLanePace(reaped, seq);
 	wake_a_lane();
 	start_more_lanes();
 	look_for_trouble(false);

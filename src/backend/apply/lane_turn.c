@@ -52,7 +52,10 @@
 #include "krahodb/shared.h"
 #include "lanes_private.h"
 
-#define SPINS			200		/* looks before going to sleep */
+/* Looks before going to sleep: many where they help, as the engine's spinlocks do. */
+#define FEWEST_SPINS	10
+#define MOST_SPINS		400
+#define MORE_SPINS		20		/* after a wait that ended with them */
 #define FIRST_NAP		2L		/* ms; between looks for a circle */
 #define LONGEST_NAP		20L
 
@@ -163,18 +166,34 @@ sleep_until_committed(uint64 seq)
 	}
 }
 
+static bool
+spin_until_committed(uint64 seq)
+{
+	static int	spins = FEWEST_SPINS;
+
+	if (KdbLaneIsCommitted(KdbMyLaneGroup, seq))
+		return true;
+	for (int i = 0; i < spins; i++)
+	{
+		pg_spin_delay();
+		if (KdbLaneIsCommitted(KdbMyLaneGroup, seq))
+		{
+			spins = Min(spins + MORE_SPINS, MOST_SPINS);
+			return true;
+		}
+	}
+	spins = Max(spins - 1, FEWEST_SPINS);
+	return false;
+}
+
 /* See lanes_private.h. */
 void
 KdbLaneWaitFor(uint64 seq, KdbLaneState state)
 {
 	KdbLaneSlot *slot = KdbMyTurn.slot;
 
-	for (int i = 0; i < SPINS; i++)
-	{
-		if (KdbLaneIsCommitted(KdbMyLaneGroup, seq))
-			return;
-		pg_spin_delay();
-	}
+	if (spin_until_committed(seq))
+		return;
 	KdbLaneSetState(slot, state);
 	pg_atomic_write_u64(&slot->waits_for, seq);
 	pg_memory_barrier();

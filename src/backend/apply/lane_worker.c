@@ -328,6 +328,20 @@ work_on(uint64 seq)
 
 /* ---- the queue ---- */
 
+/* Does this lane take transactions now?  See lane_pace.c. */
+static bool
+is_wanted(void)
+{
+	return (uint32) KdbMyTurn.slot->number <= pg_atomic_read_u32(&KdbMyLaneGroup->working);
+}
+
+static bool
+may_take(void)
+{
+	return is_wanted() && pg_atomic_read_u64(&KdbMyLaneGroup->taken) <
+		pg_atomic_read_u64(&KdbMyLaneGroup->appended);
+}
+
 /*
  * The number of the next transaction, now this lane's; 0 if there is none.  The slot
  * tells it before it is this lane's: who looks for earlier ones must see it.
@@ -339,7 +353,7 @@ take(void)
 	KdbLaneSlot *slot = KdbMyTurn.slot;
 	uint64		taken = pg_atomic_read_u64(&group->taken);
 
-	while (taken < pg_atomic_read_u64(&group->appended))
+	while (is_wanted() && taken < pg_atomic_read_u64(&group->appended))
 	{
 		pg_atomic_write_u64(&slot->seq, taken + 1);
 		if (pg_atomic_compare_exchange_u64(&group->taken, &taken, taken + 1))
@@ -367,18 +381,16 @@ wait_for_work(bool *reported)
 	KdbLaneSlot *slot = KdbMyTurn.slot;
 	int			rc;
 
-	for (int i = 0; i < SPINS; i++)
+	for (int i = 0; i < SPINS && is_wanted(); i++)
 	{
-		if (pg_atomic_read_u64(&KdbMyLaneGroup->taken) <
-			pg_atomic_read_u64(&KdbMyLaneGroup->appended))
+		if (may_take())
 			return;
 		pg_spin_delay();
 	}
 	KdbLaneSetState(slot, KDB_LANE_IDLE);
 	pg_atomic_write_u32(&slot->idle, 1);
 	pg_memory_barrier();
-	if (pg_atomic_read_u64(&KdbMyLaneGroup->taken) ==
-		pg_atomic_read_u64(&KdbMyLaneGroup->appended))
+	if (!may_take())
 	{
 		rc = WaitLatch(MyLatch,
 					   WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (*reported ? 0 : WL_TIMEOUT),

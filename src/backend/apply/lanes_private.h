@@ -4,6 +4,7 @@
  *
  *	lane_leader.c		collects transactions and hands them over
  *	lane_depend.c		which of them depend on earlier ones
+ *	lane_pace.c			how many lanes work
  *	lane_group.c		the segment that both sides see, and starting and ending lanes
  *	lane_turn.c			waiting for earlier transactions, and giving way to them
  *	lane_worker.c		a lane: takes transactions, applies and repeats them
@@ -91,6 +92,7 @@ typedef struct KdbLaneGroup
 	 * lane, and committed.  Those up to "committed" are the leader's again.
 	 */
 	pg_atomic_uint64 appended;
+	pg_atomic_uint32 working;	/* lanes of greater numbers take nothing */
 	char		pad1[PG_CACHE_LINE_SIZE];
 	pg_atomic_uint64 taken;
 	char		pad2[PG_CACHE_LINE_SIZE];
@@ -181,6 +183,17 @@ extern uint64 KdbLaneDependChange(const KdbWireMessage *message, uint64 seq);
 
 /* The numbers of transactions begin anew. */
 extern void KdbLaneDependReset(void);
+
+/* ---- lane_pace.c; of the leader ---- */
+
+/* If it sleeps because there was nothing to take; else returns false. */
+extern bool KdbLaneWake(KdbLaneSlot *slot);
+
+/* Called often, with the numbers of transactions as they are now. */
+extern void KdbLanePace(uint64 committed, uint64 appended);
+
+/* The numbers begin anew, and so do the lanes. */
+extern void KdbLanePaceReset(void);
 
 /* ---- lane_turn.c; of a lane ---- */
 

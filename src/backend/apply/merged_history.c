@@ -13,10 +13,9 @@
  * to the key recorded (KdbMergedBeforePut sees to it), so that its rows in the heap
  * count for nothing: that is what a record's "shown" is for.
  *
- * CHAINS.  The index finds all versions of the row that vacuum has left.  An update
- * links a version to the next (ctid), so they form chains; a key that was deleted and
- * inserted again has several.  The first of a chain is an assignment: it was
- * inserted, or what was before it has been vacuumed, so is behind the horizon.
+ * CHAINS.  What vacuum has left in the heap are chains of versions (merged_rows.c).  The
+ * first of a chain is an assignment: it was inserted, or what was before it has been
+ * vacuumed, so is behind the horizon.
  *
  * HORIZON.  What is behind it counts as one assignment.  Vacuum and the removal of
  * records do not happen at the same time, and changes do not arrive in the order of
@@ -29,6 +28,36 @@
  * count; so it does not matter which of them are left.  Nothing that is newer than the
  * horizon has been removed.
  *
+ * SEALS.  That works as long as the row lives: whatever contributes leaves a version in the
+ * last chain, and the last one behind the horizon contains all that is.  It does not
+ * once the row has been deleted:
+ *
+ * - what then arrives is in records alone.  When the horizon has passed it and the
+ *   chain's end, but not the deletion, the assignment that stands for the chain would be
+ *   of a later version, and lack it;
+ * - an update that revives the key begins another chain with a version that is no
+ *   assignment.  When the horizon has passed the deletion, but not that update,
+ *   vacuum takes the older chain, and nothing is left to begin with.
+ *
+ * So whoever does one or the other copies the whole history as it is at that
+ * moment into a record of its own, and seals what it was made of: rows and records of
+ * these transactions do not count any more.  (For another change to a dead key that is
+ * not necessary: then nothing of the history is in rows.)  Nothing is cut in the copy until the horizon
+ * has passed the time at which it was written.  Then the deletion is behind the horizon, and
+ * nothing that depends on what was before it can arrive; or the reviving update is, and
+ * the chain that begins with it is cut as above.  A lock on the key keeps two workers from
+ * sealing at the same time.
+ *
+ *	here                      horizon   history
+ *	------------------------  -------   ---------------------------------------
+ *	INSERT n = 1 at 1                   1@1
+ *	n = n + 5 at 10                     1@1, +5@10
+ *	DELETE at 12                        1@1, +5@10
+ *	n = n + 3 of 8 arrives              1@1, +5@10, +3@8: copied, and sealed
+ *	                          10        the same; without the seal 6@10, and +3@8
+ *	                                    would come before that
+ *	n = n + 100 of 14 arrives           109
+ *
  * ORDER.  Only that of contributions of the same version matters: in a chain as the
  * chain goes, of several chains in one transaction as they ended, which the command
  * ids of their last versions tell.
@@ -39,36 +68,10 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
-#include "access/htup_details.h"
-#include "access/tableam.h"
-#include "access/transam.h"
-#include "access/xact.h"
-#include "storage/bufmgr.h"
-#include "storage/procarray.h"
-#include "utils/datum.h"
-
+#include "krahodb/fault.h"
 #include "krahodb/horizon_shared.h"
 
 #include "merged_private.h"
-
-/* A version of the row in the heap. */
-typedef struct RowVersion
-{
-	ItemPointerData tid;
-	ItemPointerData next;
-	TransactionId writer;
-	TransactionId ender;		/* InvalidTransactionId: not ended */
-	bool		update;			/* replaced another one */
-	bool		combo;			/* written and ended by one transaction */
-	CommandId	command;		/* of its end, comparable among those */
-	bool		own;
-	KdbVersion	version;		/* of the writer; {0, 0} if unknown */
-	struct RowVersion *previous;
-	struct RowVersion *following;
-	KdbColumnContribution *values;	/* kind is not set */
-} RowVersion;
 
 /* A set of transactions, by their versions. */
 typedef struct Transactions
@@ -82,10 +85,11 @@ typedef struct History
 	KdbConverge *c;
 	KdbMergedChange *change;
 	TimestampTz horizon;
-	List	   *records;		/* of KdbContributed */
+	List	   *records;		/* of KdbContributed, not sealed */
+	Transactions sealed;
 	Transactions recorded;		/* that have any of these */
-	List	   *versions;		/* of RowVersion, in the order of their places */
-	List	   *behind;			/* of RowVersion: cut off, see above */
+	List	   *versions;		/* of KdbRowVersion, in the order of their places */
+	List	   *behind;			/* of KdbRowVersion: cut off, see above */
 	List	   *result;			/* of KdbContributed */
 } History;
 
@@ -94,7 +98,8 @@ typedef struct History
 typedef struct RecordLook
 {
 	KdbMergedChange *change;
-	List	   *found;
+	List	   *found;			/* of KdbContributed; not those of seals */
+	List	   *seals;			/* of KdbMergedSeal */
 	bool		own;
 } RecordLook;
 
@@ -104,6 +109,13 @@ look_at_record(void *arg, const KdbVersionRecord *record)
 	RecordLook *look = arg;
 	KdbContributed *contributed;
 
+	if (record->kind == KDB_RECORD_SEALED)
+	{
+		KdbMergedSeal *seal = palloc(sizeof(KdbMergedSeal));
+
+		KdbMergedDecodeSeal(look->change, record, seal);
+		look->seals = lappend(look->seals, seal);
+	}
 	if (record->kind != KDB_RECORD_MERGED)
 		return;
 	contributed = palloc0(sizeof(KdbContributed));
@@ -168,152 +180,6 @@ KdbMergedRecording(KdbConverge *c)
 	return c->merged->recording;
 }
 
-/* ---- versions in the heap ----------------------------------------------------- */
-
-/* What the header says; false if the version never lived, or does not yet. */
-static bool
-read_header(TupleTableSlot *slot, RowVersion *version)
-{
-	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
-	HeapTupleHeader tuple = heap->base.tuple->t_data;
-	bool		settled;
-	bool		invalid;
-	bool		ended;
-
-	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	version->writer = HeapTupleHeaderGetRawXmin(tuple);
-	settled = HeapTupleHeaderXminCommitted(tuple) || HeapTupleHeaderXminFrozen(tuple);
-	invalid = HeapTupleHeaderXminInvalid(tuple) && !HeapTupleHeaderXminFrozen(tuple);
-	ended = !(tuple->t_infomask & HEAP_XMAX_INVALID) &&
-		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask);
-	version->ender = ended ? HeapTupleHeaderGetUpdateXid(tuple) : InvalidTransactionId;
-	version->update = (tuple->t_infomask & HEAP_UPDATED) != 0;
-	version->combo = (tuple->t_infomask & HEAP_COMBOCID) != 0;
-	version->command = HeapTupleHeaderGetRawCommandId(tuple);
-	version->next = tuple->t_ctid;
-	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
-
-	version->tid = slot->tts_tid;
-	if (invalid || !TransactionIdIsValid(version->writer))
-		return false;
-	version->own = TransactionIdIsCurrentTransactionId(version->writer);
-	return version->own || settled ||
-		(!TransactionIdIsInProgress(version->writer) && TransactionIdDidCommit(version->writer));
-}
-
-static bool
-has_ended(TransactionId ender)
-{
-	return TransactionIdIsValid(ender) &&
-		(TransactionIdIsCurrentTransactionId(ender) ||
-		 (!TransactionIdIsInProgress(ender) && TransactionIdDidCommit(ender)));
-}
-
-static void
-read_version(History *history, TupleTableSlot *slot, RowVersion *version)
-{
-	KdbMergedChange *change = history->change;
-	KdbLocalRow row = {0};
-
-	if (!has_ended(version->ender))
-		version->ender = InvalidTransactionId;
-	if (version->own)
-		version->version = history->c->context->version;
-	else
-	{
-		KdbTransactionVersion(version->writer, KdbApply.origin, KdbApply.remote_node, &row);
-		if (row.version_known)
-			version->version = row.version;
-	}
-	version->values = palloc0_array(KdbColumnContribution, change->n);
-	for (int i = 0; i < change->n; i++)
-	{
-		const KdbMergedColumn *column = change->columns[i];
-		KdbColumnContribution *value = &version->values[i];
-
-		value->value = slot_getattr(slot, column->attnum, &value->isnull);
-		if (value->isnull)
-			continue;
-		if (column->typlen == -1)
-			value->value = PointerGetDatum(PG_DETOAST_DATUM_COPY(value->value));
-		else
-			value->value = datumCopy(value->value, column->typbyval, column->typlen);
-	}
-}
-
-static void
-read_versions(History *history)
-{
-	KdbConvergeSide *side = KdbSideOf(history->c, KDB_KEY_NEW);
-	KdbApplyTarget *target = side->target;
-	ScanKeyData key[INDEX_MAX_KEYS];
-	IndexScanDesc scan;
-
-	if (!TTS_IS_BUFFERTUPLE(target->scratch) || !KdbIdentityKey(target, side->key, key))
-		return;
-	scan = index_beginscan(target->rel, KdbIdentityRelation(target), SnapshotAny, target->nkeys, 0);
-	scan->ignore_killed_tuples = false;
-	index_rescan(scan, key, target->nkeys, NULL, 0);
-	while (index_getnext_slot(scan, ForwardScanDirection, target->scratch))
-	{
-		RowVersion *version = palloc0(sizeof(RowVersion));
-
-		if (!read_header(target->scratch, version))
-			continue;
-		read_version(history, target->scratch, version);
-		history->versions = lappend(history->versions, version);
-	}
-	ExecClearTuple(target->scratch);
-	index_endscan(scan);
-}
-
-static int
-by_tid(const ListCell *a, const ListCell *b)
-{
-	return ItemPointerCompare(&((RowVersion *) lfirst(a))->tid, &((RowVersion *) lfirst(b))->tid);
-}
-
-/* The version that replaced this one, if it has the same key. */
-static RowVersion *
-find_next(List *versions, RowVersion *version)
-{
-	int			low = 0;
-	int			high = list_length(versions);
-
-	while (low < high)
-	{
-		int			middle = (low + high) / 2;
-		RowVersion *other = list_nth(versions, middle);
-		int			order = ItemPointerCompare(&other->tid, &version->next);
-
-		if (order == 0)
-			return other != version && other->writer == version->ender ? other : NULL;
-		if (order < 0)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return NULL;
-}
-
-static void
-link_versions(List *versions)
-{
-	ListCell   *lc;
-
-	list_sort(versions, by_tid);
-	foreach(lc, versions)
-	{
-		RowVersion *version = lfirst(lc);
-
-		if (!TransactionIdIsValid(version->ender))
-			continue;
-		version->following = find_next(versions, version);
-		if (version->following)
-			version->following->previous = version;
-	}
-}
-
 /* ---- contributions ------------------------------------------------------------ */
 
 static int
@@ -342,6 +208,38 @@ has_transaction(const Transactions *set, KdbVersion version)
 }
 
 static void
+note_sealed(History *history, List *seals)
+{
+	Transactions *sealed = &history->sealed;
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, seals)
+		n += ((KdbMergedSeal *) lfirst(lc))->n;
+	begin_transactions(sealed, n);
+	foreach(lc, seals)
+	{
+		const KdbMergedSeal *seal = lfirst(lc);
+
+		memcpy(sealed->versions + sealed->n, seal->versions, seal->n * sizeof(KdbVersion));
+		sealed->n += seal->n;
+	}
+	sort_transactions(sealed);
+}
+
+static void
+add_unsealed(History *history, List *records)
+{
+	ListCell   *lc;
+
+	foreach(lc, records)
+	{
+		if (!has_transaction(&history->sealed, ((KdbContributed *) lfirst(lc))->shown))
+			history->records = lappend(history->records, lfirst(lc));
+	}
+}
+
+static void
 note_recorded(History *history)
 {
 	ListCell   *lc;
@@ -357,7 +255,7 @@ note_recorded(History *history)
  * itself first, in the order of their ends.
  */
 static uint64
-place_of(const RowVersion *version, const RowVersion *last, int position)
+place_of(const KdbRowVersion *version, const KdbRowVersion *last, int position)
 {
 	uint64		chain = PG_UINT32_MAX;
 
@@ -367,7 +265,7 @@ place_of(const RowVersion *version, const RowVersion *last, int position)
 }
 
 static KdbContributed *
-add_contributed(History *history, const RowVersion *version, uint64 place)
+add_contributed(History *history, const KdbRowVersion *version, uint64 place)
 {
 	KdbContributed *contributed = palloc0(sizeof(KdbContributed));
 
@@ -380,7 +278,7 @@ add_contributed(History *history, const RowVersion *version, uint64 place)
 }
 
 static KdbContributed *
-add_assignment(History *history, const RowVersion *version, KdbVersion at, uint64 place)
+add_assignment(History *history, const KdbRowVersion *version, KdbVersion at, uint64 place)
 {
 	KdbContributed *contributed = add_contributed(history, version, place);
 
@@ -395,7 +293,7 @@ add_assignment(History *history, const RowVersion *version, KdbVersion at, uint6
 
 /* The difference of a version to the one before it. */
 static void
-step_of(const History *history, const RowVersion *version, KdbColumnContribution *columns)
+step_of(const History *history, const KdbRowVersion *version, KdbColumnContribution *columns)
 {
 	for (int i = 0; i < history->change->n; i++)
 	{
@@ -420,7 +318,7 @@ extend_horizon(History *history)
 
 	foreach(lc, history->versions)
 	{
-		RowVersion *version = lfirst(lc);
+		KdbRowVersion *version = lfirst(lc);
 
 		if (version->update && version->previous == NULL && !version->own)
 			history->horizon = Max(history->horizon, version->version.ts);
@@ -428,20 +326,20 @@ extend_horizon(History *history)
 }
 
 static bool
-is_behind(const History *history, const RowVersion *version)
+is_behind(const History *history, const KdbRowVersion *version)
 {
 	return !version->own && version->version.ts <= history->horizon;
 }
 
 /* The last version of a chain that is behind the horizon, or NULL. */
-static RowVersion *
-find_cut(const History *history, RowVersion *first)
+static KdbRowVersion *
+find_cut(const History *history, KdbRowVersion *first)
 {
-	RowVersion *cut = NULL;
+	KdbRowVersion *cut = NULL;
 
 	if (!is_behind(history, first))
 		return NULL;
-	for (RowVersion *v = first; v; v = v->following)
+	for (KdbRowVersion *v = first; v; v = v->following)
 	{
 		if (is_behind(history, v))
 			cut = v;
@@ -462,14 +360,14 @@ take_out(History *history, KdbContributed *base, const KdbColumnContribution *co
 
 /* Take out what newer transactions have contributed before the cut. */
 static void
-take_out_newer(History *history, RowVersion *first, RowVersion *cut, KdbContributed *base)
+take_out_newer(History *history, KdbRowVersion *first, KdbRowVersion *cut, KdbContributed *base)
 {
 	KdbColumnContribution *step = palloc_array(KdbColumnContribution, history->change->n);
 	Transactions newer;
 	ListCell   *lc;
 
 	begin_transactions(&newer, list_length(history->versions));
-	for (RowVersion *v = first; v != cut; v = v->following)
+	for (KdbRowVersion *v = first; v != cut; v = v->following)
 	{
 		if (is_behind(history, v))
 			continue;
@@ -493,12 +391,12 @@ take_out_newer(History *history, RowVersion *first, RowVersion *cut, KdbContribu
 
 /* What is behind the horizon, as one assignment. */
 static void
-add_base(History *history, RowVersion *first, RowVersion *cut, uint64 place)
+add_base(History *history, KdbRowVersion *first, KdbRowVersion *cut, uint64 place)
 {
 	KdbVersion	greatest = {0, 0};
 	KdbContributed *base;
 
-	for (RowVersion *v = first; v != cut->following; v = v->following)
+	for (KdbRowVersion *v = first; v != cut->following; v = v->following)
 	{
 		if (!is_behind(history, v))
 			continue;
@@ -510,18 +408,30 @@ add_base(History *history, RowVersion *first, RowVersion *cut, uint64 place)
 	take_out_newer(history, first, cut, base);
 }
 
-static void
-add_chain(History *history, RowVersion *first)
+/* What else is in a sealed chain was written by who has sealed it, and is recorded. */
+static bool
+is_sealed(const History *history, const KdbRowVersion *first)
 {
-	RowVersion *last = first;
-	RowVersion *cut = find_cut(history, first);
+	for (const KdbRowVersion *v = first; v; v = v->following)
+	{
+		if (has_transaction(&history->sealed, v->version))
+			return true;
+	}
+	return false;
+}
+
+static void
+add_chain(History *history, KdbRowVersion *first)
+{
+	KdbRowVersion *last = first;
+	KdbRowVersion *cut = find_cut(history, first);
 	int			position = 0;
 
 	while (last->following)
 		last = last->following;
 	if (cut)
 		add_base(history, first, cut, place_of(cut, last, position++));
-	for (RowVersion *v = first; v; v = v->following)
+	for (KdbRowVersion *v = first; v; v = v->following)
 	{
 		uint64		place = place_of(v, last, position++);
 
@@ -542,7 +452,7 @@ collect_transactions(Transactions *set, List *versions)
 
 	begin_transactions(set, list_length(versions));
 	foreach(lc, versions)
-		set->versions[set->n++] = ((RowVersion *) lfirst(lc))->version;
+		set->versions[set->n++] = ((KdbRowVersion *) lfirst(lc))->version;
 	sort_transactions(set);
 }
 
@@ -564,7 +474,7 @@ add_records(History *history)
 		KdbContributed *record = lfirst(lc);
 
 		if (!has_transaction(&behind, record->shown) &&
-			(!record->has_row || has_transaction(&present, record->shown)))
+			(record->own || !record->has_row || has_transaction(&present, record->shown)))
 			history->result = lappend(history->result, record);
 	}
 }
@@ -594,6 +504,17 @@ contributes(const KdbMergedChange *change, const KdbContributed *contributed)
 	return false;
 }
 
+static bool
+assigns_all(const KdbMergedChange *change, const KdbContributed *contributed)
+{
+	for (int i = 0; i < change->n; i++)
+	{
+		if (contributed->columns[i].kind != KDB_CONTRIBUTES_VALUE)
+			return false;
+	}
+	return true;
+}
+
 /*
  * Does it begin with anything?  Records of changes to a row that was deleted are kept
  * longer than the row, and say nothing of the next row of that key.
@@ -603,10 +524,98 @@ has_assignment(const KdbMergedChange *change)
 {
 	for (int i = 0; i < change->nhistory; i++)
 	{
-		if (change->history[i].columns[0].kind == KDB_CONTRIBUTES_VALUE)
+		if (assigns_all(change, &change->history[i]))
 			return true;
 	}
 	return false;
+}
+
+/* ---- seals ------------------------------------------------------------------- */
+
+static void
+add_earlier(KdbMergedChange *change, KdbVersion version)
+{
+	if (version.ts != 0)
+		change->earlier[change->nearlier++] = version;
+}
+
+/*
+ * Whom would a seal name?  All others that have written, and who have been sealed, as
+ * the older seal may be removed before their rows are.
+ */
+static void
+note_earlier(History *history)
+{
+	KdbMergedChange *change = history->change;
+	int			max = list_length(history->versions) + list_length(history->records) + history->sealed.n;
+	ListCell   *lc;
+
+	change->earlier = palloc_array(KdbVersion, max + 1);
+	change->nearlier = 0;
+	foreach(lc, history->versions)
+	{
+		if (!((KdbRowVersion *) lfirst(lc))->own)
+			add_earlier(change, ((KdbRowVersion *) lfirst(lc))->version);
+	}
+	foreach(lc, history->records)
+	{
+		if (!((KdbContributed *) lfirst(lc))->own)
+			add_earlier(change, ((KdbContributed *) lfirst(lc))->shown);
+	}
+	for (int i = 0; i < history->sealed.n; i++)
+	{
+		if (i == 0 || KdbVersionCompare(history->sealed.versions[i], history->sealed.versions[i - 1]) != 0)
+			add_earlier(change, history->sealed.versions[i]);
+	}
+}
+
+/* Is there anything for a seal to copy, and of that, anything that has not been? */
+static void
+look_at_others(History *history)
+{
+	KdbMergedChange *change = history->change;
+	ListCell   *lc;
+
+	change->others_count = change->unsealed = false;
+	for (int i = 0; i < change->nhistory; i++)
+		change->others_count |= !change->history[i].own;
+	foreach(lc, history->versions)
+	{
+		const KdbRowVersion *version = lfirst(lc);
+
+		change->unsealed |= version->previous == NULL && !version->own &&
+			(version->version.ts != 0 || history->sealed.n == 0) && !is_sealed(history, version);
+	}
+}
+
+static bool
+is_live(const History *history)
+{
+	ListCell   *lc;
+
+	foreach(lc, history->versions)
+	{
+		if (!TransactionIdIsValid(((KdbRowVersion *) lfirst(lc))->ender))
+			return true;
+	}
+	return false;
+}
+
+/* Whoever may seal has the key to itself before it reads what there is. */
+static bool
+must_lock(const History *history)
+{
+	KdbConvergeSide *side = KdbSideOf(history->c, KDB_KEY_NEW);
+	KdbRecordedKey key;
+
+	if (history->change->key_locked || is_live(history))
+		return false;
+	KdbLaneMustBeFirst();
+	KdbKeyOfRow(side->target, side->key, &key);
+	KdbVersionRecordsLock(side->target->relid, &key);
+	history->change->key_locked = true;
+	KDB_FAULT_POINT("merged_locked");
+	return true;
 }
 
 /* See merged_private.h. */
@@ -615,22 +624,31 @@ KdbMergedReadHistory(KdbConverge *c)
 {
 	KdbMergedChange *change = c->merged;
 	History		history = {.c = c, .change = change};
-	RecordLook	look = {0};
+	RecordLook	look;
 	ListCell   *lc;
 
-	read_records(c, &look);
-	history.records = look.found;
+	do
+	{
+		memset(&look, 0, sizeof(look));
+		read_records(c, &look);
+		history.versions = KdbMergedRowVersions(c);
+	} while (must_lock(&history));
+	note_sealed(&history, look.seals);
+	add_unsealed(&history, look.found);
+	foreach(lc, look.seals)
+		add_unsealed(&history, ((KdbMergedSeal *) lfirst(lc))->contributed);
 	history.horizon = KdbHorizonTimestamp();
 	note_recorded(&history);
-	read_versions(&history);
-	link_versions(history.versions);
 	extend_horizon(&history);
 	foreach(lc, history.versions)
 	{
-		if (((RowVersion *) lfirst(lc))->previous == NULL)
-			add_chain(&history, lfirst(lc));
+		KdbRowVersion *version = lfirst(lc);
+
+		if (version->previous == NULL && !is_sealed(&history, version))
+			add_chain(&history, version);
 	}
 	add_records(&history);
+	note_earlier(&history);
 	list_sort(history.result, in_order);
 
 	change->history = palloc_array(KdbContributed, list_length(history.result) + 1);
@@ -642,6 +660,7 @@ KdbMergedReadHistory(KdbConverge *c)
 	}
 	if (!has_assignment(change))
 		change->nhistory = 0;
+	look_at_others(&history);
 	change->foreign_records = count_foreign(look.found);
 	change->recording = look.own;
 	change->recording_known = true;

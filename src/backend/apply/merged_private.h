@@ -3,6 +3,7 @@
  *		Merged columns of the tables that changes are applied to.
  *
  *	merged_values.c		one column: what a write contributes, how it combines
+ *	merged_rows.c		versions of a row in the heap
  *	merged_history.c	what all writes since the horizon have contributed to a key
  *	merged_records.c	contributions as they are recorded
  *	converge_merged.c	a change's way through the convergence rules
@@ -50,7 +51,7 @@ typedef struct KdbContributed
 {
 	KdbVersion	version;
 	KdbVersion	shown;			/* recorded ones: of the transaction that recorded it */
-	bool		own;			/* the transaction that is being applied */
+	bool		own;			/* by the transaction that is being applied, or copied by it */
 	bool		recorded;		/* else seen in the heap */
 	bool		has_row;		/* recorded ones: with a row version in the heap */
 	uint64		order;			/* among those of one transaction */
@@ -69,6 +70,11 @@ struct KdbMergedChange
 
 	KdbContributed *history;
 	int			nhistory;
+	KdbVersion *earlier;		/* whom a seal names: other transactions that it is of */
+	int			nearlier;
+	bool		others_count;	/* the history has contributions of other transactions */
+	bool		unsealed;		/* such as are in row versions */
+	bool		key_locked;		/* see merged_history.c */
 	int			foreign_records;	/* other transactions' records of the key, when it was read */
 	bool		history_known;
 
@@ -77,6 +83,7 @@ struct KdbMergedChange
 	bool		recording_known;
 	bool		recording;		/* this transaction's contributions to the key are recorded */
 	bool		record_after;	/* the put's own is to be recorded when it is done */
+	bool		begins_anew;	/* the put inserts a row with what others have contributed */
 	bool		put;			/* the write is in the heap */
 };
 
@@ -108,6 +115,41 @@ extern bytea *KdbMergedEncode(const KdbMergedChange *change, const KdbColumnCont
 							  bool has_row);
 extern void KdbMergedDecode(const KdbMergedChange *change, const bytea *image,
 							KdbContributed *result);
+
+/* A SEALED record: whom it names, and what counts instead. */
+typedef struct KdbMergedSeal
+{
+	KdbVersion *versions;
+	int			n;
+	List	   *contributed;	/* of KdbContributed */
+} KdbMergedSeal;
+
+/* The change's history, without what is its transaction's own; and back. */
+extern bytea *KdbMergedEncodeSeal(const KdbMergedChange *change, bool has_row);
+extern void KdbMergedDecodeSeal(const KdbMergedChange *change, const KdbVersionRecord *record,
+								KdbMergedSeal *seal);
+
+/* ---- merged_rows.c ---- */
+
+/* A version of the row in the heap. */
+typedef struct KdbRowVersion
+{
+	ItemPointerData tid;
+	ItemPointerData next;
+	TransactionId writer;
+	TransactionId ender;		/* InvalidTransactionId: not ended */
+	bool		update;			/* replaced another one */
+	bool		combo;			/* written and ended by one transaction */
+	CommandId	command;		/* of its end, comparable among those */
+	bool		own;
+	KdbVersion	version;		/* of the writer; {0, 0} if unknown */
+	struct KdbRowVersion *previous;
+	struct KdbRowVersion *following;
+	KdbColumnContribution *values;	/* kind is not set */
+} KdbRowVersion;
+
+/* Those of the key of the new row, linked, in the order of their places. */
+extern List *KdbMergedRowVersions(KdbConverge *c);
 
 /* ---- merged_history.c ---- */
 

@@ -6,6 +6,9 @@
  * that orders the records of one transaction, and for each column its number, kind, type and value.  Read in a
  * later life of the table: columns that are gone are not looked at, a value of
  * another type than the column has now is converted through its text.
+ *
+ * The image of a seal: numbers; whom it names; versions and images of its contributions.
+ * One record, as there may be thousands.
  */
 #include "postgres.h"
 
@@ -153,5 +156,83 @@ KdbMergedDecode(const KdbMergedChange *change, const bytea *image, KdbContribute
 		p += sizeof(head);
 		value = datumRestore(&p, &isnull);
 		take_column(change, &head, value, isnull, result);
+	}
+}
+
+/* ---- seals ---- */
+
+typedef struct SealHeader
+{
+	int32		nversions;
+	int32		ncontributed;
+} SealHeader;
+
+typedef struct SealEntry
+{
+	KdbVersion	version;
+	int64		size;			/* of the image that follows */
+} SealEntry;
+
+/* See merged_private.h. */
+bytea *
+KdbMergedEncodeSeal(const KdbMergedChange *change, bool has_row)
+{
+	SealHeader	header = {change->nearlier, 0};
+	StringInfoData image;
+
+	initStringInfo(&image);
+	appendStringInfoSpaces(&image, VARHDRSZ + sizeof(header));
+	appendBinaryStringInfo(&image, (char *) change->earlier, change->nearlier * sizeof(KdbVersion));
+	for (int i = 0; i < change->nhistory; i++)
+	{
+		const KdbContributed *contributed = &change->history[i];
+		SealEntry	entry = {contributed->version};
+		bytea	   *columns;
+
+		if (contributed->own)
+			continue;
+		columns = KdbMergedEncode(change, contributed->columns, has_row);
+		entry.size = VARSIZE(columns);
+		appendBinaryStringInfo(&image, (char *) &entry, sizeof(entry));
+		appendBinaryStringInfo(&image, (char *) columns, (int) entry.size);
+		pfree(columns);
+		header.ncontributed++;
+	}
+	memcpy(image.data + VARHDRSZ, &header, sizeof(header));
+	SET_VARSIZE(image.data, image.len);
+	return (bytea *) image.data;
+}
+
+/* See merged_private.h. */
+void
+KdbMergedDecodeSeal(const KdbMergedChange *change, const KdbVersionRecord *record, KdbMergedSeal *seal)
+{
+	char	   *p = VARDATA_ANY(record->merged);
+	SealHeader	header;
+
+	memcpy(&header, p, sizeof(header));
+	p += sizeof(header);
+	seal->n = header.nversions;
+	seal->versions = palloc_array(KdbVersion, seal->n + 1);
+	memcpy(seal->versions, p, seal->n * sizeof(KdbVersion));
+	p += seal->n * sizeof(KdbVersion);
+	seal->contributed = NIL;
+	for (int i = 0; i < header.ncontributed; i++)
+	{
+		KdbContributed *contributed = palloc0(sizeof(KdbContributed));
+		SealEntry	entry;
+		bytea	   *image;
+
+		memcpy(&entry, p, sizeof(entry));
+		p += sizeof(entry);
+		image = palloc(entry.size);
+		memcpy(image, p, entry.size);
+		p += entry.size;
+		contributed->version = entry.version;
+		contributed->shown = record->shown;
+		contributed->own = record->own;
+		contributed->recorded = true;
+		KdbMergedDecode(change, image, contributed);
+		seal->contributed = lappend(seal->contributed, contributed);
 	}
 }

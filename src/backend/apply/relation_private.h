@@ -126,8 +126,10 @@ typedef struct KdbApplyTarget
 	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
 	bool		insert_triggers;	/* row triggers fire on INSERT */
 	bool		fires;			/* some triggers fire when changes are applied */
+	struct KdbRunIndex **run_indexes;	/* gaps.c; NULL until there is a run */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
+	bool		has_exclusion;	/* there are exclusion indexes */
 	bool		has_generated;	/* stored generated columns */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
 	bool		has_table_options;
@@ -259,11 +261,10 @@ extern bool KdbWalkFind(KdbApplyTarget *target, Relation index, const ScanKeyDat
 extern void KdbWalkEnd(KdbApplyTarget *target);
 
 /*
- * Does the identity index surely have nothing from the least to the greatest key of
- * these rows, dead or alive?
+ * gaps.c: do unique and exclusion indexes, that of the identity too, have no tuple, dead or
+ * alive, with values of these rows?
  */
-extern bool KdbNothingBetween(KdbApplyTarget *target, TupleTableSlot **slots, int n);
-
+extern bool KdbRunIsNew(KdbApplyTarget *target, TupleTableSlot **slots, int n);
 
 /* Lock the row in target->local; false if it has changed meanwhile. */
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
@@ -334,6 +335,9 @@ typedef bool (*KdbUniqueCallback) (void *arg, const KdbUniqueValues *unique);
 extern bool KdbForEachUnique(KdbApplyTarget *target, TupleTableSlot *slot,
 							 KdbUniqueCallback callback, void *arg);
 
+/* Does no tuple, dead or alive, have one of the row's unique values? */
+extern bool KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row);
+
 /* Recheck of a row that a lossy index has found. */
 extern bool KdbUniqueMatches(KdbApplyTarget *target, const KdbUniqueValues *unique,
 							 TupleTableSlot *existing);
@@ -384,6 +388,8 @@ extern bool KdbBeforeInsert(KdbApplyTarget *target, TupleTableSlot *slot);
 extern void KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot);
 extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot,
 									 KdbNotice notice);
+/* What the engine's updatedCols are: the columns that were sent. */
+extern Bitmapset *KdbSentColumns(const KdbRemoteRow *row, int natts);
 extern KdbWriteResult KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot,
 									 Bitmapset *sent_columns, bool notice_conflicts);
 
@@ -396,6 +402,12 @@ extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
 
 /* Insert rows of a table without row triggers on INSERT; the engine's error if a key is taken. */
 extern void KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
+
+/*
+ * entries.c: index entries of the row in the (virtual) slot, the new version of that in
+ * target->local.  Returns the indexes to be checked again, as ExecInsertIndexTuples does.
+ */
+extern List *KdbInsertUpdatedEntries(KdbApplyTarget *target, TupleTableSlot *slot);
 
 /*
  * batch.c: collect the row with others of its table; false: it is to be inserted by

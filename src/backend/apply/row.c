@@ -187,22 +187,6 @@ local_row(Change *change, bool found, KdbLocalRow *local)
 }
 
 /*
- * What the engine's updatedCols are: the columns that were sent.
- */
-static Bitmapset *
-sent_columns(const KdbRemoteRow *row, int natts)
-{
-	Bitmapset  *columns = NULL;
-
-	for (int i = 0; i < natts; i++)
-	{
-		if (row->sent[i])
-			columns = bms_add_member(columns, i + 1 - FirstLowInvalidHeapAttributeNumber);
-	}
-	return columns;
-}
-
-/*
  * Deal with the rows that have a key which the row in target->merged is about to
  * take.  *depends: does the update change any key?
  */
@@ -231,7 +215,7 @@ static bool
 overwrite(Change *change, const KdbDecision *decision, const KdbLocalRow *local)
 {
 	KdbApplyTarget *target = change->target;
-	Bitmapset  *columns = sent_columns(change->row, target->tupdesc->natts);
+	Bitmapset  *columns = KdbSentColumns(change->row, target->tupdesc->natts);
 	bool		notice = false;
 	KdbWriteResult result;
 

@@ -199,6 +199,7 @@ build_indexes(KdbApplyTarget *target)
 	target->index_columns = palloc0_array(Bitmapset *, target->nindexes + 1);
 	target->has_unique = false;
 	target->has_deferrable = false;
+	target->has_exclusion = false;
 	for (int i = 0; i < target->nindexes; i++)
 	{
 		IndexInfo  *info = relinfo->ri_IndexRelationInfo[i];
@@ -211,6 +212,8 @@ build_indexes(KdbApplyTarget *target)
 			target->has_unique = true;
 		if ((info->ii_Unique || info->ii_ExclusionOps) && !index->rd_index->indimmediate)
 			target->has_deferrable = true;
+		if (info->ii_ExclusionOps)
+			target->has_exclusion = true;
 	}
 }
 

@@ -332,3 +332,16 @@ KdbForEachUnique(KdbApplyTarget *target, TupleTableSlot *slot,
 	}
 	return stop;
 }
+
+static bool
+has_tuples(void *arg, const KdbUniqueValues *unique)
+{
+	return KdbIndexHasTuples(arg, unique->index, unique->key, unique->nkeys);
+}
+
+/* See relation_private.h. */
+bool
+KdbHasNewValues(KdbApplyTarget *target, TupleTableSlot *row)
+{
+	return !KdbForEachUnique(target, row, has_tuples, target);
+}

@@ -19,8 +19,8 @@
  * are synchronised, because a synchronisation worker could not know what to do
  * with a transaction that was prepared before its copy.
  *
- * WAYS OUT.  An error ends the process and the launcher starts another one;
- * with disable_on_error the subscription is disabled first.  Not so an error that
+ * WAYS OUT.  An error ends the process and the launcher starts another one
+ * (when: retry.c); with disable_on_error the subscription is disabled first.  Not so an error that
  * only says that others were at the same rows (a deadlock, a serialization
  * failure, a lock timeout): the remote transaction is applied again promptly
  * (retry.c), and neither counts it as an error nor disables it.  On each way the
@@ -436,6 +436,8 @@ KdbApplyWorkerMain(Datum main_arg)
 
 	KdbProgressClear(DatumGetInt32(main_arg));
 	logicalrep_worker_attach(DatumGetInt32(main_arg));
+	if (!am_tablesync_worker())
+		KdbRetryWatch();
 	KdbWorkerConnect();
 	KdbWorkerLoadSubscription();
 	if (!am_tablesync_worker())

@@ -18,6 +18,7 @@
  */
 #include "postgres.h"
 
+#include "access/sysattr.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
@@ -235,8 +236,7 @@ update_directly(KdbApplyTarget *target, TupleTableSlot *slot)
 	if (result == KDB_WRITE_DONE)
 	{
 		if (target->nindexes > 0 && update_indexes)
-			recheck = ExecInsertIndexTuples(target->relinfo, slot, estate, true, false,
-											NULL, NIL);
+			recheck = KdbInsertUpdatedEntries(target, slot);
 		ExecARUpdateTriggers(estate, target->relinfo, NULL, NULL, tid, NULL, slot,
 							 recheck, NULL, false);
 		KdbRecallPut(target, slot);
@@ -319,6 +319,20 @@ update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot,
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return result;
+}
+
+/* See relation_private.h. */
+Bitmapset *
+KdbSentColumns(const KdbRemoteRow *row, int natts)
+{
+	Bitmapset  *columns = NULL;
+
+	for (int i = 0; i < natts; i++)
+	{
+		if (row->sent[i])
+			columns = bms_add_member(columns, i + 1 - FirstLowInvalidHeapAttributeNumber);
+	}
+	return columns;
 }
 
 /*

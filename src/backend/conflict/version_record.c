@@ -23,8 +23,10 @@
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "replication/origin.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
@@ -256,6 +258,19 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	pg_atomic_fetch_add_u64(&KdbShared->version_records, 1);
 }
 
+/* An advisory lock of a class that SQL has not. */
+#define KEY_LOCK_CLASS	0x4b44	/* KD */
+
+/* See version_record.h. */
+void
+KdbVersionRecordsLock(Oid relid, const KdbRecordedKey *key)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, relid, (uint32) hash_of(key, InvalidOid), KEY_LOCK_CLASS);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
 /*
  * ---- looking ----
  */
@@ -392,7 +407,7 @@ of_key(void *arg, TupleTableSlot *slot)
 		KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
 
 		*copy = record;
-		if (record.kind == KDB_RECORD_MERGED)
+		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
 			copy->merged = DatumGetByteaPCopy(column(slot, REC_CLAIMED));
 		look->found = lappend(look->found, copy);
 	}
@@ -459,7 +474,7 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 
 		read_record(slot, &record);
 		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
-			record.kind == KDB_RECORD_MERGED)
+			record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
 			continue;
 		values_of(column(slot, REC_KEY), nkeys, &key);
 		image = slot_getattr(slot, REC_CLAIMED + 1, &no_claim);

@@ -60,6 +60,7 @@
 #include "krahodb/conflict.h"
 #include "krahodb/node.h"
 #include "krahodb/output.h"
+#include "krahodb/stream.h"
 #include "krahodb/version_record.h"
 
 PG_FUNCTION_INFO_V1(krahodb_row_state);
@@ -504,23 +505,6 @@ row_values(Asked *asked, List *columns)
 											  TEXTOID, -1, false, TYPALIGN_INT));
 }
 
-/* Values are read and written in a form that does not depend on the session. */
-static int
-set_formats(void)
-{
-	int			level = NewGUCNestLevel();
-
-	(void) set_config_option("datestyle", "ISO", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("intervalstyle", "postgres", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("extra_float_digits", "3", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("search_path", "pg_catalog", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	return level;
-}
-
 /* Columns of the result. */
 enum
 {
@@ -573,7 +557,9 @@ krahodb_row_state(PG_FUNCTION_ARGS)
 
 	asked.named = open_named(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	check_privileges(asked.named, list_concat_copy(columns, key_columns));
-	level = set_formats();
+	level = KdbStreamTextFormats();
+	(void) set_config_option("search_path", "pg_catalog", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	asked.writer = DatumGetTransactionId(PG_GETARG_DATUM(6));
 	asked.snapshot = GetActiveSnapshot();
 	asked.search = read_key(asked.named, key_columns, key_values);

@@ -66,8 +66,15 @@
  * A SERVER WITHOUT SUBSCRIPTIONS THAT RESOLVE CONFLICTS has no slot, and this
  * process sleeps.  There nothing needs to be remembered, so the horizon is now.
  *
- * AFTER A RESTART the horizon is unknown until all peers have been asked, and the
- * slot's xmin is the one of the last checkpoint or older.  A standby that is
+ * STEPS OF T.  A new T is written to disk first (horizon_shared.c), then everybody
+ * sees it, then the slot moves.  So wherever a crash comes, nothing has been forgotten
+ * by a T that is not known afterwards.  That costs a file's write with its fsyncs, so
+ * T is moved when a candidate is reached, or once per ROUND_PAUSE: once a second
+ * while something is written, seldom else.
+ *
+ * AFTER A RESTART the horizon is the one before, until all peers have been asked, and
+ * the slot's xmin is the one of the last checkpoint or older.  What the frontiers of
+ * peers are is not known meanwhile, so who copies a table from here has to wait.  A standby that is
  * promoted has no slot and begins anew; what was deleted shortly before is not
  * protected.
  */
@@ -91,6 +98,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/fault.h"
 #include "krahodb/init.h"
 #include "krahodb/shared.h"
 #include "horizon_private.h"
@@ -109,6 +117,11 @@ typedef struct Candidate
 } Candidate;
 
 static Candidate candidate;
+
+/* Has the horizon been moved by the clock alone, as there was no peer? */
+static bool without_peers = false;
+
+static KdbTicks moved_at = 0;
 
 /* See horizon_private.h. */
 KdbTicks
@@ -195,28 +208,46 @@ least_horizon(void)
 	return least;
 }
 
+/* The order matters: see the top of this file. */
 static void
-move_to(TimestampTz horizon)
+move_to(TimestampTz horizon, KdbTicks now)
 {
-	publish_horizon(horizon);
-	if (candidate.valid && horizon >= candidate.time)
+	bool		reached = candidate.valid && horizon >= candidate.time;
+
+	if (!reached && now < moved_at + ROUND_PAUSE)
+		return;
+	if (horizon > KdbHorizonTimestamp())
+	{
+		KdbHorizonStore(horizon);
+		KDB_FAULT_POINT("horizon_stored");
+		publish_horizon(horizon);
+		moved_at = now;
+	}
+	if (reached)
 	{
 		KdbHorizonSlotAdvance(candidate.xid);
 		candidate.valid = false;
 	}
 }
 
+/* The first peer: what was said without peers must not be taken back later either. */
+static void
+begin_with_peers(void)
+{
+	if (without_peers)
+		KdbHorizonStore(KdbHorizonTimestamp());
+	without_peers = false;
+}
+
 /* Unless somebody holds it: either sees the other. */
 static void
-move_horizon(void)
+move_horizon(TimestampTz horizon, KdbTicks now)
 {
-	TimestampTz horizon = least_horizon();
-
 	if (horizon == 0)
 		return;
 	(void) pg_atomic_exchange_u32(&KdbHorizon->moving, 1);
 	if (pg_atomic_read_u32(&KdbHorizon->holders) == 0)
-		move_to(horizon);
+		move_to(horizon, now);
 	(void) pg_atomic_exchange_u32(&KdbHorizon->moving, 0);
 }
 
@@ -280,6 +311,7 @@ static int
 make_round(void)
 {
 	KdbTicks	now = KdbTicksNow();
+	TimestampTz horizon;
 
 	note_candidate(now);
 	KdbReadPeers();
@@ -288,15 +320,21 @@ make_round(void)
 		KdbHorizonSlotDrop();
 		KdbPublishPeers();
 		publish_horizon(GetCurrentTimestamp());
+		without_peers = true;
 		candidate.valid = false;
 		return NO_PEERS_PAUSE;
 	}
 
+	begin_with_peers();
+
 	/* A candidate from before the slot was there would be right as well. */
 	(void) KdbHorizonSlotHold(now);
 	step_peers(now);
-	move_horizon();
+	horizon = least_horizon();
+	move_horizon(horizon, now);
 	KdbPublishPeers();
+	if (horizon != 0)
+		pg_atomic_write_u32(&KdbHorizon->measured, 1);
 	return ROUND_PAUSE;
 }
 

@@ -25,14 +25,6 @@ PG_MODULE_MAGIC;
 
 void		_PG_init(void);
 
-static bool preloaded = false;
-
-bool
-KdbPreloaded(void)
-{
-	return preloaded;
-}
-
 void
 _PG_init(void)
 {
@@ -42,7 +34,6 @@ _PG_init(void)
 				 errmsg("KrahoDB must be loaded when the server starts"),
 				 errhint("Add \"krahodb\" to shared_preload_libraries in postgresql.conf and restart the server.")));
 
-	preloaded = true;
 	KdbSharedInit();
 	KdbGucInit();
 	KdbClockInit();

@@ -17,11 +17,11 @@
  * It reads only pg_subscription, a shared catalog, so it is connected to no
  * database.
  *
- * PACE.  After a pass that started any worker no other pass is made for
- * wal_retrieve_retry_interval, so that a worker that fails at once is not
- * restarted in a busy loop.  A worker that is to try again after a deadlock and
- * the like has a pace of its own (apply/retry.c).  Otherwise it sleeps until
- * signalled, or for KDB_LAUNCHER_NAPTIME in case that a signal was lost.
+ * PACE.  A worker is started no sooner than wal_retrieve_retry_interval after the
+ * last start for its subscription, so that one that ends at once is not started in a
+ * busy loop; what others do does not matter to it.  One that has failed has a pace of
+ * its own (apply/retry.c).  Otherwise the launcher sleeps until signalled, or for
+ * KDB_LAUNCHER_NAPTIME in case that a signal was lost.
  */
 #include "postgres.h"
 
@@ -59,7 +59,15 @@
 #define KDB_LAUNCHER_NAME		"logical replication launcher"
 #define KDB_LAUNCHER_NAPTIME	180000L /* ms; longest sleep without a signal */
 
+/* When a worker was started for a subscription, if that is not long ago. */
+typedef struct StartTime
+{
+	Oid			subid;
+	TimestampTz time;
+} StartTime;
+
 static KdbLauncherShared *shared = NULL;
+static HTAB *starts = NULL;
 
 /* Rewrite the engine's entry; called once, from _PG_init in the postmaster. */
 void
@@ -155,45 +163,97 @@ has_apply_worker(Oid subid)
 	return found;
 }
 
-/*
- * Start the missing workers: those that retry if it is their time, the others
- * only if the interval has passed.  Did it have to start any?  *timeout is
- * shortened to when the next one will be due.
- */
+static HTAB *
+make_starts(void)
+{
+	HASHCTL		ctl = {.keysize = sizeof(Oid), .entrysize = sizeof(StartTime)};
+
+	return hash_create("KrahoDB apply worker start times", 16, &ctl, HASH_ELEM | HASH_BLOBS);
+}
+
+/* Start times that do not matter any more, or were by a clock that has been set back. */
+static void
+forget_starts(TimestampTz now)
+{
+	HASH_SEQ_STATUS status;
+	StartTime  *start;
+
+	hash_seq_init(&status, starts);
+	while ((start = hash_seq_search(&status)) != NULL)
+	{
+		if (start->time > now ||
+			TimestampDifferenceExceeds(start->time, now, wal_retrieve_retry_interval))
+			hash_search(starts, &start->subid, HASH_REMOVE, NULL);
+	}
+}
+
+/* Is it time to start a worker?  If not, *wait says in how many milliseconds it will be. */
 static bool
-start_missing_workers(bool interval_passed, long *timeout)
+may_start(Oid subid, TimestampTz now, long *wait)
+{
+	StartTime  *start;
+
+	switch (KdbRetryAsk(subid, wait))
+	{
+		case KDB_RETRY_NOW:
+			return true;
+		case KDB_RETRY_LATER:
+			return false;
+		case KDB_RETRY_NONE:
+			break;
+	}
+	start = hash_search(starts, &subid, HASH_FIND, NULL);
+	if (start == NULL)
+		return true;
+	*wait = TimestampDifferenceMilliseconds(now, TimestampTzPlusMilliseconds(start->time,
+																			 wal_retrieve_retry_interval));
+	return false;
+}
+
+static void
+start_worker(const Subscription *sub, TimestampTz now)
+{
+	StartTime  *start = hash_search(starts, &sub->oid, HASH_ENTER, NULL);
+
+	start->time = now;
+	KdbWorkerLaunch(sub->dbid, sub->oid, sub->name, sub->owner, InvalidOid);
+}
+
+/* Start the missing workers.  Returns for how long there is nothing more to do. */
+static long
+start_missing_workers(void)
 {
 	MemoryContext passcxt = AllocSetContextCreate(TopMemoryContext,
 												  "KrahoDB launcher pass",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcxt = MemoryContextSwitchTo(passcxt);
-	bool		started = false;
+	TimestampTz now = GetCurrentTimestamp();
+	long		timeout = KDB_LAUNCHER_NAPTIME;
 	bool		resolving = false;
 	List	   *subscriptions = read_subscriptions(&resolving);
 	ListCell   *lc;
 
 	KdbClockEnforce(KDB_CLOCK_SUBSCRIPTIONS, resolving);
 	KdbHorizonWake();
+	forget_starts(now);
 	foreach(lc, subscriptions)
 	{
 		Subscription *sub = lfirst(lc);
-		KdbRetryState retry;
 		long		wait;
 
 		if (!sub->enabled || has_apply_worker(sub->oid))
 			continue;
-		retry = KdbRetryAsk(sub->oid, &wait);
-		if (retry == KDB_RETRY_LATER)
-			*timeout = Min(*timeout, wait);
-		if (retry == KDB_RETRY_LATER || (retry == KDB_RETRY_NONE && !interval_passed))
-			continue;
-		started = true;
-		KdbWorkerLaunch(sub->dbid, sub->oid, sub->name, sub->owner, InvalidOid);
+		if (may_start(sub->oid, now, &wait))
+		{
+			start_worker(sub, now);
+			wait = wal_retrieve_retry_interval;
+		}
+		timeout = Min(timeout, Max(wait, 1));
 	}
 
 	MemoryContextSwitchTo(oldcxt);
 	MemoryContextDelete(passcxt);
-	return started;
+	return timeout;
 }
 
 static void
@@ -219,8 +279,6 @@ wait_for_work(long timeout)
 void
 KdbLauncherMain(Datum main_arg)
 {
-	TimestampTz last_start = 0;
-
 	ereport(DEBUG1,
 			(errmsg_internal("logical replication launcher started")));
 
@@ -236,21 +294,10 @@ KdbLauncherMain(Datum main_arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	(void) KdbNodeSalt();		/* a standby that was promoted goes on as that node */
 
+	starts = make_starts();
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-		bool		interval_passed = TimestampDifferenceExceeds(last_start, now,
-																 wal_retrieve_retry_interval);
-		long		timeout = interval_passed ? KDB_LAUNCHER_NAPTIME : wal_retrieve_retry_interval;
-
 		CHECK_FOR_INTERRUPTS();
-
-		if (start_missing_workers(interval_passed, &timeout))
-		{
-			last_start = now;
-			timeout = Min(timeout, wal_retrieve_retry_interval);
-		}
-
-		wait_for_work(timeout);
+		wait_for_work(start_missing_workers());
 	}
 }

@@ -20,9 +20,7 @@
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_seclabel.h"
-#include "commands/defrem.h"
 #include "commands/seclabel.h"
-#include "nodes/makefuncs.h"
 #include "nodes/value.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -61,21 +59,11 @@ find_kind(const char *value, KdbMergeKind *kind)
 }
 
 /* The value in normal form; NULL if it asks for the default. */
-static Node *
-normal_value(DefElem *def, bool reset)
+static const char *
+normal_value(const char *value)
 {
 	KdbMergeKind kind;
-	char	   *value;
 
-	if (reset)
-	{
-		if (def->arg != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_SYNTAX_ERROR),
-					 errmsg("RESET must not include values for parameters")));
-		return NULL;
-	}
-	value = defGetString(def);
 	if (KdbIsDefaultValue(value) || pg_strcasecmp(value, LAST_UPDATE) == 0)
 		return NULL;
 	if (!find_kind(value, &kind))
@@ -83,31 +71,14 @@ normal_value(DefElem *def, bool reset)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid value for parameter \"%s\": \"%s\"", COLUMN_MERGE_SQL, value),
 				 errhint("Valid values are: %s, delta, max, min, default.", LAST_UPDATE)));
-	return (Node *) makeString(pstrdup(kind_names[kind]));
+	return kind_names[kind];
 }
 
 /* See options.h. */
 List *
 KdbNormaliseColumnOptions(List *defs, bool reset)
 {
-	List	   *result = NIL;
-	ListCell   *lc;
-
-	foreach(lc, defs)
-	{
-		DefElem    *def = lfirst_node(DefElem, lc);
-
-		if (strcmp(def->defname, COLUMN_MERGE) != 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("unrecognized parameter \"%s.%s\" of a column", KDB_LABEL_PROVIDER, def->defname),
-					 errhint("The parameters of name space \"%s\" are: %s.",
-							 KDB_LABEL_PROVIDER, COLUMN_MERGE_SQL)));
-		KdbCheckNotGiven(result, def);
-		result = lappend(result,
-						 makeDefElem(pstrdup(def->defname), normal_value(def, reset), def->location));
-	}
-	return result;
+	return KdbNormaliseParameters(defs, reset, COLUMN_MERGE, normal_value);
 }
 
 static KdbColumnMerge *

@@ -74,9 +74,8 @@ KdbLocalNodeAt(TimestampTz when)
 	return former_identity;
 }
 
-/* See node.h. */
-uint64
-KdbNodeIncarnation(void)
+static uint64
+incarnation(void)
 {
 	uint64		key[2] = {(uint64) PgStartTime, (uint64) PostmasterPid};
 
@@ -92,6 +91,6 @@ KdbShowNode(void)
 	buffer[0] = '\0';
 	if (OidIsValid(MyDatabaseId))
 		snprintf(buffer, sizeof(buffer), UINT64_FORMAT "/" UINT64_FORMAT,
-				 KdbLocalNodeIdentity(), KdbNodeIncarnation());
+				 KdbLocalNodeIdentity(), incarnation());
 	return buffer;
 }

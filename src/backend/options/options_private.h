@@ -8,6 +8,7 @@
  *	table_options.c			tables
  *	column_options.c		columns: what is merged
  *	column_checks.c			what may be merged
+ *	parameters.c			those of tables and columns in SQL
  *	origin_id.c				replication_origin_id in pg_replication_origin
  */
 #ifndef OPTIONS_PRIVATE_H
@@ -25,8 +26,14 @@ extern char *KdbOptionsToLabel(List *options);
 extern void KdbSubscriptionOptionsChanged(Oid subid);	/* subscription_options.c */
 extern void KdbTableOptionsChanged(Oid relid);	/* table_options.c */
 
-/* table_options.c: raise an error if the list has the option already. */
-extern void KdbCheckNotGiven(List *options, DefElem *def);
+/* A parameter's value in normal form; NULL if it asks for the default. */
+typedef const char *(*KdbNormalValue) (const char *value);
+
+/*
+ * parameters.c: the list with values in normal form, which are NULL for RESET and for
+ * defaults.  Raises an error if it has anything but the parameter of that name, once.
+ */
+extern List *KdbNormaliseParameters(List *defs, bool reset, const char *name, KdbNormalValue normal_value);
 
 /*
  * subscription_values.c.  Each reads one value and raises an error that names

@@ -14,9 +14,7 @@
 #include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
-#include "commands/defrem.h"
 #include "commands/seclabel.h"
-#include "nodes/makefuncs.h"
 #include "nodes/value.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
@@ -27,63 +25,19 @@
 #define TABLE_RESOLUTION	"conflict_resolution"
 #define TABLE_RESOLUTION_SQL	"krahodb." TABLE_RESOLUTION
 
-/* See options_private.h. */
-void
-KdbCheckNotGiven(List *options, DefElem *def)
+/* The value in normal form; NULL if it asks for the default. */
+static const char *
+normal_value(const char *value)
 {
-	ListCell   *lc;
-
-	foreach(lc, options)
-	{
-		if (strcmp(((DefElem *) lfirst(lc))->defname, def->defname) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("parameter \"%s.%s\" specified more than once",
-							KDB_LABEL_PROVIDER, def->defname)));
-	}
-}
-
-/* The value of an option in normal form; NULL if it asks for the default. */
-static Node *
-normal_value(DefElem *def, bool reset)
-{
-	char	   *value;
-
-	if (reset)
-	{
-		if (def->arg != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_SYNTAX_ERROR),
-					 errmsg("RESET must not include values for parameters")));
-		return NULL;
-	}
-	value = defGetString(def);
 	if (KdbIsDefaultValue(value))
 		return NULL;
-	return (Node *) makeString(pstrdup(KdbResolverName(KdbReadGeneralResolver(TABLE_RESOLUTION_SQL, value))));
+	return KdbResolverName(KdbReadGeneralResolver(TABLE_RESOLUTION_SQL, value));
 }
 
 List *
 KdbNormaliseTableOptions(List *defs, bool reset)
 {
-	List	   *result = NIL;
-	ListCell   *lc;
-
-	foreach(lc, defs)
-	{
-		DefElem    *def = lfirst_node(DefElem, lc);
-
-		if (strcmp(def->defname, TABLE_RESOLUTION) != 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("unrecognized parameter \"%s.%s\"", KDB_LABEL_PROVIDER, def->defname),
-					 errhint("The parameters of name space \"%s\" are: %s.",
-							 KDB_LABEL_PROVIDER, TABLE_RESOLUTION_SQL)));
-		KdbCheckNotGiven(result, def);
-		result = lappend(result,
-						 makeDefElem(pstrdup(def->defname), normal_value(def, reset), def->location));
-	}
-	return result;
+	return KdbNormaliseParameters(defs, reset, TABLE_RESOLUTION, normal_value);
 }
 
 void

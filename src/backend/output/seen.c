@@ -41,6 +41,7 @@
 #include "catalog/pg_subscription_rel.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "storage/procarray.h"
 #include "utils/inval.h"
@@ -95,11 +96,11 @@ forget_tables(Datum arg, int cacheid, uint32 hashvalue)
 	tables_known = false;
 }
 
-/* Needs a catalog snapshot. */
+/* Needs a catalog snapshot, and the lock. */
 static bool
 all_tables_synchronised(void)
 {
-	Relation	rel = table_open(SubscriptionRelRelationId, AccessShareLock);
+	Relation	rel = table_open(SubscriptionRelRelationId, NoLock);
 	SysScanDesc scan = systable_beginscan(rel, InvalidOid, false, NULL, 0, NULL);
 	HeapTuple	tuple;
 	bool		result = true;
@@ -115,7 +116,12 @@ all_tables_synchronised(void)
 	return result;
 }
 
-/* Look at the tables again if they have changed; needs a catalog snapshot. */
+/*
+ * Look at the tables again if they have changed; needs a catalog snapshot.  ALTER
+ * SUBSCRIPTION ... REFRESH keeps the catalog locked while it talks to another node, which
+ * may do the same and wait for this walsender to end; and who waits for a lock does not
+ * notice that his client has gone.  So nobody is waited for: nothing is sure then.
+ */
 static void
 check_tables(KdbOutputSeen *seen)
 {
@@ -123,6 +129,11 @@ check_tables(KdbOutputSeen *seen)
 
 	if (tables_known)
 		return;
+	if (!ConditionalLockRelationOid(SubscriptionRelRelationId, AccessShareLock))
+	{
+		seen->changed = true;
+		return;
+	}
 	tables_known = true;
 	tables_synchronised = all_tables_synchronised();
 	if (tables_synchronised != before)

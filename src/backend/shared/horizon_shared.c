@@ -4,6 +4,18 @@
  *
  * Below apply/, which reports its progress there, and horizon/, which computes
  * the horizon.
+ *
+ * THE HORIZON OUTLIVES THE SERVER.  Once it has been said, others have forgotten
+ * things by it: vacuum rows, the store of version records generations, and a merged
+ * column's history is cut by it.  Were it unknown or earlier after a crash, what is left
+ * would be taken for all there was.  So it is in a file, krahodb/horizon, before
+ * anybody can read it in shared memory, and is known from the server's start.  That it
+ * is true of what the server has after a crash is so because changes are counted only
+ * once they are flushed.
+ *
+ * It belongs to a node: a copy of the data directory that becomes another one begins
+ * without.  A promoted standby goes on with the one of its base backup, which is true
+ * of what it has replayed, and early.
  */
 #include "postgres.h"
 
@@ -17,6 +29,24 @@
 #include "utils/timestamp.h"
 
 #include "krahodb/horizon_shared.h"
+#include "krahodb/node.h"
+
+#include "state_file.h"
+
+typedef struct FileEntry
+{
+	uint64		salt;			/* of the node */
+	TimestampTz horizon;
+} FileEntry;
+
+static const KdbStateFile state_file = {
+	.name = "horizon",
+	.magic = 0x4b44485a,		/* KDHZ */
+	.version = 1,
+	.max_entries = 1,
+	.entry_size = sizeof(FileEntry),
+	.removal_hint = "the retention horizon is then unknown until all peers have answered.",
+};
 
 KdbHorizonShared *KdbHorizon = NULL;
 
@@ -54,6 +84,35 @@ KdbHorizonRequestShared(void)
 	RequestNamedLWLockTranche("KrahoDB horizon", 1);
 }
 
+static uint64
+current_salt(void)
+{
+	return KdbNodeSaltAt(DT_NOEND);
+}
+
+/* What the file says; 0 if nothing, or of another node. */
+static TimestampTz
+stored_horizon(void)
+{
+	uint32		count;
+	FileEntry  *entry = KdbStateFileRead(&state_file, &count);
+	TimestampTz horizon = 0;
+
+	if (count > 0 && entry->salt == current_salt())
+		horizon = entry->horizon;
+	pfree(entry);
+	return horizon;
+}
+
+/* See horizon_shared.h. */
+void
+KdbHorizonStore(TimestampTz horizon)
+{
+	FileEntry	entry = {current_salt(), horizon};
+
+	KdbStateFileWrite(&state_file, &entry, 1);
+}
+
 /* See horizon_shared.h. */
 void
 KdbHorizonStartShared(void)
@@ -64,10 +123,11 @@ KdbHorizonStartShared(void)
 	if (found)
 		return;
 	memset(KdbHorizon, 0, total_size());
-	pg_atomic_init_u64(&KdbHorizon->time, 0);
+	pg_atomic_init_u64(&KdbHorizon->time, (uint64) stored_horizon());
 	pg_atomic_init_u64(&KdbHorizon->asked_at, 0);
 	pg_atomic_init_u32(&KdbHorizon->holders, 0);
 	pg_atomic_init_u32(&KdbHorizon->moving, 0);
+	pg_atomic_init_u32(&KdbHorizon->measured, 0);
 	KdbHorizon->lock = &GetNamedLWLockTranche("KrahoDB horizon")->lock;
 	KdbHorizon->max_peers = max_peers();
 	KdbHorizon->peers = (KdbSharedPeer *) ((char *) KdbHorizon + peers_offset());
@@ -141,5 +201,7 @@ KdbHorizonHold(void)
 	/* Nobody's changes come here: nothing is older than now. */
 	if (is_without_peers())
 		return GetCurrentTimestamp();
+	if (pg_atomic_read_u32(&KdbHorizon->measured) == 0)
+		return 0;
 	return KdbHorizonTimestamp();
 }

@@ -11,7 +11,7 @@
  * So who brings such rows notes it here before they are committed.  A transaction
  * that has seen them commits later, so a walsender that sends it finds the note,
  * whenever it looks.  That must hold after a crash too: the file
- * krahodb/seen_ahead (state_file.h) is written before KdbSeenAhead returns.
+ * krahodb/seen_ahead (state_file.h) is written before KdbSeenAheadOfOrigin returns.
  *
  * A note is obsolete when the node's stream has passed it: then each walsender
  * either reads commits of it beyond the note before what it sends, or starts with
@@ -112,8 +112,8 @@ lookup(uint64 node, RepOriginId origin)
 	return lsn;
 }
 
-XLogRecPtr
-KdbSeenAheadNode(uint64 node)
+static XLogRecPtr
+lookup_node(uint64 node)
 {
 	return node == 0 ? InvalidXLogRecPtr : lookup(node, InvalidRepOriginId);
 }
@@ -121,7 +121,7 @@ KdbSeenAheadNode(uint64 node)
 XLogRecPtr
 KdbSeenAheadOrigin(RepOriginId origin)
 {
-	return Max(lookup(0, origin), KdbSeenAheadNode(KdbOriginNode(origin)));
+	return Max(lookup(0, origin), lookup_node(KdbOriginNode(origin)));
 }
 
 uint64
@@ -207,10 +207,10 @@ raise_entry(uint64 node, RepOriginId origin, XLogRecPtr lsn)
 	pfree(entries);
 }
 
-void
-KdbSeenAhead(uint64 node, XLogRecPtr lsn)
+static void
+raise_node(uint64 node, XLogRecPtr lsn)
 {
-	if (node == 0 || lsn <= KdbSeenAheadNode(node) || lsn <= KdbNodeProgress(node, false))
+	if (node == 0 || lsn <= lookup_node(node) || lsn <= KdbNodeProgress(node, false))
 		return;
 	raise_entry(node, InvalidRepOriginId, lsn);
 }
@@ -235,7 +235,7 @@ KdbSeenKeepProgress(RepOriginId origin)
 	XLogRecPtr	progress = replorigin_get_progress(origin, true);
 	XLogRecPtr	lsn = Max(progress, lookup(0, origin));
 
-	if (node != 0 && lsn > KdbSeenAheadNode(node))
+	if (node != 0 && lsn > lookup_node(node))
 		raise_entry(node, InvalidRepOriginId, lsn);
 }
 
@@ -292,7 +292,7 @@ KdbSeenAheadFromText(const char *text, uint64 own_node)
 			break;
 		p = *end == ' ' ? end + 1 : end;
 		if (node != own_node)
-			KdbSeenAhead(node, lsn);
+			raise_node(node, lsn);
 	}
 	if (*p != '\0')
 		ereport(ERROR,

@@ -48,6 +48,7 @@ typedef struct StartTime
 {
 	Oid			relid;			/* hash key */
 	TimestampTz started;
+	int			starts;
 } StartTime;
 
 static HTAB *start_times = NULL;
@@ -68,9 +69,13 @@ may_start(Oid relid)
 	}
 
 	entry = hash_search(start_times, &relid, HASH_ENTER, &found);
-	if (found && !TimestampDifferenceExceeds(entry->started, now, wal_retrieve_retry_interval))
+	if (!found)
+		entry->starts = 0;
+	else if (!TimestampDifferenceExceeds(entry->started, now,
+										 Max(wal_retrieve_retry_interval, KdbRetryPause(entry->starts))))
 		return false;
 	entry->started = now;
+	entry->starts++;
 	return true;
 }
 

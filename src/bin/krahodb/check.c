@@ -7,13 +7,10 @@
  * it, the item says so instead of guessing.
  */
 #include <ctype.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tool.h"
-
-#define CONNECT_TIMEOUT		"10"	/* seconds, unless the user says otherwise */
 
 #define WAL_WRITER_DELAY_LIMIT	10	/* ms */
 
@@ -36,30 +33,6 @@ print_help(void)
 		 "\n"
 		 "Prints one line per item: \"name ... ok\", or \"name ... MISSING: what; what to do\".\n"
 		 "Exit codes: 0 nothing is missing, 1 wrong usage, 2 no connection, 3 something is missing.");
-}
-
-PGresult *
-KdbQuery(PGconn *conn, const char *query)
-{
-	PGresult   *result = PQexec(conn, query);
-
-	if (PQresultStatus(result) == PGRES_TUPLES_OK)
-		return result;
-	KdbDie(PQstatus(conn) == CONNECTION_BAD ? KDB_EXIT_CONNECTION : KDB_EXIT_USAGE,
-		   "query failed: %s", PQerrorMessage(conn));
-}
-
-/* The first column of the first row; NULL if there is none. */
-char *
-KdbQueryValue(PGconn *conn, const char *query)
-{
-	PGresult   *result = KdbQuery(conn, query);
-	char	   *value = NULL;
-
-	if (PQntuples(result) > 0 && !PQgetisnull(result, 0, 0))
-		value = KdbFormat("%s", PQgetvalue(result, 0, 0));
-	PQclear(result);
-	return value;
 }
 
 /* A setting; NULL if the server does not know it or hides it from this role. */
@@ -193,21 +166,14 @@ check_launcher(KdbFindings *findings, PGconn *conn)
 static PGconn *
 connect_server(KdbFindings *findings, const char *conninfo)
 {
-	const char *keywords[] = {"connect_timeout", "dbname", "fallback_application_name", "client_encoding", NULL};
-	const char *values[] = {getenv("PGCONNECT_TIMEOUT") ? NULL : CONNECT_TIMEOUT, conninfo, "krahodb", "UTF8", NULL};
-	PGconn	   *conn = PQconnectdbParams(keywords, values, 1);
 	char	   *error;
+	PGconn	   *conn = KdbConnect(conninfo, &error);
 
-	if (PQstatus(conn) == CONNECTION_OK)
-	{
+	if (conn != NULL)
 		KdbFound(findings, "connection", NULL);
-		PQclear(PQexec(conn, "SET search_path = ''"));
-		return conn;
-	}
-	error = KdbFormat("%s", PQerrorMessage(conn));
-	error[strcspn(error, "\n")] = '\0';
-	KdbMissing(findings, "connection", NULL, error, "start the server, or correct the connection string");
-	return NULL;
+	else
+		KdbMissing(findings, "connection", NULL, error, "start the server, or correct the connection string");
+	return conn;
 }
 
 static void
@@ -228,33 +194,11 @@ check_server(KdbFindings *findings, PGconn *conn)
 KdbExitCode
 KdbCheckCommand(int argc, char **argv)
 {
-	static const struct option long_options[] = {
-		{"json", no_argument, NULL, 'j'},
-		{"help", no_argument, NULL, 'h'},
-		{NULL, 0, NULL, 0}
-	};
 	static KdbFindings findings;
-	bool		json = false;
-	PGconn	   *conn;
-	int			c;
+	bool		json;
+	const char *conninfo = KdbReadArguments(argc, argv, print_help, &json);
+	PGconn	   *conn = connect_server(&findings, conninfo);
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1)
-	{
-		if (c == 'j')
-			json = true;
-		else if (c == 'h' || optopt == '?')
-		{
-			print_help();
-			return KDB_EXIT_OK;
-		}
-		else
-			KdbDie(KDB_EXIT_USAGE, "unknown option \"%s\"; try \"krahodb check --help\"", argv[optind - 1]);
-	}
-	if (argc - optind > 1)
-		KdbDie(KDB_EXIT_USAGE, "too many arguments; put a connection string with blanks in quotes");
-
-	conn = connect_server(&findings, optind < argc ? argv[optind] : NULL);
 	if (conn != NULL)
 		check_server(&findings, conn);
 	KdbPrintFindings(&findings, "check", json);

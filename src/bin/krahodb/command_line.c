@@ -3,6 +3,7 @@
  *		Messages, strings and neighbours of the krahodb tool.
  */
 #include <errno.h>
+#include <getopt.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,4 +71,33 @@ KdbSiblingProgram(const char *name)
 	self[length] = '\0';
 	*strrchr(self, '/') = '\0';
 	return KdbFormat("%s/%s", self, name);
+}
+
+const char *
+KdbReadArguments(int argc, char **argv, void (*print_help) (void), bool *json)
+{
+	static const struct option long_options[] = {
+		{"json", no_argument, NULL, 'j'},
+		{"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0}
+	};
+	int			c;
+
+	*json = false;
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1)
+	{
+		if (c == 'j')
+			*json = true;
+		else if (c == 'h' || optopt == '?')
+		{
+			print_help();
+			exit(KDB_EXIT_OK);
+		}
+		else
+			KdbDie(KDB_EXIT_USAGE, "unknown option \"%s\"; try \"krahodb %s --help\"", argv[optind - 1], argv[0]);
+	}
+	if (argc - optind > 1)
+		KdbDie(KDB_EXIT_USAGE, "too many arguments; put a connection string with blanks in quotes");
+	return optind < argc ? argv[optind] : NULL;
 }

@@ -15,6 +15,9 @@ static const KdbCommand commands[] = {
 	{"init", "[INITDB-OPTION]... [DATADIR]",
 		"create a cluster with KrahoDB's settings (runs KrahoDB's initdb)",
 	KdbInitCommand},
+	{"status", "[--json] [CONNINFO]",
+		"show the subscriptions of a database and the progress of initial copies",
+	KdbStatusCommand},
 };
 
 #define NCOMMANDS	(sizeof(commands) / sizeof(commands[0]))

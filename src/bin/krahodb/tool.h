@@ -34,6 +34,7 @@ typedef struct KdbCommand
 
 extern KdbExitCode KdbCheckCommand(int argc, char **argv);
 extern KdbExitCode KdbInitCommand(int argc, char **argv);
+extern KdbExitCode KdbStatusCommand(int argc, char **argv);
 
 /* command_line.c: messages and strings */
 extern void KdbWarn(const char *fmt,...) __attribute__((format(printf, 1, 2)));
@@ -42,6 +43,12 @@ extern char *KdbFormat(const char *fmt,...) __attribute__((format(printf, 1, 2))
 
 /* The program of that name in the directory of this one. */
 extern char *KdbSiblingProgram(const char *name);
+
+/*
+ * Read the arguments [--json] [CONNINFO] of a command; returns the latter, or NULL.
+ * Ends the tool after --help, or if they are wrong.
+ */
+extern const char *KdbReadArguments(int argc, char **argv, void (*print_help) (void), bool *json);
 
 /* json.c: a quoted and escaped JSON string; NULL gives null. */
 extern void KdbJsonString(FILE *out, const char *string);
@@ -73,7 +80,13 @@ extern void KdbMissing(KdbFindings *findings, const char *name, const char *valu
 					   const char *missing, const char *action);
 extern void KdbPrintFindings(const KdbFindings *findings, const char *command, bool json);
 
-/* check.c: queries of the check; these end the tool if the query fails. */
+/* connection.c: NULL with the reason, one line, if the server cannot be reached */
+extern PGconn *KdbConnect(const char *conninfo, char **error);
+
+/*
+ * Queries; these end the tool if the query fails.  The value is the first column of the
+ * first row, or NULL.
+ */
 extern PGresult *KdbQuery(PGconn *conn, const char *query);
 extern char *KdbQueryValue(PGconn *conn, const char *query);
 

@@ -99,8 +99,9 @@ typedef struct KdbLauncherShared
 extern KdbLauncherShared *KdbLauncherAttach(void);
 
 /*
- * Apply workers that ended because of something that passes (a deadlock) are
- * started again without waiting for wal_retrieve_retry_interval.
+ * Apply workers that ended by an error have a time of their own at which they are
+ * started again: at once after something that passes (a deadlock), and not before
+ * wal_retrieve_retry_interval otherwise.
  */
 typedef enum KdbRetryState
 {
@@ -110,6 +111,12 @@ typedef enum KdbRetryState
 } KdbRetryState;
 
 extern KdbRetryState KdbRetryAsk(Oid subid, long *wait);
+
+/*
+ * The least pause, in milliseconds, before a worker is started again that has failed so
+ * often in succession; wal_retrieve_retry_interval may be longer.
+ */
+extern int	KdbRetryPause(int failures);
 
 /*
  * How far the stream of a subscription has come, as its apply worker said last

@@ -71,10 +71,12 @@ typedef struct KdbSharedPeer
 
 typedef struct KdbHorizonShared
 {
-	pg_atomic_uint64 time;		/* the horizon, a TimestampTz; 0 until known */
+	pg_atomic_uint64 time;		/* the horizon, a TimestampTz; 0 until first known */
 	pg_atomic_uint64 asked_at;	/* when a peer wanted to know how far we are, TimestampTz */
 	pg_atomic_uint32 holders;	/* sessions that keep it where it is */
 	pg_atomic_uint32 moving;	/* the worker is moving it and the slot */
+	pg_atomic_uint32 measured;	/* since the server started, all peers' frontiers have been
+								 * known, and are shown below */
 	Latch	   *latch;			/* of the horizon worker, NULL if none runs */
 
 	LWLock	   *lock;			/* of what follows */
@@ -95,20 +97,24 @@ extern KdbHorizonShared *KdbHorizon;
 extern void KdbHorizonRequestShared(void);
 extern void KdbHorizonStartShared(void);
 
+/* Have the server start with this horizon next time; durable when it returns. */
+extern void KdbHorizonStore(TimestampTz horizon);
+
 /* Have the horizon worker look at everything again, if one runs. */
 extern void KdbHorizonWake(void);
 
 /*
  * Keep the horizon, and what vacuum keeps for it, where they are, until Release or
- * the end of the session; returns it.  0: it is not known.
+ * the end of the session; returns it.  0: it is not known, or it is not known since the
+ * server started what it consists of.
  */
 extern TimestampTz KdbHorizonHold(void);
 extern void KdbHorizonRelease(void);
 
 /*
  * The horizon.  Versions with a timestamp at or before it can be forgotten.  0
- * if it is not known, which it is not for some seconds after the server has
- * started.  Never goes back while the server runs.  Any process, no locks.
+ * if it has never been known.  Never goes back, also not by a restart or a crash.  Any
+ * process, no locks.
  */
 static inline TimestampTz
 KdbHorizonTimestamp(void)

@@ -11,9 +11,6 @@
 
 #include "postgres.h"
 
-/* Is this the postmaster loading shared_preload_libraries, or a child of one that did? */
-extern bool KdbPreloaded(void);
-
 /* Rewrite the engine's launcher entry in BackgroundWorkerList (launcher/). */
 extern void KdbLauncherInit(void);
 extern PGDLLEXPORT void KdbLauncherMain(Datum main_arg);

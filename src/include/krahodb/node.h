@@ -24,10 +24,10 @@ extern uint64 KdbNodeIdentityOf(Oid dbid);
  */
 extern uint64 KdbLocalNodeAt(TimestampTz when);
 
-/* A number for this run of the server: two servers never have the same. */
-extern uint64 KdbNodeIncarnation(void);
-
-/* Show hook of krahodb.node: "identity/incarnation", decimal; empty without a database. */
+/*
+ * Show hook of krahodb.node: "identity/incarnation", decimal; empty without a database.
+ * The incarnation is a number for this run of the server: two servers never have the same.
+ */
 extern const char *KdbShowNode(void);
 
 /* ---- the cluster's part, shared/node_state.c ---- */

@@ -67,13 +67,11 @@ extern void KdbSeenMark(RepOriginId origin, TimestampTz now);
 /* ---- ahead of the streams; shared/seen_ahead.c ---- */
 
 /*
- * Rows of the node, as they stood at lsn of its stream, are about to be written
- * here although its stream has not been applied so far.  To be called before they
- * are committed; durable when it returns.  Cheap if it is known already.
+ * Rows of the publisher of an origin, as they stood at lsn of its stream, are about to be
+ * written here although its stream has not been applied so far.  To be called before
+ * they are committed; durable when it returns.  Cheap if it is known already.  The
+ * identity of the publisher may not be known.
  */
-extern void KdbSeenAhead(uint64 node, XLogRecPtr lsn);
-
-/* The same for the publisher of an origin, whose identity may not be known. */
 extern void KdbSeenAheadOfOrigin(RepOriginId origin, XLogRecPtr lsn);
 
 /* The origin is about to be dropped or to stand for another node. */
@@ -87,13 +85,11 @@ extern char *KdbSeenText(uint64 own_node);
 
 /*
  * What another node that rows are fetched or copied from had seen, as its SHOW
- * krahodb.seen says after they were read: note it as by KdbSeenAhead.  own_node is
- * left out.
+ * krahodb.seen says after they were read: noted in the same way.  own_node is left out.
  */
 extern void KdbSeenAheadFromText(const char *text, uint64 own_node);
 
-/* The greatest lsn of the node or the origin that was noted; 0 if none. */
-extern XLogRecPtr KdbSeenAheadNode(uint64 node);
+/* The greatest lsn of the origin or its node that was noted; 0 if none. */
 extern XLogRecPtr KdbSeenAheadOrigin(RepOriginId origin);
 
 /* A counter that changes with what was noted. */

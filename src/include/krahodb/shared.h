@@ -14,7 +14,8 @@ typedef struct KdbRetryEntry
 {
 	Oid			subid;			/* InvalidOid: free */
 	bool		due;
-	int			attempts;
+	int			attempts;		/* of what passes, to be tried again promptly */
+	int			failures;		/* of any other kind, without a transaction in between */
 	TimestampTz not_before;
 } KdbRetryEntry;
 

@@ -24,7 +24,7 @@ typedef struct KdbPublisher
 	int			krahodb_version;	/* KRAHODB_VERSION_NUM, 0 if stock */
 	bool		plugin_allowed; /* krahodb_output may be used there (output_plugin_libraries) */
 	uint64		node;			/* identity of the database; 0 if stock */
-	uint64		incarnation;	/* of the server, see KdbNodeIncarnation; 0 if stock */
+	uint64		incarnation;	/* of the server, see KdbShowNode; 0 if stock */
 } KdbPublisher;
 
 /*
@@ -113,6 +113,13 @@ extern KdbStreamConnectCallback KdbStreamSetConnectCallback(KdbStreamConnectCall
  */
 extern List *KdbStreamQuery(WalReceiverConn *conn, const char *query,
 							int ncolumns, const char *what);
+
+/*
+ * Values that are sent as text outside of a stream are read and written with the same
+ * settings on both sides, whatever the session has.  Returns the level for
+ * AtEOXact_GUC, which ends that.
+ */
+extern int	KdbStreamTextFormats(void);
 
 /* Wrap WalReceiverFunctions; once, from _PG_init. */
 extern void KdbStreamInit(void);

@@ -17,6 +17,9 @@
  *	MERGED	a write of version "version" has contributed these values to the merged
  *			columns of the key; and what the heap shows of the transaction of
  *			version "shown" is no contribution by itself
+ *	SEALED	what transactions of the versions in its image have contributed to the
+ *			merged columns of the key is in MERGED records of the transaction of
+ *			version "shown" as well, and these count instead
  *
  * Records are only added.  Of several that apply the greatest version counts, as
  * versions of a key only grow.  TRUTH and KILLED apply only while the heap shows
@@ -41,7 +44,8 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_DEAD = 'd',
 	KDB_RECORD_CLAIM = 'c',
 	KDB_RECORD_FLOOR = 'f',
-	KDB_RECORD_MERGED = 'm'
+	KDB_RECORD_MERGED = 'm',
+	KDB_RECORD_SEALED = 's'
 } KdbVersionRecordKind;
 
 /*
@@ -65,9 +69,9 @@ typedef struct KdbVersionRecord
 {
 	KdbVersionRecordKind kind;
 	KdbVersion	version;
-	KdbVersion	shown;			/* TRUTH, KILLED, MERGED */
+	KdbVersion	shown;			/* TRUTH, KILLED, MERGED, SEALED */
 	bool		own;			/* written by the current transaction */
-	bytea	   *merged;			/* MERGED: in a format of the writer's own */
+	bytea	   *merged;			/* MERGED, SEALED: in a format of the writer's own */
 } KdbVersionRecord;
 
 /* Can versions be recorded in this database?  Cheap. */
@@ -92,6 +96,12 @@ extern bool KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known);
 extern void KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record,
 								const KdbRecordedKey *key, Oid index,
 								const KdbRecordedKey *claimed);
+
+/*
+ * Wait for the transaction that has called this for the key, if one runs, and have
+ * others wait until this one ends.
+ */
+extern void KdbVersionRecordsLock(Oid relid, const KdbRecordedKey *key);
 
 /*
  * Call back for each record of the key, CLAIM excepted.  Waits for transactions

@@ -14,8 +14,9 @@
 #
 # Environment: BENCH_ROUNDS (5); BENCH_CONTENDERS, a list of names, to leave out
 # some; BENCH_SETTINGS=initdb: the servers as initdb leaves them, but for wal_level;
-# BENCH_OPTIONS: more options of the KrahoDB subscriptions.  Each file has its own
-# for the amount of work.
+# BENCH_OPTIONS: more options of the KrahoDB subscriptions; BENCH_PERF=directory: a
+# profile (perf record -g) of the apply workers in each drain, into a file of its own
+# there.  Each file has its own for the amount of work.
 
 package KrahoDB::Bench;
 
@@ -23,6 +24,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use IPC::Run;
 use List::Util qw(min max);
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -72,6 +74,7 @@ $engine =~ s{/bin/?$}{};
 
 my @contenders;
 my %held;						# pids of stopped walsenders
+my $profiles = 0;				# so many have been made
 my @figures;					# [workload, unit, better, contender, value] in order
 
 # A number that the environment may change: setting('ROWS', 1_000_000).
@@ -250,7 +253,19 @@ sub apply_workers
 {
 	my ($c) = @_;
 	return split ' ', $c->{subscriber}->safe_psql('postgres',
-		"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%worker%' OR backend_type LIKE 'pglogical apply%'");
+		"SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE backend_type LIKE 'logical replication%worker%' OR backend_type = 'logical replication lane' OR backend_type LIKE 'pglogical apply%'");
+}
+
+# A running perf of these processes, if that is wanted.
+sub start_profile
+{
+	my ($c, @pids) = @_;
+	my $dir = setting('PERF', '') or return;
+	my $file = sprintf('%s/%03d-%s.data', $dir, ++$profiles, $c->{name});
+	my ($out, $err) = ('', '');
+
+	return IPC::Run::start([ 'perf', 'record', '-q', '-g', '-F', 1500, '-o', $file, '-p', join(',', @pids) ],
+		'>', \$out, '2>', \$err);
 }
 
 # Seconds until the subscriber has what $work has done at the publisher, from the
@@ -267,13 +282,20 @@ sub drain
 	my $n = set_marker($c);
 	$c->{$_}->safe_psql('postgres', 'CHECKPOINT') foreach qw(publisher subscriber);
 	my @workers = apply_workers($c);
+	my $profile = start_profile($c, @workers);
 	my @cpu = (cpu_seconds($pid), cpu_seconds(@workers));
 	my $start = time;
 	kill('CONT', $pid);
 	delete $held{$pid};
 	wait_for_marker($c, $n);
 	my $elapsed = time - $start;
+	@workers = apply_workers($c);	# some may have been started
 	$c->{cpu} = [ cpu_seconds($pid) - $cpu[0], cpu_seconds(@workers) - $cpu[1] ];
+	if ($profile)
+	{
+		$profile->signal('INT');
+		$profile->finish;
+	}
 	return $elapsed;
 }
 

@@ -1,35 +1,15 @@
 #
-# A backlog of small transactions: pgbench's TPC-B, from the release of the walsender
-# to applied.
+# A backlog of small transactions: pgbench's TPC-B.
 #
-# Environment: BENCH_TRANSACTIONS (60000), BENCH_SCALE (10), and that of
-# KrahoDB::Bench.
+# Environment: that of KrahoDB::Tpcb.
 #
 use strict;
 use warnings;
 
 use KrahoDB::Bench;
+use KrahoDB::Tpcb;
 use Test::More;
 
-my $transactions = setting('TRANSACTIONS', 60_000);
-my $scale = setting('SCALE', 10);
-
-sub schema { run_pgbench($_[0], qw(-i -q -s), $scale); }
-
-contender(name => $_, schema => \&schema) foreach wanted_contenders();
-rounds(
-	sub {
-		my ($round) = @_;
-		in_turns($round, "backlog of $transactions TPC-B", 's', 'less',
-			sub {
-				drain($_[0],
-					sub {
-						run_pgbench($_[0]{publisher}, qw(-n -c 2 -j 2 -t), int($transactions / 2),
-							"--random-seed=$round");
-					});
-			});
-		vacuum_all();
-	});
-check_equal(qw(pgbench_accounts pgbench_tellers pgbench_branches pgbench_history));
-bench_report();
+contender(name => $_, schema => \&tpcb_schema) foreach wanted_contenders();
+tpcb_backlog();
 done_testing();

@@ -16,6 +16,7 @@ my $conf = <<'EOF';
 log_statement = none
 restart_after_crash = on
 max_connections = 60
+max_worker_processes = 30
 max_prepared_transactions = 40
 shared_buffers = 16MB
 max_wal_size = 1GB

@@ -15,13 +15,16 @@ use Time::HiRes qw(usleep time);
 
 my $clock_range = 1.5;	# seconds ahead or behind
 
-my $apply_workers = 'SELECT pid FROM pg_stat_subscription WHERE pid IS NOT NULL';
+# Whatever applies: workers, and their lanes.
+my $apply_workers = q{SELECT pid FROM pg_stat_subscription WHERE pid IS NOT NULL
+	UNION SELECT pid FROM pg_stat_activity WHERE backend_type = 'logical replication lane'};
 my $walsenders = 'SELECT pid FROM pg_stat_replication';
 my $backends = q{SELECT pid FROM pg_stat_activity WHERE application_name = 'chaos'};
 
-# Points in the apply worker where it fails, is killed, or is held up; see krahodb/fault.h.
+# Points in apply workers and lanes where they fail, are killed, or are held up; see krahodb/fault.h.
 my @points = qw(apply_begin apply_change apply_before_commit apply_after_commit apply_before_feedback spool_write
-  converge_insert converge_inserted converge_overwrite converge_bury converge_buried converge_claim converge_claimed);
+  converge_insert converge_inserted converge_overwrite converge_bury converge_buried converge_claim converge_claimed
+  leader_before_append lane_begin lane_before_turn lane_at_turn lane_end lane_gives_way);
 
 # Weight of each fault, what it does, and, if it lasts, what ends it.  They get the
 # mesh and the entry of the schedule, and return undef if there was nothing to break.
@@ -99,8 +102,9 @@ sub new
 
 		$entry->{point} = sprintf '%s@%d=%s', $points[ int $self->random(scalar @points) ], 1 + $self->random(50),
 		  (qw(error kill wait))[ int $self->random(3) ];
-		$entry->{options} = sprintf 'streaming = %s, binary = %s, compression = %s',
-		  map({ $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2), (qw(off lz4 zstd))[ int $self->random(3) ];
+		$entry->{options} = sprintf 'streaming = %s, binary = %s, compression = %s, apply_workers = %d',
+		  map({ $self->random(2) < 1 ? 'on' : 'off' } 1 .. 2), (qw(off lz4 zstd))[ int $self->random(3) ],
+		  1 + $self->random(4);
 		$entry->{node} = $link->{node} if $name =~ /subscription/;
 		if ($name eq 'drift_clock')
 		{

@@ -162,6 +162,7 @@ sub check_quiet
 	my ($mesh) = @_;
 	my $errors = sub { $mesh->insist($_[0], 'SELECT coalesce(sum(apply_error_count), 0) FROM pg_stat_subscription_stats') };
 	my %before = map { $_->name => $errors->($_) } $mesh->nodes;
+	my $round = 50;
 
 	ok($mesh->quiesce(2), 'streams go on');
 	foreach my $node ($mesh->nodes)
@@ -169,7 +170,8 @@ sub check_quiet
 		my $name = $node->name;
 
 		is($errors->($node), $before{$name}, "no worker of $name fails");
-		is($mesh->insist($node, 'SELECT count(*) FROM pg_stat_subscription WHERE pid IS NULL'), 0, "all workers of $name run");
+		ok(wait_with_traffic($mesh, $node, 'SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NULL', \$round),
+			"all workers of $name run");
 		is($mesh->insist($node, 'SELECT count(*) FROM pg_prepared_xacts'), 0, "nothing is left prepared on $name");
 	}
 	return;
@@ -186,6 +188,22 @@ sub wait_with_traffic
 		return 0 if time > $until || !$mesh->quiesce(++$$round);
 	}
 	return 1;
+}
+
+# Dead rows of users' tables that VACUUM has to leave.  (The statistics of dead rows
+# are reported later.)
+sub kept_by_vacuum
+{
+	my ($mesh, $node) = @_;
+	my $tables = $mesh->insist($node,
+		"SELECT string_agg(format('%I.%I', schemaname, relname), ', ') FROM pg_stat_user_tables");
+	my ($out, $messages) = ('', '');
+	my $sum = 0;
+
+	$node->psql('postgres', "VACUUM (VERBOSE) $tables", stdout => \$out, stderr => \$messages) == 0
+	  or die "VACUUM failed: $messages";
+	$sum += $_ foreach $messages =~ /tuples: .* (\d+) are dead but not yet removable/g;
+	return $sum;
 }
 
 # The retention horizon passes what has been written, and then dead rows, and in a long
@@ -209,8 +227,7 @@ sub check_collected
 		ok(wait_with_traffic($mesh, $node,
 				'SELECT ' . join(' + ', map { "(SELECT count(*) FROM krahodb.version_records_$_)" } 1 .. 4) . ' = 0', \$round),
 			"no version records are left on $name") if $long;
-		$mesh->insist($node, 'VACUUM');
-		is($mesh->insist($node, 'SELECT sum(n_dead_tup) FROM pg_stat_user_tables'), 0, "no dead rows are left on $name");
+		is(kept_by_vacuum($mesh, $node), 0, "no dead rows are left on $name");
 	}
 	return;
 }

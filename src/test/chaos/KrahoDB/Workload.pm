@@ -4,8 +4,7 @@
 # (CHAOS_FEATURES).  Each has tables, rows to start with, and statements with
 # weights in the language of client.c.  Keys are few, so that nodes meet on them.
 #
-# DEFAULT is what ends equal on all nodes.  "merged" and "counted" do not yet when
-# servers are restarted and vacuumed: doc/conflicts.md says what goes wrong.
+# DEFAULT is what ends equal on all nodes: all of them.
 
 package KrahoDB::Workload;
 
@@ -17,7 +16,7 @@ use Exporter 'import';
 our @EXPORT = qw(workload_features workload_tables workload_schema workload_rows workload_checks workload_options workload_statements);
 
 our @DEFAULT = qw(plain composite partitioned full index wide bulk long delete keyupdate
-  unique deferred exclusion parts_unique savepoint prepare twophase toast);
+  unique deferred exclusion parts_unique savepoint prepare twophase toast merged counted);
 
 my $KEYS = 60;
 

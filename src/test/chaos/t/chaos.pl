@@ -44,7 +44,7 @@ sub options
 	my $n = $number + $seed;
 
 	return join ', ', 'streaming = ' . ($n % 2 ? 'on' : 'off'), 'binary = ' . ($n % 3 == 2 ? 'on' : 'off'),
-	  'compression = ' . (qw(off lz4 zstd))[ int($n / 2) % 3 ],
+	  'compression = ' . (qw(off lz4 zstd))[ int($n / 2) % 3 ], 'apply_workers = ' . (1, 3, 2, 4)[ int($n / 3) % 4 ],
 	  $two_phase && $n % 5 < 2 ? 'two_phase = on' : ();
 }
 

@@ -25,12 +25,13 @@ our @EXPORT = qw(
   is_equal_on
   arm_fault
   disarm_fault
+  reload_settings
   start_armed
   wait_until_down
-  start_to_crash
   start_after_kill
   slots_of
   pause_subscription
+  wait_horizon
 );
 
 my $settings = <<'EOF';
@@ -117,7 +118,7 @@ sub is_equal_on
 	return $results[0];
 }
 
-# Arm a fault point in postgresql.conf; in effect after a reload or (re)start.
+# Arm a fault point in postgresql.conf; in effect after reload_settings or a (re)start.
 sub arm_fault
 {
 	my ($node, $fault) = @_;
@@ -133,6 +134,26 @@ sub disarm_fault
 
 	$node->adjust_conf('postgresql.conf', 'krahodb.fault_point', undef);
 	return;
+}
+
+# Reload a node's settings.  When this returns, all of its processes have been told:
+# "pg_ctl reload" has only told the postmaster, and a worker may be faster than that.
+# A server that goes down by an armed fault meanwhile is as good.
+sub reload_settings
+{
+	my ($node) = @_;
+	my $before = $node->safe_psql('postgres', 'SELECT pg_conf_load_time()');
+	my $tries = 50 * $PostgreSQL::Test::Utils::timeout_default;
+
+	$node->reload;
+	while ($tries-- > 0)
+	{
+		my ($status, $loaded) = $node->psql('postgres', "SELECT pg_conf_load_time() > '$before'");
+
+		return if $status != 0 || $loaded eq 't';
+		usleep(20_000);
+	}
+	die 'timed out waiting for ' . $node->name . ' to reload its settings';
 }
 
 # Start a server that may be down again, by an armed fault, before pg_ctl or we have
@@ -165,24 +186,6 @@ sub wait_until_down
 	return;
 }
 
-# Start a node that an armed fault point brings down, maybe before pg_ctl is back: then
-# Cluster.pm misses the pid file and breaks the whole run off.
-sub start_to_crash
-{
-	my ($node) = @_;
-	my $pidfile = $node->data_dir . '/postmaster.pid';
-
-	{
-		no warnings 'redefine';
-		local *PostgreSQL::Test::Cluster::_update_pid = sub {
-			if (open my $file, '<', $pidfile) { chomp($node->{_pid} = <$file>); }
-		};
-		$node->start(fail_ok => 1);
-	}
-	wait_until_down($node);
-	return;
-}
-
 # Start a node after kill9, once the children of the killed postmaster are gone: they
 # hold its shared memory.
 sub start_after_kill
@@ -208,6 +211,23 @@ sub pause_subscription
 	$node->poll_query_until('postgres',
 		"SELECT NOT EXISTS (SELECT FROM pg_stat_subscription WHERE subname = '$subscription' AND pid IS NOT NULL)")
 	  or die "timed out waiting for the worker of $subscription to stop";
+	return;
+}
+
+# Wait until nothing is kept on a node for transactions before this moment: its horizon
+# has passed it (horizon.md), and so has the slot that holds back VACUUM, whose xmin may be
+# that of a candidate noted before.
+sub wait_horizon
+{
+	my ($node) = @_;
+	my $xid = $node->safe_psql('postgres', 'SELECT txid_snapshot_xmax(txid_current_snapshot())');
+
+	# a transaction that has an id, so that there is something to move on to
+	$node->safe_psql('postgres', 'SELECT txid_current()');
+	$node->poll_query_until('postgres',
+		"SELECT xmin::text::bigint >= $xid FROM pg_replication_slots WHERE slot_name = 'krahodb_horizon'")
+	  or die 'the horizon does not move on ' . $node->name . ': '
+	  . $node->safe_psql('postgres', 'SELECT * FROM krahodb.horizon');
 	return;
 }
 

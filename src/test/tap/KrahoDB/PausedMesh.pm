@@ -7,6 +7,7 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use Test::More;
 
 # Started nodes; %params: names => [names], schema => SQL for each of them, which
 # makes the extension and the publications, publications => their names, with commas.
@@ -101,6 +102,77 @@ sub on
 	while (my ($number, $sql) = splice @writes, 0, 2)
 	{
 		$self->node($number)->safe_psql('postgres', $sql);
+	}
+	return;
+}
+
+# Everything has arrived, and the queries have the same results on all nodes.
+sub all_equal
+{
+	my ($self, $name, @queries) = @_;
+
+	$self->settle;
+	is_equal_on($self->{nodes}, $_, "$name: " . ($_ =~ /FROM (\w+|".*?") /)[0]) foreach @queries;
+	return;
+}
+
+# What a query says on the first node.
+sub rows
+{
+	my ($self, $query) = @_;
+	return $self->node(1)->safe_psql('postgres', $query);
+}
+
+# In SQL for one order of streams "%d" is the number of that order, and "%%" a "%".
+sub numbered
+{
+	my ($sql, $number) = @_;
+
+	$sql =~ s/%d/$number/g;
+	$sql =~ s/%%/%/g;
+	return $sql;
+}
+
+# Writes that know nothing of each other, delivered in several orders.  %params:
+#
+#	orders		[ [links in order], ... ]; in each, rows have keys of their own: see numbered
+#	base		[ SQL on the first node, which all have before ]
+#	writes		[ number of a node => SQL, ... ], by their versions in ascending order
+#	compare		[ queries that must say the same on all nodes ]
+#	expected	[ [ query, result, name ], ... ]
+#	delivered	called with the number of an order and each link, when it has been delivered
+#	done		called with the name of each order at its end
+sub deliver_in_orders
+{
+	my ($self, %params) = @_;
+	my $number = 0;
+
+	foreach my $order (@{ $params{orders} })
+	{
+		my $name = "streams in order @$order";
+		my @writes = @{ $params{writes} };
+
+		$number++;
+		$self->on(1 => numbered($_, $number)) foreach @{ $params{base} };
+		$self->settle;
+		$self->pause;
+		while (my ($node, $sql) = splice @writes, 0, 2)
+		{
+			$self->on($node => numbered($sql, $number));
+		}
+		foreach my $link (@$order)
+		{
+			$self->deliver($link);
+			$params{delivered}->($number, $link) if $params{delivered};
+		}
+		$self->all_equal("concurrent, $name", @{ $params{compare} });
+		foreach my $check (@{ $params{expected} })
+		{
+			my ($query, $result, $what) = @$check;
+
+			is($self->rows(numbered($query, $number)), $result, "$what, $name");
+		}
+		$params{done}->($name) if $params{done};
 	}
 	return;
 }

@@ -161,6 +161,18 @@ is($exit, 3, 'check as a role that may not see the launcher: exit code 3');
 like($out, qr/^launcher \.\.\. MISSING: this role may not see it; /m, '... says so');
 unlike($out, qr/^shared_preload_libraries \.\.\. MISSING/m, '... but sees that this is KrahoDB');
 
+$node->safe_psql('postgres', q{CREATE SUBSCRIPTION lanes CONNECTION 'host=/nowhere' PUBLICATION p
+	WITH (connect = false, apply_workers = 40)});
+($exit) = run_program('krahodb', 'check', $connstr);
+is($exit, 0, 'a subscription that is disabled needs no worker');
+$node->safe_psql('postgres', 'ALTER SUBSCRIPTION lanes ENABLE');
+($exit, $out) = run_program('krahodb', 'check', $connstr);
+like($out, qr/^max_worker_processes \.\.\. MISSING: it is (\d+), and (\d+) are needed for/m, 'one with many lanes needs many');
+my ($limit, $copies) = map { $node->safe_psql('postgres', "SHOW $_") } qw(max_logical_replication_workers max_sync_workers_per_subscription);
+my ($needed) = $out =~ /^max_worker_processes .* and (\d+) are needed/m;
+is($needed, $limit + 2 + 40 + $copies, '... as many as lanes, beside one helper of each table copy');
+$node->safe_psql('postgres', 'ALTER SUBSCRIPTION lanes DISABLE; ALTER SUBSCRIPTION lanes SET (slot_name = NONE); DROP SUBSCRIPTION lanes');
+
 # A plain server: everything that the engine has not by default is missing.
 my $stock = PostgreSQL::Test::Cluster->new('stock');
 $stock->init;

@@ -47,7 +47,7 @@ create_fails($stock, 'origin = none',
 	'origin = none on a stock publisher');
 
 $pub->append_conf('postgresql.conf', "output_plugin_libraries = 'pgoutput'");
-$pub->reload;
+reload_settings($pub);
 $pub->poll_query_until('postgres', "SELECT current_setting('output_plugin_libraries') = 'pgoutput'")
   or die 'setting not in effect';
 create_fails($pub, 'origin = any',
@@ -59,7 +59,7 @@ my (undef, undef, $refused) = $sub->psql('postgres',
 like($refused, qr/does not allow output plugin "krahodb_output".*HINT:.*output_plugin_libraries = /s,
 	'the same for a role that may not read the setting');
 $pub->adjust_conf('postgresql.conf', 'output_plugin_libraries', "'pgoutput, krahodb_output'");
-$pub->reload;
+reload_settings($pub);
 $pub->poll_query_until('postgres', "SELECT current_setting('output_plugin_libraries') ~ 'krahodb'")
   or die 'setting not in effect';
 

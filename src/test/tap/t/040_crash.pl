@@ -118,7 +118,7 @@ sub check_fault
 	my $logstart = -s $subscriber->logfile;
 
 	arm_fault($subscriber, "$fault=kill");
-	$subscriber->reload;
+	reload_settings($subscriber);
 
 	# the server may be gone before the answer comes
 	$subscriber->psql('postgres',
@@ -141,7 +141,7 @@ sub check_server_kill
 	my $logstart = -s $subscriber->logfile;
 
 	arm_fault($subscriber, "$fault=wait");
-	$subscriber->reload;
+	reload_settings($subscriber);
 	run_workload();
 	$subscriber->wait_for_log(qr/fault point "\w+" reached: wait/, $logstart);
 	$subscriber->kill9;
@@ -165,7 +165,7 @@ INSERT INTO event VALUES (nextval('event_id'), 'load');
 END;
 EOF
 	$subscriber->append_conf('postgresql.conf', 'restart_after_crash = on');
-	$subscriber->reload;
+	reload_settings($subscriber);
 	my $load = IPC::Run::start(
 		[ 'pgbench', '-n', '-c', '2', '-T', '600', '-f', $script, connstr($publisher) ],
 		'>', \$out, '2>', \$err);
@@ -183,7 +183,7 @@ EOF
 	}
 	$load->kill_kill;
 	$subscriber->append_conf('postgresql.conf', 'restart_after_crash = off');
-	$subscriber->reload;
+	reload_settings($subscriber);
 	check_equal("worker killed $times times under load: nothing lost, nothing twice");
 	return;
 }

@@ -140,7 +140,7 @@ sub memory_at
 	my $logstart = -s $subscriber->logfile;
 
 	arm_fault($subscriber, "apply_change\@$change=wait");
-	$subscriber->reload;
+	reload_settings($subscriber);
 	return $logstart;
 }
 
@@ -159,7 +159,7 @@ sub check_long_transaction
 	$subscriber->wait_for_log($reached, $logstart);
 	my @second = memory();
 	disarm_fault($subscriber);
-	$subscriber->reload;
+	reload_settings($subscriber);
 	$publisher->wait_for_catchup('sub');
 	check_growth("$name, change $early to $late", \@first, \@second, 64 * 1024, 1024);
 	return;

@@ -165,7 +165,7 @@ sub check_deadlock
 
 	execute($local, "SET deadlock_timeout = '1h'");
 	arm_fault($subscriber, 'apply_change@2=wait');
-	$subscriber->reload;
+	reload_settings($subscriber);
 	execute($local, "BEGIN; UPDATE tab SET t = 'ours' WHERE id = 10");
 	$publisher->safe_psql('postgres',
 		"BEGIN; UPDATE tab SET t = '$name' WHERE id = 11; UPDATE tab SET t = '$name' WHERE id = 10; COMMIT");
@@ -175,7 +175,7 @@ sub check_deadlock
 		"SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $local_pid")
 	  or die 'the local transaction does not wait';
 	disarm_fault($subscriber);
-	$subscriber->reload;
+	reload_settings($subscriber);
 	$subscriber->wait_for_log(qr/tries again .*: deadlock detected/, $logstart);
 	finish_sql($local);
 	execute($local, 'COMMIT');

@@ -2,7 +2,8 @@
 # Runs of changes to one table: INSERTs that are written together, and keys in
 # ascending order that are looked up along the index.  What goes wrong here: a row
 # of the run that fails, triggers and defaults that could see the other rows, other
-# messages in the middle, rows that are missing, moved or held by somebody.
+# messages in the middle, rows that are missing, moved or held by somebody.  And one
+# row that is updated many times: what its indexes keep of it.
 #
 use strict;
 use warnings;
@@ -164,6 +165,39 @@ is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM plain WHERE id < 900
 	'the row that was held has the change, too');
 $publisher->safe_psql('postgres', "UPDATE plain SET t = 'one' WHERE id = 300");
 run_both('all', 'DELETE FROM plain');
+
+# One row, many versions that are not HOT: indexes on what has not changed do not keep them.
+$_->safe_psql('postgres', <<'EOS') foreach $publisher, $subscriber;
+CREATE TABLE versions (id int PRIMARY KEY, fixed int, moving int UNIQUE, t text);
+CREATE INDEX versions_fixed ON versions (fixed);
+CREATE UNIQUE INDEX versions_expression ON versions ((id + 0));
+CREATE UNIQUE INDEX versions_partial ON versions (fixed) WHERE moving % 2 = 0;
+EOS
+$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION s REFRESH PUBLICATION');
+$subscriber->wait_for_subscription_sync($publisher, 's');
+$publisher->safe_psql('postgres', <<'EOS');
+INSERT INTO versions SELECT i, i, -i, repeat('x', 100) FROM generate_series(1, 20) i;
+DO $$ BEGIN FOR i IN 1 .. 5000 LOOP UPDATE versions SET moving = i WHERE id = 7; COMMIT; END LOOP; END $$;
+EOS
+push @tables, 'versions';
+run_both('many versions', "UPDATE versions SET moving = 20000 + id, fixed = NULLIF(fixed, 5)");
+cmp_ok($subscriber->safe_psql('postgres', "SELECT pg_relation_size('versions_fixed') / 8192"), '<=', 4,
+	'an index on a column that has not changed stays small');
+foreach my $condition ('id = 7', 'fixed = 7', 'id + 0 = 7', 'moving = 20007')
+{
+	is($subscriber->safe_psql('postgres', "SET enable_seqscan = off; SELECT string_agg(id::text, ' ') FROM versions WHERE $condition"),
+		'7', "the row is found by $condition");
+}
+is($subscriber->safe_psql('postgres', 'SET enable_seqscan = off; SELECT count(*) FROM versions WHERE moving % 2 = 0 AND fixed > 0'),
+	'10', 'and by the partial index');
+
+# What changes is looked for.
+$subscriber->safe_psql('postgres', "INSERT INTO versions VALUES (1000, 1000, 30000, 'local')");
+$log = -s $subscriber->logfile;
+$publisher->safe_psql('postgres', 'UPDATE versions SET moving = 30000 WHERE id = 7');
+$subscriber->wait_for_log(qr/duplicate key value violates unique constraint "versions_moving_key"/, $log);
+$subscriber->safe_psql('postgres', 'DELETE FROM versions WHERE id = 1000');
+run_both('after a taken key', 'SELECT');
 
 $subscriber->stop;
 $publisher->stop;

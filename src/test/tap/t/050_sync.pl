@@ -65,7 +65,7 @@ sub crash_everywhere
 		arm_fault($sub, $catches_up{$fault} ? 'sync_before_syncwait=wait' : "$fault=kill");
 		if ($fault eq $faults[0])
 		{
-			$sub->reload;
+			reload_settings($sub);
 			$sub->psql('postgres',
 				"CREATE SUBSCRIPTION $name CONNECTION '$pub_connstr' PUBLICATION $name $options"
 			);
@@ -80,7 +80,7 @@ sub crash_everywhere
 			$more_rows->();
 			wait_streams(1, [ $pub, $name ]);
 			arm_fault($sub, "$fault=kill");
-			$sub->reload;
+			reload_settings($sub);
 		}
 		wait_until_down($sub);
 		$offset = $sub->wait_for_log(qr/fault point "$fault" reached/, $offset);
@@ -120,7 +120,7 @@ foreach my $fault (qw(sync_before_copy sync_after_finishedcopy))
 	$pub->safe_psql('postgres', 'TRUNCATE plain; INSERT INTO plain SELECT g FROM generate_series(1, 100) g');
 	$sub->safe_psql('postgres', 'TRUNCATE plain');
 	arm_fault($sub, "$fault=wait");
-	$sub->reload;
+	reload_settings($sub);
 	$sub->safe_psql('postgres',
 		"CREATE SUBSCRIPTION plain CONNECTION '$pub_connstr' PUBLICATION plain");
 	$sub->wait_for_log(qr/fault point "$fault"/, $offset);
@@ -128,7 +128,7 @@ foreach my $fault (qw(sync_before_copy sync_after_finishedcopy))
 	$pub->stop('immediate');
 	$pub->start;
 	disarm_fault($sub);
-	$sub->reload;
+	reload_settings($sub);
 	$sub->wait_for_subscription_sync($pub, 'plain');
 	is_equal_on([ $pub, $sub ],
 		"SELECT count(*), count(DISTINCT id), sum(id) FROM plain",
@@ -219,7 +219,7 @@ sub no_loop
 	# held up when the copy is done, so that there is something to catch up
 	my $offset = -s $sub->logfile;
 	arm_fault($sub, 'sync_after_finishedcopy=wait');
-	$sub->reload;
+	reload_settings($sub);
 	$sub->safe_psql('postgres',
 		"CREATE SUBSCRIPTION $name CONNECTION '$pub_connstr' PUBLICATION $name WITH ($forth_options)"
 	);
@@ -228,7 +228,7 @@ sub no_loop
 		"INSERT INTO $name SELECT g, 'caught up' FROM generate_series(101, 200) g"
 	);
 	disarm_fault($sub);
-	$sub->reload;
+	reload_settings($sub);
 	$sub->wait_for_subscription_sync($pub, $name);
 	$pub->safe_psql('postgres',
 		"INSERT INTO $name SELECT g, 'streamed' FROM generate_series(201, 300) g");

@@ -1,7 +1,9 @@
 # What goes wrong here: a transaction that only waits too long for a local session
 # stops its subscription (an hour passes before it is tried again, or
 # disable_on_error disables it), is tried without a pause, or counts as failed; or an
-# error that a resolver asked for is taken for such a one.
+# error that a resolver asked for is taken for such a one.  And an error that stays is
+# tried dozens of times in a second, sooner than wal_retrieve_retry_interval says, or
+# holds up the workers of other subscriptions.
 
 use strict;
 use warnings;
@@ -62,6 +64,66 @@ $subscriber->wait_for_log(qr/subscription "sub" has been disabled because of an 
 unlike(slurp_file($subscriber->logfile, $logstart), qr/tries again/, "a resolver's error is not tried again");
 
 $session->quit;
+
+# ---- errors that stay -------------------------------------------------------------------
+
+$publisher->safe_psql('postgres', 'CREATE TABLE twice (id int); CREATE PUBLICATION twice FOR TABLE twice');
+$subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION sub; ALTER DATABASE postgres RESET lock_timeout; CREATE TABLE twice (id int PRIMARY KEY)');
+
+# Milliseconds between the starts of a worker that fails so often.
+sub pauses_of
+{
+	my ($interval, $n, $options) = @_;
+	my $logstart = -s $subscriber->logfile;
+	my @starts;
+
+	$subscriber->adjust_conf('postgresql.conf', 'wal_retrieve_retry_interval', "'$interval'");
+	reload_settings($subscriber);
+	$subscriber->safe_psql('postgres',
+		"CREATE SUBSCRIPTION twice CONNECTION '" . connstr($publisher) . "' PUBLICATION twice WITH ($options)");
+	$publisher->safe_psql('postgres', 'INSERT INTO twice VALUES (1), (1)');
+	$subscriber->wait_for_log(qr/(duplicate key value violates unique constraint "twice_pkey".*){$n}/s, $logstart);
+	my $log = slurp_file($subscriber->logfile, $logstart);
+	push @starts, (($1 * 60 + $2) * 60 + $3) * 1000 + $4
+	  while $log =~ /(\d\d):(\d\d):(\d\d)\.(\d{3}) .*worker for subscription "twice"(?:, table "twice")? has started/g;
+	splice @starts, 0, 1 if $options =~ /true/;	# the apply worker's
+	return map { ($starts[$_] - $starts[ $_ - 1 ]) % 86_400_000 } 1 .. $#starts;
+}
+
+my @pauses = pauses_of('1ms', 9, 'copy_data = false');
+note "pauses: @pauses";
+is_deeply([ map { $pauses[$_] >= (50, 100, 200, 400, 800, 1000, 1000)[ $_ - 1 ] ? 1 : 0 } 1 .. 7 ], [ (1) x 7 ],
+	'an error that stays: growing pauses although the setting is short') or diag("@pauses");
+$subscriber->safe_psql('postgres', 'ALTER TABLE twice DROP CONSTRAINT twice_pkey');
+$publisher->wait_for_catchup('twice');
+is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM twice'), '2', 'and it is applied when the cause is gone');
+$subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION twice; TRUNCATE twice; ALTER TABLE twice ADD PRIMARY KEY (id)');
+
+# (It is the time between two launches; a process may take a moment until it says that it has started.)
+@pauses = pauses_of('3s', 2, 'copy_data = false');
+cmp_ok($pauses[0], '>=', 1500, 'never sooner than the setting') or diag("@pauses");
+
+# The same for a table that cannot be copied.
+$subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION twice');
+@pauses = pauses_of('1ms', 9, 'copy_data = true');
+cmp_ok((sort { $b <=> $a } @pauses[ 5 .. 7 ])[0], '>=', 500, 'a table that cannot be copied: growing pauses as well')
+  or diag("@pauses");
+$subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION twice');
+
+# The worker of another subscription is started although that one has been just now.
+$subscriber->adjust_conf('postgresql.conf', 'wal_retrieve_retry_interval', "'1h'");
+reload_settings($subscriber);
+$publisher->safe_psql('postgres', 'CREATE TABLE other (id int); CREATE PUBLICATION other FOR TABLE other');
+$subscriber->safe_psql('postgres', 'CREATE TABLE other (id int)');
+foreach my $name (qw(other another))
+{
+	$subscriber->safe_psql('postgres',
+		"CREATE SUBSCRIPTION $name CONNECTION '" . connstr($publisher) . "' PUBLICATION other WITH (copy_data = false)");
+}
+$publisher->safe_psql('postgres', 'INSERT INTO other VALUES (1)');
+$publisher->wait_for_catchup($_) foreach qw(other another);
+is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM other'), '2', 'subscriptions do not wait for each other');
+
 $subscriber->stop;
 $publisher->stop;
 done_testing();

@@ -5,6 +5,7 @@
 use strict;
 use warnings;
 
+use IPC::Run;
 use KrahoDB::Nodes;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -34,23 +35,6 @@ sub kept_by_vacuum
 	my ($kept) = $messages =~ /tuples: .* (\d+) are dead but not yet removable/;
 	die "unexpected messages: $messages" if !defined $kept;
 	return $kept;
-}
-
-sub next_xid { return $_[0]->safe_psql('postgres', 'SELECT txid_snapshot_xmax(txid_current_snapshot())'); }
-
-# Until nothing is kept for transactions before this moment; returns the seconds.
-sub wait_horizon
-{
-	my ($node) = @_;
-	my $start = time;
-	my $xid = next_xid($node);
-
-	# a transaction that has an id, so that there is something to move on to
-	$node->safe_psql('postgres', 'SELECT txid_current()');
-	$node->poll_query_until('postgres', "SELECT xmin::text::bigint >= $xid FROM pg_replication_slots WHERE slot_name = 'krahodb_horizon'")
-	  or die 'the horizon does not move on ' . $node->name . ': '
-	  . $node->safe_psql('postgres', 'SELECT * FROM krahodb.horizon');
-	return sprintf('%.1f', time - $start);
 }
 
 sub wait_state
@@ -100,7 +84,8 @@ $_->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_replication_slots 
   or die 'no slot' foreach ($a, $b);
 wait_state($a, 'ok', 'the peer answers, and its changes are here');
 is(horizon($a, 'reason IS NULL'), 't', 'nothing to say about it');
-cmp_ok(wait_horizon($a), '<', 60, 'the horizon moves');
+wait_horizon($a);
+pass('the horizon moves');
 
 $a->safe_psql('postgres', "INSERT INTO t SELECT i, 'first' FROM generate_series(1, 20) i");
 wait_streams(2, @streams);
@@ -121,16 +106,15 @@ sub late_update
 	is($a->safe_psql('postgres', "SELECT count(*) FROM t WHERE id = $id"), 0,
 		"$name: the older update does not bring it back");
 	is($b->safe_psql('postgres', "SELECT count(*) FROM t WHERE id = $id"), 0, "$name: on neither node");
-	my $seconds = wait_horizon($a);
+	wait_horizon($a);
 	is(kept_by_vacuum($a), 0, "$name: then the row is removed");
-	note("$name: the horizon came $seconds s later");
 	return;
 }
 
 late_update(
 	1,
 	sub {
-		$a->safe_psql('postgres', 'ALTER SUBSCRIPTION a_from_b DISABLE');
+		pause_subscription($a, 'a_from_b');
 	},
 	sub {
 		wait_state($a, 'disabled', 'a disabled subscription holds the horizon');
@@ -178,7 +162,8 @@ $a->safe_psql('postgres', 'DELETE FROM t WHERE id = 4');
 $b->stop;
 $a->safe_psql('postgres', 'ALTER SUBSCRIPTION a_from_b ENABLE');
 wait_state($a, 'unreachable', 'a peer that is down holds the horizon');
-like(horizon($a, 'reason'), qr/connection to server/, 'with the error');
+# first it may be that of the connection that was open
+ok($a->poll_query_until('postgres', "SELECT reason ~ 'connection to server' FROM krahodb.horizon"), 'with the error');
 like(slurp_file($a->logfile), qr/publisher of subscription "a_from_b" does not answer: /, 'which is in the log, too');
 is($a->safe_psql('postgres', 'SET ROLE pg_monitor; SELECT reason ~ \'connection\' FROM krahodb.horizon'), 't', 'monitoring sees it');
 $a->safe_psql('postgres', 'CREATE ROLE nobody');
@@ -221,21 +206,28 @@ $_->safe_psql('postgres', 'CREATE TABLE busy (id int PRIMARY KEY, n int)') forea
 $a->safe_psql('postgres', 'INSERT INTO busy SELECT i, 0 FROM generate_series(1, 1000) i');
 my $script = $a->basedir . '/update.sql';
 append_to_file($script, "\\set id random(1, 1000)\nUPDATE busy SET n = n + 1 WHERE id = :id;\n");
-$a->run_log([ 'pgbench', '-n', '-T', '12', '-c', '2', '-f', $script, '-p', $a->port, '-h', $a->host, 'postgres' ]);
+my ($out, $err) = ('', '');
+my $load = IPC::Run::start(
+	[ 'pgbench', '-n', '-T', $PostgreSQL::Test::Utils::timeout_default, '-c', '2', '-f', $script, '-p', $a->port, '-h', $a->host, 'postgres' ],
+	'>', \$out, '2>', \$err);
+my $start = time;
+$a->poll_query_until('postgres', 'SELECT sum(n) > 500 FROM busy') or die 'nothing is written';
+wait_horizon($a);
+$load->kill_kill;
+my $seconds = time - $start;
 my $updates = $a->safe_psql('postgres', 'SELECT sum(n) FROM busy');
-my $lag = horizon($a, 'extract(epoch FROM lag)');
 my $kept = kept_by_vacuum($a, 'busy');
-diag(sprintf '%d updates in 12 s, horizon lag %.1f s, of the dead rows %d (%.1f s of updates) are kept',
-	$updates, $lag, $kept, 12 * $kept / $updates);
-cmp_ok($kept, '<', $updates * 0.7, 'with all peers up, only the last dead rows are kept');
+diag(sprintf '%d updates in %.1f s, of the dead rows %d (%.1f s of updates) are kept',
+	$updates, $seconds, $kept, $seconds * $kept / $updates);
+cmp_ok($kept, '<=', $updates - 500, 'with all peers up, dead rows go while others are made');
 
 # ---- a peer that stays away ---------------------------------------------------------
 
-$a->append_conf('postgresql.conf', "krahodb.max_retention = '5s'");
-$a->reload;
 wait_horizon($a);
 wait_state($a, 'ok', 'a peer that is idle is not away');
 $b->stop;
+$a->append_conf('postgresql.conf', "krahodb.max_retention = '5s'");
+reload_settings($a);
 $a->safe_psql('postgres', 'DELETE FROM t WHERE id = 5');
 wait_state($a, 'stale', 'a peer that stays away becomes stale');
 $a->wait_for_log(qr/WARNING: .*subscription "a_from_b" is stale and takes no changes any more/);
@@ -259,7 +251,7 @@ like($error, qr/unrecognized subscription parameter: "stale_since"/, 'it is not 
 like($error, qr/must be owner of subscription/, 'others cannot take it back');
 
 $a->append_conf('postgresql.conf', "krahodb.max_retention = '1h'");
-$a->reload;
+reload_settings($a);
 $a->safe_psql('postgres', "SELECT krahodb.accept_stale_peer('a_from_b')");
 wait_streams(2, @streams);
 wait_state($a, 'ok', 'it counts again when it has been accepted');
@@ -269,7 +261,7 @@ like($error, qr/subscription "a_from_b" is not stale/, 'only a stale one can be 
 
 # by the WAL that is written meanwhile
 $a->append_conf('postgresql.conf', "krahodb.max_retention_size = '4MB'");
-$a->reload;
+reload_settings($a);
 wait_horizon($a);
 $a->safe_psql('postgres', 'ALTER SUBSCRIPTION a_from_b DISABLE');
 $a->safe_psql('postgres', 'SELECT txid_current()');
@@ -277,7 +269,7 @@ wait_state($a, 'disabled', 'not stale at once');
 $a->safe_psql('postgres', "CREATE TABLE wal AS SELECT repeat('x', 1000) FROM generate_series(1, 10000)");
 wait_state($a, 'stale', 'too much WAL makes it stale as well');
 $a->append_conf('postgresql.conf', "krahodb.max_retention_size = -1");
-$a->reload;
+reload_settings($a);
 $a->safe_psql('postgres', "SELECT krahodb.accept_stale_peer('a_from_b')");
 $a->safe_psql('postgres', 'ALTER SUBSCRIPTION a_from_b ENABLE');
 wait_horizon($a);

@@ -363,6 +363,22 @@ foreach my $mode ('fast', 'immediate')
 		'a walsender that was restarted soon knows again what was applied');
 }
 
+# ALTER SUBSCRIPTION ... REFRESH locks the states of tables for as long as it talks to
+# another node.  A walsender that waited for that would not notice that it is to end.
+{
+	my $session = $n2->background_psql('postgres');
+	my $pid = sql($n2, "SELECT pid FROM pg_stat_replication WHERE application_name = 'n3_n2'");
+
+	$session->query_safe('BEGIN; LOCK pg_subscription_rel');
+	sql($n2, "SELECT pg_terminate_backend($pid)");
+	my $label = write_n2('plain');
+	$n2->wait_for_catchup('n3_n2', 'replay', $n2->lsn('insert'));
+	my ($last) = grep { $_->[0] eq $label } transactions($n2, 'probe');
+	is($last->[1]{ $id{n1} }[0], 0, 'nothing is sure while the states of tables are locked, and nobody waits');
+	$session->query_safe('COMMIT');
+	$session->quit;
+}
+
 # ---- rows that are ahead of the stream ----------------------------------------------
 
 # A table is copied while the stream stands still.

@@ -8,14 +8,15 @@
 use strict;
 use warnings;
 
-use KrahoDB::Nodes;
+use KrahoDB::PausedMesh;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my @nodes = map { krahodb_node($_) } qw(n1 n2 n3);
-my @streams;
-
-my $tables = q{
+my $mesh = KrahoDB::PausedMesh->new(
+	names => [qw(n1 n2 n3)],
+	publications => 'mesh, roots',
+	schema => q{
+	CREATE EXTENSION krahodb;
 	CREATE FUNCTION wide(text) RETURNS text IMMUTABLE LANGUAGE sql AS 'SELECT repeat($1, 12000 / length($1))';
 	CREATE TABLE doc (id int PRIMARY KEY, v text, w text, x text);
 	ALTER TABLE doc ALTER w SET STORAGE EXTERNAL, ALTER x SET STORAGE EXTERNAL;
@@ -34,64 +35,7 @@ my $tables = q{
 	CREATE TABLE root_2 PARTITION OF root FOR VALUES IN (2);
 	CREATE PUBLICATION mesh FOR TABLE doc, ful, "Odd ""table", part;
 	CREATE PUBLICATION roots FOR TABLE root WITH (publish_via_partition_root);
-	SET datestyle = 'German';};
-
-foreach my $node (@nodes)
-{
-	$node->safe_psql('postgres', "CREATE EXTENSION krahodb; $tables");
-}
-foreach my $node (@nodes)
-{
-	foreach my $from (grep { $_ != $node } @nodes)
-	{
-		my $name = $node->name . '_' . $from->name;
-
-		$node->safe_psql('postgres',
-			sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION mesh, roots WITH (origin = none, copy_data = false)",
-				$name, connstr($from)));
-		push @streams, [ $from, $name ];
-	}
-}
-wait_streams(1, @streams);
-$_->poll_query_until('postgres', "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel") || die
-  foreach @nodes;
-
-sub pause_all
-{
-	foreach my $node (@nodes)
-	{
-		$node->safe_psql('postgres', "ALTER SUBSCRIPTION $_ DISABLE")
-		  foreach split /\n/, $node->safe_psql('postgres', 'SELECT subname FROM pg_subscription');
-		$node->poll_query_until('postgres',
-			'SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL')
-		  or die 'workers do not stop';
-	}
-	return;
-}
-
-# Let all that a node has written pass to another one: "31" is from n1 to n3.
-sub deliver
-{
-	foreach my $link (@_)
-	{
-		my ($to, $from) = map { $nodes[ $_ - 1 ] } split //, $link;
-		my $name = $to->name . '_' . $from->name;
-
-		$to->safe_psql('postgres', "ALTER SUBSCRIPTION $name ENABLE");
-		$from->wait_for_catchup($name, 'replay', $from->lsn('insert'));
-	}
-	return;
-}
-
-# Write on nodes, one after the other.
-sub on
-{
-	while (my ($n, $sql) = splice @_, 0, 2)
-	{
-		$nodes[ $n - 1 ]->safe_psql('postgres', $sql);
-	}
-	return;
-}
+	SET datestyle = 'German';});
 
 my @row_queries = (
 	'SELECT id, v, md5(w), md5(x) FROM doc ORDER BY id',
@@ -100,29 +44,13 @@ my @row_queries = (
 	'SELECT tableoid::regclass, id, r, v, md5(w) FROM part ORDER BY id, r',
 	'SELECT tableoid::regclass, id, r, v, md5(w) FROM root ORDER BY id, r');
 
-sub all_equal
-{
-	my ($name) = @_;
-
-	wait_streams(1, @streams);
-	is_equal_on(\@nodes, $_, "$name: " . ($_ =~ /FROM (.*) ORDER/)[0]) foreach @row_queries;
-	return;
-}
-
-sub rows
-{
-	my ($query) = @_;
-
-	return $nodes[0]->safe_psql('postgres', $query);
-}
-
 # Rows fetched by all nodes since the last call.
 my $counted = 0;
 
 sub fetched
 {
 	my $sum = 0;
-	$sum += $_->safe_psql('postgres', 'SELECT fetched FROM krahodb.fetch_stats') foreach @nodes;
+	$sum += $_->safe_psql('postgres', 'SELECT fetched FROM krahodb.fetch_stats') foreach $mesh->nodes;
 	my $new = $sum - $counted;
 
 	$counted = $sum;
@@ -131,32 +59,32 @@ sub fetched
 
 # ---- one after the other: nothing is fetched ------------------------------------------
 
-on(1 => q{INSERT INTO doc SELECT g, 'old', wide('old'), wide('xxx') FROM generate_series(1, 50) g;
+$mesh->on(1 => q{INSERT INTO doc SELECT g, 'old', wide('old'), wide('xxx') FROM generate_series(1, 50) g;
 	INSERT INTO part SELECT g, 1 + g % 2, 'old', wide('old') FROM generate_series(1, 10) g});
-wait_streams(1, @streams);
+$mesh->settle;
 foreach my $i (1 .. 9)
 {
-	on(1 + $i % 3 => "UPDATE doc SET v = 'edit $i' WHERE id <= 10; UPDATE part SET v = 'edit $i'");
-	wait_streams(1, @streams);
+	$mesh->on(1 + $i % 3 => "UPDATE doc SET v = 'edit $i' WHERE id <= 10; UPDATE part SET v = 'edit $i'");
+	$mesh->settle;
 }
 # many in a row by one writer, two writers of different rows, one transaction on one row
-on(1 => join(';', map { "UPDATE doc SET v = 'a $_' WHERE id = 11" } 1 .. 20),
+$mesh->on(1 => join(';', map { "UPDATE doc SET v = 'a $_' WHERE id = 11" } 1 .. 20),
 	2 => join(';', map { "UPDATE doc SET v = 'b $_' WHERE id = 12" } 1 .. 20),
 	3 => q{BEGIN; INSERT INTO doc VALUES (51, 'new', wide('new'), wide('new'));
 		UPDATE doc SET v = 'once' WHERE id = 51; UPDATE doc SET id = 52 WHERE id = 51;
 		UPDATE doc SET v = 'twice' WHERE id = 52; COMMIT});
-all_equal('one after the other');
-is(rows(q{SELECT id, v, w = wide('new') FROM doc WHERE id > 50}), '52|twice|t', 'several updates of a transaction');
+$mesh->all_equal('one after the other', @row_queries);
+is($mesh->rows(q{SELECT id, v, w = wide('new') FROM doc WHERE id > 50}), '52|twice|t', 'several updates of a transaction');
 is(fetched(), 0, 'nothing is fetched if writers had seen the rows');
 
 # rows that the subscriber's own node wrote last, and the writer had seen
-on(3 => q{UPDATE doc SET w = wide('third') WHERE id = 20});
-wait_streams(1, @streams);
-on(1 => q{UPDATE doc SET v = 'first' WHERE id = 20});
-wait_streams(1, @streams);
-on(2 => q{UPDATE doc SET id = 60 WHERE id = 20});
-all_equal('written on three nodes');
-is(rows(q{SELECT v, w = wide('third') FROM doc WHERE id = 60}), 'first|t', 'the row of three nodes');
+$mesh->on(3 => q{UPDATE doc SET w = wide('third') WHERE id = 20});
+$mesh->settle;
+$mesh->on(1 => q{UPDATE doc SET v = 'first' WHERE id = 20});
+$mesh->settle;
+$mesh->on(2 => q{UPDATE doc SET id = 60 WHERE id = 20});
+$mesh->all_equal('written on three nodes', @row_queries);
+is($mesh->rows(q{SELECT v, w = wide('third') FROM doc WHERE id = 60}), 'first|t', 'the row of three nodes');
 is(fetched(), 0, 'nothing is fetched for that');
 
 # ---- writes that know nothing of each other ----------------------------------------------
@@ -269,44 +197,14 @@ my @expected = (
 	[ q{SELECT k2, v %% 1000, left("W""ide", 3) FROM "Odd ""table" WHERE abs(v) / 1000 = %d AND k2 < 4 ORDER BY k2},
 		"1.50|-1|old\n2.50|2|bot\n3.50|3|bot", 'odd names' ]);
 
-sub numbered
-{
-	my ($sql, $number) = @_;
+$mesh->deliver_in_orders(
+	orders => [ [qw(31 32 21 23 12 13)], [qw(32 31 23 21 13 12)], [qw(21 32 13 31 12 23)] ],
+	base => \@base,
+	writes => \@concurrent,
+	compare => \@row_queries,
+	expected => \@expected,
+	done => sub { cmp_ok(fetched(), '>', 0, "rows were fetched, $_[0]") });
 
-	$sql =~ s/%d/$number/g;
-	$sql =~ s/%%/%/g;
-	return $sql;
-}
-
-my $number = 0;
-foreach my $order ([qw(31 32 21 23 12 13)], [qw(32 31 23 21 13 12)], [qw(21 32 13 31 12 23)])
-{
-	$number++;
-	on(1 => numbered($_, $number)) foreach @base;
-	wait_streams(1, @streams);
-	pause_all();
-
-	my @writes = @concurrent;
-	while (my ($n, $sql) = splice @writes, 0, 2)
-	{
-		on($n => numbered($sql, $number));
-	}
-	deliver(@$order);
-	all_equal("concurrent, streams in order @$order");
-	foreach my $check (@expected)
-	{
-		my ($query, $result, $name) = @$check;
-
-		is(rows(numbered($query, $number)), $result, "$name, streams in order @$order");
-	}
-	cmp_ok(fetched(), '>', 0, "rows were fetched, streams in order @$order");
-}
-
-is( join('',
-		map { $_->safe_psql('postgres', 'SELECT sum(apply_error_count) FROM pg_stat_subscription_stats') }
-		  @nodes),
-	'000',
-	'nothing stopped replication');
-
-$_->stop foreach @nodes;
+is($mesh->errors, 0, 'nothing stopped replication');
+$mesh->stop;
 done_testing();

@@ -27,7 +27,7 @@ foreach my $node ($a, $b)
 {
 	$node->safe_psql('postgres', $tables);
 	$node->append_conf('postgresql.conf', 'wal_retrieve_retry_interval = 100ms');
-	$node->reload;
+	reload_settings($node);
 }
 $a->safe_psql('postgres', 'CREATE EXTENSION krahodb');
 $b->safe_psql('postgres',
@@ -103,7 +103,7 @@ ends_with_row_of_a('extension here: mended', 'later');
 # ---- nobody answers --------------------------------------------------------------------
 
 $b->append_conf('postgresql.conf', 'krahodb.fetch_timeout = 200ms');
-$b->reload;
+reload_settings($b);
 # A worker that is about to fetch.
 sub at_change
 {
@@ -112,12 +112,12 @@ sub at_change
 
 	changed_on_b();
 	arm_fault($b, 'apply_change=wait');
-	$b->reload;
+	reload_settings($b);
 	$a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
 	$b->wait_for_log(qr/fault point "apply_change" reached: wait/, $logstart);
 	$before->();
 	disarm_fault($b);
-	$b->reload;
+	reload_settings($b);
 	return;
 }
 
@@ -128,7 +128,7 @@ ok($b->wait_for_log(qr/ERROR:  could not fetch a row of table "public.doc" from 
 $a->safe_psql('postgres', "ROLLBACK PREPARED 'lock'");
 ends_with_row_of_a('after the limit in time', 'a');
 $b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10s');
-$b->reload;
+reload_settings($b);
 
 $logstart = -s $b->logfile;
 at_change(sub { $a->safe_psql('postgres', 'ALTER ROLE repl NOLOGIN;
@@ -163,7 +163,7 @@ unlike(slurp_file($b->logfile, $logstart), qr/ERROR/, 'without an error');
 
 # A worker that waits for an answer can be stopped.
 $b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10min');
-$b->reload;
+reload_settings($b);
 at_change(sub { $a->safe_psql('postgres', 'BEGIN; LOCK TABLE doc; PREPARE TRANSACTION \'lock\'') });
 $a->poll_query_until('postgres',
 	"SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'krahodb fetch' AND wait_event_type = 'Lock'")
@@ -171,7 +171,7 @@ $a->poll_query_until('postgres',
 pause_subscription($b, 'b_a');
 $a->safe_psql('postgres', "ROLLBACK PREPARED 'lock'");
 $b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10s');
-$b->reload;
+reload_settings($b);
 $b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
 ends_with_row_of_a('stopped while waiting', 'a');
 
@@ -185,7 +185,7 @@ foreach my $fault ('fetched', 'apply_before_commit', 'apply_after_commit')
 	$a->safe_psql('postgres', "UPDATE doc SET v = 'later' WHERE id = $id");
 	$b->append_conf('postgresql.conf', 'restart_after_crash = off');
 	arm_fault($b, "$fault=kill");
-	$b->reload;
+	reload_settings($b);
 	$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
 	wait_until_down($b);
 	disarm_fault($b);
@@ -197,7 +197,7 @@ foreach my $fault ('fetched', 'apply_before_commit', 'apply_after_commit')
 # ---- a writer that nobody sees yet -----------------------------------------------------
 
 $a->append_conf('postgresql.conf', "synchronous_standby_names = 'b_a'");
-$a->reload;
+reload_settings($a);
 changed_on_b();
 $a->safe_psql('postgres', "UPDATE doc SET v = 'waits for b' WHERE id = $id");
 ends_with_row_of_a('a commit that waits for its subscriber', 'waits for b');
@@ -211,7 +211,7 @@ $a->safe_psql('postgres', "BEGIN; UPDATE doc SET v = 'gone' WHERE id = $id; DELE
 $a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
 is($b->safe_psql('postgres', "$show $id"), '', '... that has deleted the row');
 $a->adjust_conf('postgresql.conf', 'synchronous_standby_names', "''");
-$a->reload;
+reload_settings($a);
 
 changed_on_b();
 $a->safe_psql('postgres', "BEGIN; UPDATE doc SET v = 'prepared' WHERE id = $id; PREPARE TRANSACTION 'p'");

@@ -8,17 +8,14 @@
 use strict;
 use warnings;
 
-use KrahoDB::Nodes;
+use KrahoDB::PausedMesh;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my @nodes = map { krahodb_node($_) } qw(n1 n2 n3);
-my @streams;
-
-foreach my $node (@nodes)
-{
-	$node->safe_psql(
-		'postgres', q{
+my $mesh = KrahoDB::PausedMesh->new(
+	names => [qw(n1 n2 n3)],
+	publications => 'mesh',
+	schema => q{
 		CREATE EXTENSION krahodb;
 		CREATE TABLE plain (id int PRIMARY KEY, v text);
 		CREATE TABLE uniq (id int PRIMARY KEY, v text, u1 int UNIQUE, u2 int UNIQUE);
@@ -29,73 +26,7 @@ foreach my $node (@nodes)
 		ALTER TABLE part ATTACH PARTITION part_2 FOR VALUES IN (2);
 		CREATE PUBLICATION mesh FOR TABLE plain, uniq, num, part;
 	});
-}
-foreach my $node (@nodes)
-{
-	foreach my $from (grep { $_ != $node } @nodes)
-	{
-		my $name = $node->name . '_' . $from->name;
-
-		$node->safe_psql('postgres',
-			sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION mesh WITH (origin = none, copy_data = false)",
-				$name, connstr($from)));
-		push @streams, [ $from, $name ];
-	}
-}
-wait_streams(1, @streams);
-
-sub pause_all
-{
-	foreach my $node (@nodes)
-	{
-		$node->safe_psql('postgres', "ALTER SUBSCRIPTION $_ DISABLE")
-		  foreach split /\n/, $node->safe_psql('postgres', 'SELECT subname FROM pg_subscription');
-		$node->poll_query_until('postgres',
-			'SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL')
-		  or die 'workers do not stop';
-	}
-	return;
-}
-
-# Let all that a node has written pass to another one: "31" is from n1 to n3.
-sub deliver
-{
-	foreach my $link (@_)
-	{
-		my ($to, $from) = map { $nodes[ $_ - 1 ] } split //, $link;
-		my $name = $to->name . '_' . $from->name;
-
-		$to->safe_psql('postgres', "ALTER SUBSCRIPTION $name ENABLE");
-		$from->wait_for_catchup($name, 'replay', $from->lsn('insert'));
-	}
-	return;
-}
-
-# Write on nodes, one after the other.
-sub on
-{
-	while (my ($n, $sql) = splice @_, 0, 2)
-	{
-		$nodes[ $n - 1 ]->safe_psql('postgres', $sql);
-	}
-	return;
-}
-
-sub all_equal
-{
-	my ($name) = @_;
-
-	wait_streams(1, @streams);
-	is_equal_on(\@nodes, "SELECT t.* FROM $_ t ORDER BY t.*", "$name: $_") foreach qw(plain uniq num part);
-	return;
-}
-
-sub rows
-{
-	my ($query) = @_;
-
-	return $nodes[0]->safe_psql('postgres', $query);
-}
+my @compare = map { "SELECT t.* FROM $_ t ORDER BY t.*" } qw(plain uniq num part);
 
 # ---- writes that know nothing of each other ----------------------------------------
 
@@ -212,48 +143,23 @@ my @expected = (
 		"1|1|new\n1|2|moved\n2|2|moved\n3|2|moved\n5|1|new", 'partitions' ],
 	[ q{SELECT v FROM plain WHERE id = %d021}, 'newer', 'several writes of a transaction' ]);
 
-sub numbered
-{
-	my ($sql, $number) = @_;
-
-	$sql =~ s/%d/$number/g;
-	$sql =~ s/%%/%/g;
-	return $sql;
-}
-
-my $number = 0;
-foreach my $order ([qw(31 32 21 23 12 13)], [qw(32 31 23 21 13 12)], [qw(21 32 13 31 12 23)])
-{
-	$number++;
-	on(1 => numbered($_, $number)) foreach @base;
-	wait_streams(1, @streams);
-	pause_all();
-
-	my @writes = @concurrent;
-	while (my ($n, $sql) = splice @writes, 0, 2)
-	{
-		on($n => numbered($sql, $number));
-	}
-	deliver(@$order);
-	all_equal("concurrent, streams in order @$order");
-	foreach my $check (@expected)
-	{
-		my ($query, $result, $name) = @$check;
-
-		is(rows(numbered($query, $number)), $result, "$name, streams in order @$order");
-	}
-}
+$mesh->deliver_in_orders(
+	orders => [ [qw(31 32 21 23 12 13)], [qw(32 31 23 21 13 12)], [qw(21 32 13 31 12 23)] ],
+	base => \@base,
+	writes => \@concurrent,
+	compare => \@compare,
+	expected => \@expected);
 
 # ---- overtaken on the way to the third node ------------------------------------------
 
-pause_all();
-on(1 => q{
+$mesh->pause;
+$mesh->on(1 => q{
 	INSERT INTO plain SELECT 10000 + g, 'inserted' FROM generate_series(1, 10) g;
 	INSERT INTO num VALUES (10001.0, 'inserted');
 	INSERT INTO uniq VALUES (10001, 'inserted', 10001), (10002, 'inserted', 10002);
 	INSERT INTO part VALUES (10001, 1, 'inserted'), (10002, 1, 'inserted')});
-deliver('21');
-on(2 => q{UPDATE plain SET v = 'updated' WHERE id = 10001},
+$mesh->deliver('21');
+$mesh->on(2 => q{UPDATE plain SET v = 'updated' WHERE id = 10001},
 	2 => q{DELETE FROM plain WHERE id IN (10002, 10003, 10004)},
 	2 => q{INSERT INTO plain VALUES (10003, 'again')},
 	2 => q{UPDATE num SET id = 10001.000 WHERE id = 10001},
@@ -261,45 +167,40 @@ on(2 => q{UPDATE plain SET v = 'updated' WHERE id = 10001},
 	2 => q{DELETE FROM uniq WHERE id = 10001; INSERT INTO uniq VALUES (10011, 'new', 10001)},
 	2 => q{UPDATE uniq SET id = 10012 WHERE id = 10002},
 	2 => q{UPDATE part SET r = 2 WHERE id = 10001; DELETE FROM part WHERE id = 10002});
-deliver('12');
-on(1 => q{INSERT INTO plain VALUES (10004, 'again')},
+$mesh->deliver('12');
+$mesh->on(1 => q{INSERT INTO plain VALUES (10004, 'again')},
 	1 => q{UPDATE plain SET v = 'again' WHERE id = 10001},
 	1 => q{DELETE FROM plain WHERE id = 10003});
 
-deliver('32');
-is( $nodes[2]->safe_psql('postgres',
+$mesh->deliver('32');
+is( $mesh->node(3)->safe_psql('postgres',
 		q{SELECT id, v FROM plain WHERE id / 10000 = 1 ORDER BY id}),
 	"10001|updated\n10003|again",
 	'the third node knows only what overtook the rest');
 
 # What was deleted there stays until the retention horizon lets VACUUM remove it; what
 # was never there stands in the version records.
-my $retained = $nodes[2]->safe_psql('postgres',
+my $retained = $mesh->node(3)->safe_psql('postgres',
 	"SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'krahodb_horizon' AND xmin IS NOT NULL");
-$nodes[2]->safe_psql('postgres', "VACUUM FREEZE $_") foreach qw(plain uniq part), ('num') x $retained;
-deliver(qw(31 23 13));
-all_equal('overtaken');
-is( rows(q{SELECT id, v FROM plain WHERE id BETWEEN 10001 AND 10004 ORDER BY id}),
+$mesh->node(3)->safe_psql('postgres', "VACUUM FREEZE $_") foreach qw(plain uniq part), ('num') x $retained;
+$mesh->deliver(qw(31 23 13));
+$mesh->all_equal('overtaken', @compare);
+is( $mesh->rows(q{SELECT id, v FROM plain WHERE id BETWEEN 10001 AND 10004 ORDER BY id}),
 	"10001|again\n10004|again",
 	'overtaken: rows');
-is(rows(q{SELECT count(*) FROM num WHERE id = 10001}), '0', 'overtaken: numeric key');
-is( rows(q{SELECT id, v FROM uniq WHERE id / 10000 = 1 ORDER BY id}),
+is($mesh->rows(q{SELECT count(*) FROM num WHERE id = 10001}), '0', 'overtaken: numeric key');
+is( $mesh->rows(q{SELECT id, v FROM uniq WHERE id / 10000 = 1 ORDER BY id}),
 	"10011|new\n10012|inserted",
 	'overtaken: unique values');
-is( rows(q{SELECT id, r, v FROM part WHERE id / 10000 = 1 ORDER BY id}),
+is( $mesh->rows(q{SELECT id, r, v FROM part WHERE id / 10000 = 1 ORDER BY id}),
 	'10001|2|inserted',
 	'overtaken: partitions');
 
 # ---- what that leaves behind -----------------------------------------------------------
 
-isnt( $nodes[2]->safe_psql('postgres',
+isnt( $mesh->node(3)->safe_psql('postgres',
 		'SELECT ' . join ' + ', map { "(SELECT count(*) FROM krahodb.version_records_$_)" } 1 .. 4),
 	'', 'version records can be read');
-is( join('',
-		map { $_->safe_psql('postgres', 'SELECT sum(apply_error_count) FROM pg_stat_subscription_stats') }
-		  @nodes),
-	'000',
-	'no conflict stopped replication');
-
-$_->stop foreach @nodes;
+is($mesh->errors, 0, 'no conflict stopped replication');
+$mesh->stop;
 done_testing();

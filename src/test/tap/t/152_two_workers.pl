@@ -28,7 +28,7 @@ sub hold
 	my $offset = -s $third->logfile;
 
 	arm_fault($third, "$point=wait");
-	$third->reload;
+	reload_settings($third);
 	$mesh->release($link);
 	$third->wait_for_log(qr/fault point "$point" reached: wait/, $offset);
 	return;
@@ -37,7 +37,7 @@ sub hold
 sub let_go
 {
 	disarm_fault($third);
-	$third->reload;
+	reload_settings($third);
 	return;
 }
 

@@ -22,7 +22,11 @@ CREATE TABLE one (id int PRIMARY KEY, n int, t text);
 CREATE TABLE more (id int PRIMARY KEY, u int UNIQUE, t text UNIQUE);
 CREATE TABLE named (id text PRIMARY KEY, n int);
 CREATE TABLE made (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n * 2) STORED UNIQUE);
-CREATE PUBLICATION p FOR TABLE one, more, named, made;
+CREATE TABLE pairs (a int, b text, n int, down int, PRIMARY KEY (a, b));
+CREATE UNIQUE INDEX ON pairs (down DESC);
+CREATE UNIQUE INDEX ON pairs (n, a) WHERE n > 0;
+CREATE TABLE scattered (id uuid PRIMARY KEY, n numeric UNIQUE, t text);
+CREATE PUBLICATION p FOR TABLE one, more, named, made, pairs, scattered;
 EOS
 }
 subscribe($a, $b);
@@ -45,7 +49,7 @@ sub settle
 	my ($name) = @_;
 
 	wait_streams(2, [ $a, 's_b' ], [ $b, 's_a' ]);
-	foreach my $table (qw(one more named made))
+	foreach my $table (qw(one more named made pairs scattered))
 	{
 		is_equal_on([ $a, $b ], "SELECT count(*), sum(hashtextextended(t::text, 0)) FROM $table t",
 			"$name: $table");
@@ -70,6 +74,8 @@ INSERT INTO one SELECT i, i, 'row ' || i FROM generate_series(1, 2500) i;
 INSERT INTO more SELECT i, i, 'row ' || i FROM generate_series(1, 1500) i;
 INSERT INTO named SELECT 'name ' || i, i FROM generate_series(1, 300) i;
 INSERT INTO made SELECT i, i FROM generate_series(1, 300) i;
+INSERT INTO pairs SELECT i / 7, 'line ' || i % 7, i, CASE WHEN i % 3 > 0 THEN i END FROM generate_series(0, 1500) i;
+INSERT INTO scattered SELECT md5(i::text)::uuid, CASE WHEN i % 5 > 0 THEN i / 7.0 END, 'row ' || i FROM generate_series(1, 1500) i;
 COMMIT;
 EOS
 $a->safe_psql('postgres', $run);
@@ -77,7 +83,7 @@ settle('new rows');
 is($b->safe_psql('postgres', 'SELECT count(*) FROM krahodb.conflict_log'), '0', 'no conflict');
 
 # Deleted rows come back: dead versions are in the way.
-$a->safe_psql('postgres', 'DELETE FROM one; DELETE FROM more; DELETE FROM named; DELETE FROM made');
+$a->safe_psql('postgres', 'DELETE FROM one; DELETE FROM more; DELETE FROM named; DELETE FROM made; DELETE FROM pairs; DELETE FROM scattered');
 $a->safe_psql('postgres', $run);
 settle('rows that were deleted');
 is($b->safe_psql('postgres', 'SELECT count(*) FROM one'), '2500', 'they are there again');
@@ -99,6 +105,22 @@ apart([ $b, $second ], [ $a, $first ]);
 settle('a newer run meets older rows');
 is($b->safe_psql('postgres', 'SELECT count(*) FROM one WHERE n = -1 AND id >= 5000'), '1001',
 	'the rows of the run stay');
+
+# One of a run among others that are between many rows, in a gap that has room for
+# it, and as another key's unique value: pairs in the middle of one, scattered ones.
+my @gaps = (
+	'INSERT INTO pairs SELECT i / 9, $$more $$ || i % 9, -1, 10000 + i FROM generate_series(0, 1500) i; '
+	  . 'INSERT INTO scattered SELECT md5((10000 + i)::text)::uuid, 10000 + i / 7.0, NULL FROM generate_series(1, 500) i',
+	q{INSERT INTO pairs VALUES (70, 'more 3', -2, NULL), (-1, 'other', -2, 10777), (-1, 'newest', 3, NULL); }
+	  . q{INSERT INTO scattered VALUES (md5('10400')::uuid, NULL, 'other'), (md5('x')::uuid, 10007, 'other')});
+apart([ $a, $gaps[0] ], [ $b, $gaps[1] ]);
+settle('newer rows in the gaps of a run');
+is($a->safe_psql('postgres', q{SELECT count(*) FROM pairs WHERE n = -2}), '2', 'newer pairs stay');
+is($a->safe_psql('postgres', q{SELECT count(*) FROM scattered WHERE t = 'other'}), '2', 'newer scattered rows stay');
+$b->safe_psql('postgres', q{DELETE FROM pairs WHERE b LIKE 'more%' OR n = -2 OR a = -1; DELETE FROM scattered WHERE n > 10000 OR t = 'other'});
+settle('deleted again');
+apart([ $a, $gaps[0] ], [ $b, $gaps[1] ]);
+settle('and dead versions of all of them');
 
 # A row that was inserted and deleted by a newer transaction.
 apart([ $a, 'INSERT INTO one SELECT i, -3, NULL FROM generate_series(7000, 7100) i' ],

@@ -8,13 +8,14 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::PausedMesh;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my @nodes = map { krahodb_node($_) } qw(n1 n2 n3);
-my @streams;
-
-my $schema = q{
+my $mesh = KrahoDB::PausedMesh->new(
+	names => [qw(n1 n2 n3)],
+	publications => 'mesh',
+	schema => q{
 	CREATE EXTENSION krahodb;
 	CREATE TABLE m (gone text, id int PRIMARY KEY, v text, n int, big bigint DEFAULT 0,
 		amount numeric(12,2) DEFAULT 10, hi int DEFAULT 10, lo text DEFAULT 'm');
@@ -34,84 +35,9 @@ my $schema = q{
 	CREATE TABLE uniq (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED, n int);
 	ALTER TABLE uniq REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
 	CREATE PUBLICATION mesh FOR TABLE m, part, small, uniq;
-};
-
-$_->safe_psql('postgres', $schema) foreach @nodes;
-foreach my $node (@nodes)
-{
-	foreach my $from (grep { $_ != $node } @nodes)
-	{
-		my $name = $node->name . '_' . $from->name;
-
-		$node->safe_psql('postgres',
-			sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION mesh WITH (origin = none, copy_data = false)",
-				$name, connstr($from)));
-		push @streams, [ $from, $name ];
-	}
-}
-wait_streams(1, @streams);
-
-sub pause_all
-{
-	foreach my $node (@nodes)
-	{
-		$node->safe_psql('postgres', "ALTER SUBSCRIPTION $_ DISABLE")
-		  foreach split /\n/, $node->safe_psql('postgres', 'SELECT subname FROM pg_subscription');
-		$node->poll_query_until('postgres',
-			'SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL')
-		  or die 'workers do not stop';
-	}
-	return;
-}
-
-# Let all that a node has written pass to another one: "31" is from n1 to n3.
-sub deliver
-{
-	foreach my $link (@_)
-	{
-		my ($to, $from) = map { $nodes[ $_ - 1 ] } split //, $link;
-		my $name = $to->name . '_' . $from->name;
-
-		$to->safe_psql('postgres', "ALTER SUBSCRIPTION $name ENABLE");
-		$from->wait_for_catchup($name, 'replay', $from->lsn('insert'));
-	}
-	return;
-}
-
-# Write on nodes, one after the other.
-sub on
-{
-	while (my ($n, $sql) = splice @_, 0, 2)
-	{
-		$nodes[ $n - 1 ]->safe_psql('postgres', $sql);
-	}
-	return;
-}
-
-sub all_equal
-{
-	my ($name) = @_;
-
-	wait_streams(1, @streams);
-	is_equal_on(\@nodes, "SELECT t.* FROM $_ t ORDER BY t.*", "$name: $_") foreach qw(m part small uniq);
-	return;
-}
-
-sub rows
-{
-	my ($query) = @_;
-
-	return $nodes[0]->safe_psql('postgres', $query);
-}
-
-sub numbered
-{
-	my ($sql, $number) = @_;
-
-	$sql =~ s/%d/$number/g;
-	$sql =~ s/%%/%/g;
-	return $sql;
-}
+});
+my @nodes = $mesh->nodes;
+my @compare = map { "SELECT t.* FROM $_ t ORDER BY t.*" } qw(m part small uniq);
 
 # ---- writes that know nothing of each other ----------------------------------------
 
@@ -236,60 +162,47 @@ my @expected = (
 	[ q{SELECT id %% 1000, u %% 1000, n FROM uniq WHERE id IN (%d001, %d101, %d002, %d003) ORDER BY id},
 		"1||103\n2|3|128\n3|2|129\n101|901|1", 'unique values' ]);
 
-my $number = 0;
-foreach my $order (
-	[qw(31 32 21 23 12 13)], [qw(32 31 23 21 13 12)], [qw(21 32 13 31 12 23)], [qw(12 23 31 13 21 32)])
+# The heap's rows of the history must survive this.
+sub vacuum_and_crash
 {
-	$number++;
-	on(1 => numbered($_, $number)) foreach @base;
-	wait_streams(1, @streams);
-	pause_all();
+	my ($number, $link) = @_;
+	my ($node) = map { $mesh->node($_) } split //, $link;
 
-	my @writes = @concurrent;
-	while (my ($n, $sql) = splice @writes, 0, 2)
-	{
-		on($n => numbered($sql, $number));
-	}
-	foreach my $link (@$order)
-	{
-		deliver($link);
-		next unless $number == 3 && $link =~ /21|31/;
-
-		# the heap's rows of the history must survive both
-		my $node = $nodes[ substr($link, 0, 1) - 1 ];
-		$node->safe_psql('postgres', "VACUUM FREEZE $_") foreach qw(m part uniq);
-		$node->safe_psql('postgres', "VACUUM FULL $_") foreach qw(m part);
-		$node->stop('immediate');
-		$node->start;
-	}
-	all_equal("concurrent, streams in order @$order");
-	foreach my $check (@expected)
-	{
-		my ($query, $result, $name) = @$check;
-
-		is(rows(numbered($query, $number)), $result, "$name, streams in order @$order");
-	}
+	return unless $number == 3 && $link =~ /21|31/;
+	$node->safe_psql('postgres', "VACUUM FREEZE $_") foreach qw(m part uniq);
+	$node->safe_psql('postgres', "VACUUM FULL $_") foreach qw(m part);
+	$node->stop('immediate');
+	$node->start;
+	return;
 }
+
+$mesh->deliver_in_orders(
+	orders => [ [qw(31 32 21 23 12 13)], [qw(32 31 23 21 13 12)], [qw(21 32 13 31 12 23)], [qw(12 23 31 13 21 32)] ],
+	base => \@base,
+	writes => \@concurrent,
+	compare => \@compare,
+	expected => \@expected,
+	delivered => \&vacuum_and_crash);
 
 # ---- overtaken on the way to the third node ------------------------------------------
 
-pause_all();
-on(1 => q{INSERT INTO m SELECT 10000 + g, 'inserted', 1 FROM generate_series(1, 9) g});
-deliver('21');
-on(2 => q{UPDATE m SET n = n + 1 WHERE id BETWEEN 10001 AND 10004},
+$mesh->pause;
+$mesh->on(1 => q{INSERT INTO m SELECT 10000 + g, 'inserted', 1 FROM generate_series(1, 9) g});
+$mesh->deliver('21');
+$mesh->on(2 => q{UPDATE m SET n = n + 1 WHERE id BETWEEN 10001 AND 10004},
 	2 => q{DELETE FROM m WHERE id = 10002},
 	2 => q{UPDATE m SET n = NULL WHERE id = 10003; UPDATE m SET n = 7 WHERE id = 10003});
-deliver('12');
-on(1 => q{UPDATE m SET n = n + 10 WHERE id BETWEEN 10001 AND 10004});
-deliver('32');
+$mesh->deliver('12');
+$mesh->on(1 => q{UPDATE m SET n = n + 10 WHERE id BETWEEN 10001 AND 10004});
+$mesh->deliver('32');
 is( $nodes[2]->safe_psql('postgres', q{SELECT id, n FROM m WHERE id / 10000 = 1 ORDER BY id}),
 	"10001|2\n10003|7\n10004|2",
 	'the third node has rows of which it has not got the insert');
-on(3 => q{UPDATE m SET n = n + 100 WHERE id IN (10001, 10003)},
+$mesh->on(3 => q{UPDATE m SET n = n + 100 WHERE id IN (10001, 10003)},
 	3 => q{DELETE FROM m WHERE id = 10004});
-deliver(qw(31 13 23));
-all_equal('overtaken');
-is( rows(q{SELECT id, n FROM m WHERE id BETWEEN 10001 AND 10004 ORDER BY id}),
+$mesh->deliver(qw(31 13 23));
+$mesh->all_equal('overtaken', @compare);
+is( $mesh->rows(q{SELECT id, n FROM m WHERE id BETWEEN 10001 AND 10004 ORDER BY id}),
 	"10001|112\n10003|117",
 	'overtaken: rows');
 
@@ -297,31 +210,25 @@ is( rows(q{SELECT id, n FROM m WHERE id BETWEEN 10001 AND 10004 ORDER BY id}),
 
 # What has been counted so far is behind it everywhere, in the heap or vacuumed, with
 # records that are still there or not.
-foreach my $node (@nodes)
-{
-	my $now = $node->safe_psql('postgres', 'SELECT clock_timestamp()');
-
-	$node->poll_query_until('postgres', "SELECT bool_and(horizon > '$now') FROM krahodb.horizon")
-	  or die 'the horizon does not move';
-}
+wait_horizon($_) foreach @nodes;
 $nodes[1]->safe_psql('postgres', "VACUUM FREEZE $_") foreach qw(m part uniq);
-pause_all();
-on(1 => q{UPDATE m SET n = n + 1 WHERE id < 2000},
+$mesh->pause;
+$mesh->on(1 => q{UPDATE m SET n = n + 1 WHERE id < 2000},
 	2 => q{UPDATE m SET n = n + 10 WHERE id < 2000; UPDATE m SET n = n + 20 WHERE id < 2000},
 	3 => q{DELETE FROM m WHERE id = 1001; UPDATE m SET n = n + 100 WHERE id < 2000 AND id <> 1001},
 	1 => q{UPDATE m SET n = n + 2 WHERE id < 2000});
-deliver(qw(32 31 21 13 12 23));
-all_equal('behind the horizon');
-is( rows(q{SELECT id % 1000, n FROM m WHERE id IN (1001, 1002, 1007, 1008, 1011, 1104) ORDER BY id}),
+$mesh->deliver(qw(32 31 21 13 12 23));
+$mesh->all_equal('behind the horizon', @compare);
+is( $mesh->rows(q{SELECT id % 1000, n FROM m WHERE id IN (1001, 1002, 1007, 1008, 1011, 1104) ORDER BY id}),
 	"1|140\n2|260\n7|\n8|143\n11|245\n104|295",
 	'behind the horizon: sums');
 
 # ---- the row that has come of it is on record ------------------------------------------
 
-pause_all();
-on(1 => q{UPDATE m SET n = n + 1 WHERE id = 10001},
+$mesh->pause;
+$mesh->on(1 => q{UPDATE m SET n = n + 1 WHERE id = 10001},
 	2 => q{UPDATE m SET n = n + 2 WHERE id = 10001});
-deliver(qw(12 21));
+$mesh->deliver(qw(12 21));
 is( $nodes[0]->safe_psql('postgres', q{
 		SELECT resolution, outcome, local_row ->> 'n', remote_row ->> 'n', applied_row ->> 'n' FROM krahodb.conflict_log
 		WHERE type = 'update_origin_differs' AND key ->> 'id' = '10001' ORDER BY time DESC LIMIT 1}),
@@ -332,22 +239,22 @@ is( $nodes[1]->safe_psql('postgres', q{
 		WHERE type = 'update_origin_differs' AND key ->> 'id' = '10001' ORDER BY time DESC LIMIT 1}),
 	'skipped|114|113|115',
 	'and a loser');
-deliver(qw(31 32 13 23));
-all_equal('on record');
+$mesh->deliver(qw(31 32 13 23));
+$mesh->all_equal('on record', @compare);
 
 # ---- no room ---------------------------------------------------------------------------
 
-on(1 => q{INSERT INTO small VALUES (1, 32000)});
-wait_streams(1, @streams);
-pause_all();
-on(1 => q{UPDATE small SET n = n + 500}, 2 => q{UPDATE small SET n = n + 600});
+$mesh->on(1 => q{INSERT INTO small VALUES (1, 32000)});
+$mesh->settle;
+$mesh->pause;
+$mesh->on(1 => q{UPDATE small SET n = n + 500}, 2 => q{UPDATE small SET n = n + 600});
 my $log = -s $nodes[0]->logfile;
 $nodes[0]->safe_psql('postgres', 'ALTER SUBSCRIPTION n1_n2 ENABLE');
 $nodes[0]->wait_for_log(qr/merged value of column "n" of table "public.small" is out of range for type smallint/, $log);
-on(1 => q{UPDATE small SET n = n - 10000}, 2 => q{UPDATE small SET n = n - 5000});
-deliver(qw(12 21 31 32 13 23));
-all_equal('no room');
-is(rows('SELECT n FROM small'), '18100', 'no room: all changes count in the end');
+$mesh->on(1 => q{UPDATE small SET n = n - 10000}, 2 => q{UPDATE small SET n = n - 5000});
+$mesh->deliver(qw(12 21 31 32 13 23));
+$mesh->all_equal('no room', @compare);
+is($mesh->rows('SELECT n FROM small'), '18100', 'no room: all changes count in the end');
 
 # ---- dump and restore ------------------------------------------------------------------
 
@@ -362,7 +269,7 @@ is($nodes[0]->safe_psql('restored', 'SELECT * FROM krahodb.columns ORDER BY 1, 2
 
 # ---- a publisher that does not send old values --------------------------------------------
 
-pause_all();
+$mesh->pause;
 $nodes[1]->safe_psql('postgres', q{
 	ALTER TABLE small ALTER n RESET (krahodb.merge);
 	ALTER TABLE small REPLICA IDENTITY DEFAULT;
@@ -372,7 +279,7 @@ $nodes[0]->safe_psql('postgres', 'ALTER SUBSCRIPTION n1_n2 ENABLE');
 $nodes[0]->wait_for_log(qr/publisher did not send the old values of merged columns of table "public.small"/, $log);
 $nodes[0]->safe_psql('postgres', q{ALTER TABLE small ALTER n RESET (krahodb.merge)});
 $nodes[1]->wait_for_catchup('n1_n2', 'replay', $nodes[1]->lsn('insert'));
-is(rows('SELECT n FROM small'), '1', 'without the setting it is assigned');
+is($mesh->rows('SELECT n FROM small'), '1', 'without the setting it is assigned');
 
-$_->stop foreach @nodes;
+$mesh->stop;
 done_testing();

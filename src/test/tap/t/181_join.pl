@@ -49,16 +49,7 @@ sub subscribe
 sub forget
 {
 	wait_streams(1, grep { $_->[1] !~ /n/ } @streams);
-	foreach my $node ($a, $m)
-	{
-		my $now = on($node, 'SELECT clock_timestamp()');
-		on($node, 'SELECT txid_current()');
-		$node->poll_query_until('postgres', "SELECT horizon > '$now' FROM krahodb.horizon_state()")
-		  or die 'the horizon does not move on ' . $node->name . ': ' . on($node, 'SELECT * FROM krahodb.horizon');
-		# a transaction that moves the slot up to there
-		on($node, 'SELECT txid_current()');
-		$node->poll_query_until('postgres', "SELECT horizon > '$now' FROM krahodb.horizon_state()") or die;
-	}
+	wait_horizon($_) foreach ($a, $m);
 	on($_, 'VACUUM (FREEZE) t; VACUUM (FREEZE) p;') foreach ($a, $m);
 	return;
 }
@@ -121,8 +112,9 @@ older_and_newer($m, $a, 11);
 subscribe($n, $m, 'copy_data = true');
 $n->wait_for_subscription_sync($m, name($n, $m));
 is_equal_on([ $m, $n ], "SELECT string_agg(x::text, ' ' ORDER BY id) FROM $_ x", "copied $_") foreach qw(t p);
-cmp_ok(on($n, "SELECT count(*) FROM krahodb.version_records_1 WHERE kind = 't'"), '>', 0, 'with true versions');
-is(on($n, "SELECT count(DISTINCT node) FROM krahodb.version_records_1 WHERE kind = 'f'"), 1, 'and what m had applied of a');
+my $records = join ' UNION ALL ', map { "SELECT * FROM krahodb.version_records_$_" } 1 .. 4;
+cmp_ok(on($n, "SELECT count(*) FROM ($records) r WHERE kind = 't'"), '>', 0, 'with true versions');
+is(on($n, "SELECT count(DISTINCT node) FROM ($records) r WHERE kind = 'f'"), 1, 'and what m had applied of a');
 
 subscribe($_, $n, 'copy_data = false') foreach ($a, $m);
 on($n, 'ALTER SUBSCRIPTION ' . name($n, $a) . ' ENABLE');

@@ -1,0 +1,178 @@
+/*
+ * merged_rows.c
+ *		The versions of a row that vacuum has left in the heap.
+ *
+ * The index finds all of them.  An update links a version to the next (ctid), so they
+ * form chains; a key that was deleted and inserted again has several.  What was
+ * rolled back is no version; what is in progress is none yet, but for those of
+ * this transaction.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "storage/bufmgr.h"
+#include "storage/procarray.h"
+#include "utils/datum.h"
+
+#include "merged_private.h"
+
+/* What the header says; false if the version never lived, or does not yet. */
+static bool
+read_header(TupleTableSlot *slot, KdbRowVersion *version)
+{
+	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
+	HeapTupleHeader tuple = heap->base.tuple->t_data;
+	bool		settled;
+	bool		invalid;
+	bool		ended;
+
+	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
+	version->writer = HeapTupleHeaderGetRawXmin(tuple);
+	settled = HeapTupleHeaderXminCommitted(tuple) || HeapTupleHeaderXminFrozen(tuple);
+	invalid = HeapTupleHeaderXminInvalid(tuple) && !HeapTupleHeaderXminFrozen(tuple);
+	ended = !(tuple->t_infomask & HEAP_XMAX_INVALID) &&
+		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask);
+	version->ender = ended ? HeapTupleHeaderGetUpdateXid(tuple) : InvalidTransactionId;
+	version->update = (tuple->t_infomask & HEAP_UPDATED) != 0;
+	version->combo = (tuple->t_infomask & HEAP_COMBOCID) != 0;
+	version->command = HeapTupleHeaderGetRawCommandId(tuple);
+	version->next = tuple->t_ctid;
+	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+
+	version->tid = slot->tts_tid;
+	if (invalid || !TransactionIdIsValid(version->writer))
+		return false;
+	version->own = TransactionIdIsCurrentTransactionId(version->writer);
+	return version->own || settled ||
+		(!TransactionIdIsInProgress(version->writer) && TransactionIdDidCommit(version->writer));
+}
+
+static bool
+has_ended(TransactionId ender)
+{
+	return TransactionIdIsValid(ender) &&
+		(TransactionIdIsCurrentTransactionId(ender) ||
+		 (!TransactionIdIsInProgress(ender) && TransactionIdDidCommit(ender)));
+}
+
+static void
+read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
+{
+	KdbMergedChange *change = c->merged;
+	KdbLocalRow row = {0};
+
+	if (!has_ended(version->ender))
+		version->ender = InvalidTransactionId;
+	if (version->own)
+		version->version = c->context->version;
+	else
+	{
+		KdbTransactionVersion(version->writer, KdbApply.origin, KdbApply.remote_node, &row);
+		if (row.version_known)
+			version->version = row.version;
+	}
+	version->values = palloc0_array(KdbColumnContribution, change->n);
+	for (int i = 0; i < change->n; i++)
+	{
+		const KdbMergedColumn *column = change->columns[i];
+		KdbColumnContribution *value = &version->values[i];
+
+		value->value = slot_getattr(slot, column->attnum, &value->isnull);
+		if (value->isnull)
+			continue;
+		if (column->typlen == -1)
+			value->value = PointerGetDatum(PG_DETOAST_DATUM_COPY(value->value));
+		else
+			value->value = datumCopy(value->value, column->typbyval, column->typlen);
+	}
+}
+
+static List *
+read_versions(KdbConverge *c)
+{
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	KdbApplyTarget *target = side->target;
+	ScanKeyData key[INDEX_MAX_KEYS];
+	IndexScanDesc scan;
+	List	   *versions = NIL;
+
+	if (!TTS_IS_BUFFERTUPLE(target->scratch) || !KdbIdentityKey(target, side->key, key))
+		return NIL;
+	scan = index_beginscan(target->rel, KdbIdentityRelation(target), SnapshotAny, target->nkeys, 0);
+	scan->ignore_killed_tuples = false;
+	index_rescan(scan, key, target->nkeys, NULL, 0);
+	while (index_getnext_slot(scan, ForwardScanDirection, target->scratch))
+	{
+		KdbRowVersion *version = palloc0(sizeof(KdbRowVersion));
+
+		if (!read_header(target->scratch, version))
+			continue;
+		read_version(c, target->scratch, version);
+		versions = lappend(versions, version);
+	}
+	ExecClearTuple(target->scratch);
+	index_endscan(scan);
+	return versions;
+}
+
+static int
+by_tid(const ListCell *a, const ListCell *b)
+{
+	return ItemPointerCompare(&((KdbRowVersion *) lfirst(a))->tid, &((KdbRowVersion *) lfirst(b))->tid);
+}
+
+/* The version that replaced this one, if it has the same key. */
+static KdbRowVersion *
+find_next(List *versions, KdbRowVersion *version)
+{
+	int			low = 0;
+	int			high = list_length(versions);
+
+	while (low < high)
+	{
+		int			middle = (low + high) / 2;
+		KdbRowVersion *other = list_nth(versions, middle);
+		int			order = ItemPointerCompare(&other->tid, &version->next);
+
+		if (order == 0)
+			return other != version && other->writer == version->ender ? other : NULL;
+		if (order < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return NULL;
+}
+
+static void
+link_versions(List *versions)
+{
+	ListCell   *lc;
+
+	list_sort(versions, by_tid);
+	foreach(lc, versions)
+	{
+		KdbRowVersion *version = lfirst(lc);
+
+		if (!TransactionIdIsValid(version->ender))
+			continue;
+		version->following = find_next(versions, version);
+		if (version->following)
+			version->following->previous = version;
+	}
+}
+
+/* See merged_private.h. */
+List *
+KdbMergedRowVersions(KdbConverge *c)
+{
+	List	   *versions = read_versions(c);
+
+	link_versions(versions);
+	return versions;
+}
