@@ -328,7 +328,7 @@ foreach my $fault (qw(early_before_commit apply_before_commit apply_after_commit
 	start_process();
 	$start = log_end();
 	arm_fault($subscriber, "$fault=wait");
-	$subscriber->reload;
+	reload_settings($subscriber);
 	on_publisher(rows());
 	$subscriber->wait_for_log(qr/fault point "\w+" reached: wait/, $start);
 	disarm_fault($subscriber);
@@ -342,7 +342,7 @@ foreach my $fault (qw(early_begin early_change@1000 early_before_commit apply_be
 {
 	start_process();
 	arm_fault($subscriber, "$fault=kill");
-	$subscriber->reload;
+	reload_settings($subscriber);
 	on_publisher(rows());
 	wait_until_down($subscriber);
 	disarm_fault($subscriber);
