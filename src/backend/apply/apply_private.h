@@ -16,7 +16,9 @@
  *	spool.c			streamed transactions to files, and back
  *	truncate.c		TRUNCATE
  *	seen.c			what the writer had seen of other nodes
+ *	spool_read.c	reading those files
  *	lane_*.c		applying in parallel, see lanes_private.h
+ *	early_*.c		streamed transactions applied while they arrive
  *	usercontext.c	acting as a table's owner (run_as_owner = false)
  *	error.c			error context
  *	relation.c		KdbApplyRelation: remote relation to local relation
@@ -104,6 +106,9 @@ extern void KdbApplyStreamCommit(const KdbWireMessage *message);
 extern void KdbApplyStreamPrepare(const KdbWireMessage *message);
 extern void KdbApplyOrigin(const KdbWireMessage *message);
 
+/* Commit the changes of a streamed transaction that were applied early; in a lane. */
+extern void KdbApplyCommitEarly(XLogRecPtr end_lsn, TimestampTz commit_time);
+
 /* No transaction has an origin position from here on; on every way out. */
 extern void KdbResetOriginState(void);
 
@@ -118,11 +123,28 @@ extern void KdbSkipClear(XLogRecPtr finish_lsn);
  */
 extern bool KdbSpoolActive(void);
 extern void KdbSpoolChange(const char *data, size_t len);
-extern void KdbSpoolReplay(TransactionId xid);
 extern void KdbSpoolForget(TransactionId xid);
 extern void KdbApplyStreamStart(const KdbWireMessage *message);
 extern void KdbApplyStreamStop(const KdbWireMessage *message);
 extern void KdbApplyStreamAbort(const KdbWireMessage *message);
+
+/* The set of files, and a transaction's open for reading, name of KDB_SPOOL_NAME bytes. */
+#define KDB_SPOOL_NAME		64
+extern struct FileSet *KdbSpoolFiles(void);
+extern struct BufFile *KdbSpoolOpenChanges(TransactionId xid, char *name);
+
+/*
+ * spool_read.c.  Replay applies the whole file, in a local transaction that is open
+ * afterwards.  A reader belongs to the local transaction; Apply reads one record and
+ * applies it, false if there is none.
+ */
+typedef struct KdbSpoolReader KdbSpoolReader;
+
+extern void KdbSpoolReplay(TransactionId xid);
+extern KdbSpoolReader *KdbSpoolReaderOpen(TransactionId xid);
+extern bool KdbSpoolReaderApply(KdbSpoolReader *reader);
+extern uint64 KdbSpoolReaderCount(const KdbSpoolReader *reader);
+extern void KdbSpoolReaderClose(KdbSpoolReader *reader);
 
 /* frame.c: at the start of the stream, then for each payload. */
 extern void KdbApplyFramesStart(KdbCompression compression);
@@ -301,6 +323,35 @@ extern void KdbLeaderLook(void);
 extern void KdbLeaderBeforeWait(void);
 extern void KdbLeaderRelation(const char *data, size_t len);
 extern void KdbLeaderRelationStatesChanged(void);
+extern void KdbLeaderTakeOrigin(void);
+extern void KdbLeaderLetGoOfOrigin(void);
+
+/*
+ * early_leader.c: the transaction that arrives in blocks is applied by another process
+ * meanwhile, if that may be.  Begin: its first block comes.  Applies: is it so?  Arrived:
+ * so many records are in the file.  Relation: one of them, as it is in the file, is a
+ * RELATION.  Stop: not any more, and nothing of it is left.  Commit: its turn has come;
+ * true: it is committed, false: it is to be applied.  Look: stop if what it was begun with
+ * has changed.  Finishing: in the middle of Commit.
+ */
+extern void KdbEarlyBegin(TransactionId xid);
+extern bool KdbEarlyApplies(TransactionId xid);
+extern void KdbEarlyArrived(uint64 nrecords);
+extern void KdbEarlyRelation(const char *data, size_t len);
+extern void KdbEarlyStop(TransactionId xid);
+extern bool KdbEarlyCommit(TransactionId xid, XLogRecPtr end_lsn, TimestampTz commit_time);
+extern void KdbEarlyLook(void);
+extern bool KdbEarlyFinishing(void);
+extern void KdbEarlySettingsChanged(void);
+
+/*
+ * early_worker.c: the other process.  Entry function; is this process it; the attempt has
+ * failed (an error); the origin is taken for the commit.
+ */
+extern PGDLLEXPORT void KdbEarlyMain(Datum main_arg);
+extern bool KdbInEarly(void);
+extern void KdbEarlyGiveUp(const char *reason) pg_attribute_noreturn();
+extern void KdbEarlyTakeOrigin(void);
 
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);

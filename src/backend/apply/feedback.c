@@ -122,7 +122,7 @@ XLogRecPtr
 KdbFeedbackDurable(XLogRecPtr received, TimestampTz now)
 {
 	take_flushed(now);
-	return npairs > 0 || KdbLeaderBusy() ? last_flushed : received;
+	return npairs > 0 || KdbLeaderBusy() || KdbEarlyFinishing() ? last_flushed : received;
 }
 
 /* Nothing more to apply just now: flush what has waited long enough. */
@@ -186,7 +186,7 @@ KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 	flushed = last_flushed;
 	if (npairs > 0)
 		applied = pairs[npairs - 1].remote_end;
-	else if (KdbLeaderBusy())
+	else if (KdbLeaderBusy() || KdbEarlyFinishing())
 		applied = last_flushed;
 	else
 		flushed = applied = received;

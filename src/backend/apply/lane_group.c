@@ -36,9 +36,9 @@ static dsa_area *area = NULL;
 static BackgroundWorkerHandle *handles[KDB_MAX_APPLY_WORKERS];
 static dsa_pointer last_relation = InvalidDsaPointer;
 
-/* A slot whose lane has never come; those that have come give it back themselves. */
-static void
-give_back_slot(int index, int number)
+/* See lanes_private.h. */
+void
+KdbLaneSlotGiveBack(int index, int number)
 {
 	KdbLaneSlot *slot = &KdbLanes->slots[index].slot;
 
@@ -55,15 +55,22 @@ end_on_exit(int code, Datum arg)
 	KdbLaneGroupEnd();
 }
 
+/* See lanes_private.h. */
+void
+KdbLaneIdentify(KdbLaneIdentity *identity)
+{
+	identity->worker = *MyLogicalRepWorker;
+	identity->worker_slot = MyLogicalRepWorker - KdbLauncherAttach()->workers;
+	identity->origin = KdbApply.origin;
+	identity->krahodb_stream = KdbApply.krahodb_stream;
+	identity->remote_node = KdbApply.remote_node;
+}
+
 static void
 init_group(KdbLaneGroup *group)
 {
 	memset(group, 0, offsetof(KdbLaneGroup, transactions));
-	group->worker = *MyLogicalRepWorker;
-	group->worker_slot = MyLogicalRepWorker - KdbLauncherAttach()->workers;
-	group->origin = KdbApply.origin;
-	group->krahodb_stream = KdbApply.krahodb_stream;
-	group->remote_node = KdbApply.remote_node;
+	KdbLaneIdentify(&group->identity);
 	group->leader = MyLatch;
 	group->area = dsa_get_handle(area);
 	group->first_relation = InvalidDsaPointer;
@@ -157,7 +164,7 @@ KdbLaneGroupEnd(void)
 	for (int i = 0; i < n; i++)
 	{
 		wait_until_ended(handles[i]);
-		give_back_slot(group->lanes[i], i + 1);
+		KdbLaneSlotGiveBack(group->lanes[i], i + 1);
 		pfree(handles[i]);
 	}
 	dsa_detach(area);
@@ -166,9 +173,9 @@ KdbLaneGroupEnd(void)
 
 /* ---- starting ---- */
 
-/* An index in KdbLanes->slots, or -1. */
-static int
-take_slot(int number)
+/* See lanes_private.h. */
+int
+KdbLaneSlotReserve(int number)
 {
 	int			result = -1;
 
@@ -219,7 +226,7 @@ KdbLaneStart(void)
 {
 	KdbLaneGroup *group = KdbMyLaneGroup;
 	int			n = pg_atomic_read_u32(&group->nlanes);
-	int			index = take_slot(n + 1);
+	int			index = KdbLaneSlotReserve(n + 1);
 	BackgroundWorker bgw;
 	MemoryContext old;
 	bool		started;
@@ -232,7 +239,7 @@ KdbLaneStart(void)
 	MemoryContextSwitchTo(old);
 	if (!started)
 	{
-		give_back_slot(index, n + 1);
+		KdbLaneSlotGiveBack(index, n + 1);
 		return false;
 	}
 	group->lanes[n] = index;

@@ -95,6 +95,20 @@ let_go_of_origin(void)
 	holds_origin = false;
 }
 
+/* See apply_private.h. */
+void
+KdbLeaderTakeOrigin(void)
+{
+	take_origin();
+}
+
+/* See apply_private.h. */
+void
+KdbLeaderLetGoOfOrigin(void)
+{
+	let_go_of_origin();
+}
+
 /* ---- what is on its way ---- */
 
 static uint64

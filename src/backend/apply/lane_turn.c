@@ -112,9 +112,9 @@ is_waited_for(int partition)
 	return found;
 }
 
-/* Does anybody wait for a lock that this process holds? */
-static bool
-somebody_waits_for_me(void)
+/* See lanes_private.h. */
+bool
+KdbSomebodyWaitsForMe(void)
 {
 	for (int i = 0; i < NUM_LOCK_PARTITIONS; i++)
 	{
@@ -127,7 +127,7 @@ somebody_waits_for_me(void)
 static void
 give_way_if_needed(void)
 {
-	if (!IsTransactionState() || !earlier_lane_is_blocked() || !somebody_waits_for_me())
+	if (!IsTransactionState() || !earlier_lane_is_blocked() || !KdbSomebodyWaitsForMe())
 		return;
 	KDB_FAULT_POINT("lane_gives_way");
 	ereport(ERROR,
@@ -208,6 +208,8 @@ KdbLaneSettle(void)
 {
 	if (!KdbInLane || KdbMyTurn.first)
 		return false;
+	if (KdbInEarly())
+		KdbEarlyGiveUp("a change needs all earlier transactions to be applied");
 	KdbLaneWaitFor(KdbMyTurn.seq - 1, KDB_LANE_WAITING);
 	KdbMyTurn.first = true;
 	return true;
@@ -231,6 +233,11 @@ KdbLaneBeforeCommit(void)
 {
 	if (!KdbInLane)
 		return;
+	if (KdbInEarly())
+	{
+		KdbEarlyTakeOrigin();
+		return;
+	}
 	KDB_FAULT_POINT("lane_before_turn");
 	KdbLaneWaitFor(KdbMyTurn.seq - 1, KDB_LANE_WAITING_TO_COMMIT);
 	KdbMyTurn.first = true;

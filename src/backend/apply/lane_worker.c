@@ -83,16 +83,24 @@ free_slot(int code, Datum arg)
 	LWLockRelease(KdbLanes->lock);
 }
 
-static KdbLaneSlot *
-attach(int index)
+/* See lanes_private.h. */
+KdbLaneSlot *
+KdbLaneSlotTake(int index)
 {
 	KdbLaneSlot *slot = &KdbLanes->slots[index].slot;
-	dsm_handle	handle;
-	dsm_segment *segment;
 
 	on_shmem_exit(free_slot, PointerGetDatum(slot));
 	slot->proc = MyProc;
 	slot->pid = MyProcPid;
+	return slot;
+}
+
+static KdbLaneSlot *
+attach(int index)
+{
+	KdbLaneSlot *slot = KdbLaneSlotTake(index);
+	dsm_handle	handle;
+	dsm_segment *segment;
 
 	memcpy(&handle, MyBgworkerEntry->bgw_extra, sizeof(handle));
 	segment = dsm_attach(handle);
@@ -106,30 +114,29 @@ attach(int index)
 	return slot;
 }
 
-/* As the apply worker is, but for the stream. */
-static void
-become_lane(KdbLaneSlot *slot)
+/* See lanes_private.h. */
+void
+KdbBecomeLane(const KdbLaneIdentity *identity)
 {
 	static LogicalRepWorker worker;
 	char	   *name;
 
-	worker = KdbMyLaneGroup->worker;
+	worker = identity->worker;
 	worker.proc = MyProc;
 	MyLogicalRepWorker = &worker;
 	KdbInLane = true;
 
 	KdbWorkerConnect();
 	KdbWorkerLoadSubscription();
-	KdbApply.origin = KdbMyLaneGroup->origin;
-	KdbApply.krahodb_stream = KdbMyLaneGroup->krahodb_stream;
-	KdbApply.remote_node = KdbMyLaneGroup->remote_node;
+	KdbApply.origin = identity->origin;
+	KdbApply.krahodb_stream = identity->krahodb_stream;
+	KdbApply.remote_node = identity->remote_node;
 	replorigin_session_origin = KdbApply.origin;
 	KdbApplySeenReset();
-	KdbProgressInLane(KdbMyLaneGroup->worker_slot);
+	KdbProgressInLane(identity->worker_slot);
 	KdbDispatchInLane();
 	name = psprintf("pg_%u", MySubscription->oid);
 	KdbApplyErrorContext.origin_name = MemoryContextStrdup(ApplyContext, name);
-	KdbLaneTurnInit(slot);
 }
 
 /* ---- relations ---- */
@@ -426,7 +433,8 @@ KdbLaneMain(Datum main_arg)
 	KdbLaneSlot *slot = attach(DatumGetInt32(main_arg));
 	ErrorContextCallback callback;
 
-	become_lane(slot);
+	KdbBecomeLane(&KdbMyLaneGroup->identity);
+	KdbLaneTurnInit(slot);
 	callback.callback = KdbApplyErrorCallback;
 	callback.arg = NULL;
 	callback.previous = error_context_stack;

@@ -57,14 +57,20 @@ typedef struct KdbLaneRelation
 	char		message[FLEXIBLE_ARRAY_MEMBER];
 } KdbLaneRelation;
 
-typedef struct KdbLaneGroup
+/* What a lane must know of its leader. */
+typedef struct KdbLaneIdentity
 {
-	/* fixed when the segment is made */
 	LogicalRepWorker worker;	/* of the leader, as a lane needs it */
 	int			worker_slot;	/* in the engine's array */
 	RepOriginId origin;
 	bool		krahodb_stream;
 	uint64		remote_node;
+} KdbLaneIdentity;
+
+typedef struct KdbLaneGroup
+{
+	/* fixed when the segment is made */
+	KdbLaneIdentity identity;
 	Latch	   *leader;
 	dsa_handle	area;
 
@@ -148,6 +154,24 @@ extern bool KdbLaneHasStopped(void);
 extern void KdbLaneShareRelation(const char *message, size_t len);
 
 extern void KdbLaneSetState(KdbLaneSlot *slot, KdbLaneState state);
+
+/*
+ * Slots of KdbLanes: reserved by the leader (returns an index, or -1); taken by the
+ * process, which gives it back when it exits; given back by the leader if that has
+ * never come.
+ */
+extern int	KdbLaneSlotReserve(int number);
+extern void KdbLaneSlotGiveBack(int index, int number);
+extern KdbLaneSlot *KdbLaneSlotTake(int index);
+
+/* What the leader is and knows at this moment. */
+extern void KdbLaneIdentify(KdbLaneIdentity *identity);
+
+/* lane_worker.c: connect, and be as the apply worker is, but for the stream. */
+extern void KdbBecomeLane(const KdbLaneIdentity *identity);
+
+/* lane_turn.c: does anybody wait for a lock that this process holds? */
+extern bool KdbSomebodyWaitsForMe(void);
 
 /* ---- lane_depend.c; of the leader ---- */
 

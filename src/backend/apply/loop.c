@@ -209,6 +209,7 @@ between_transactions(XLogRecPtr last_received)
 
 	AcceptInvalidationMessages();
 	KdbSubscriptionReread();
+	KdbEarlyLook();
 	if (!KdbLeaderBusy())
 		KdbSync->process_syncing_tables(last_received);
 	KdbProgressReport(last_received);

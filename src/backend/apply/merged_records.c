@@ -34,10 +34,12 @@ typedef struct ColumnHeader
 	Oid			type;
 } ColumnHeader;
 
+/* A value that others were taken out of has no bounds: it stays in the wide type. */
 static Oid
-type_of(const KdbMergedColumn *column, KdbContributionKind kind)
+type_of(const KdbMergedColumn *column, const KdbColumnContribution *contribution)
 {
-	return kind == KDB_CONTRIBUTES_CHANGE ? KdbMergedChangeType(column) : column->type;
+	return contribution->kind == KDB_CONTRIBUTES_CHANGE || contribution->wide ?
+		KdbMergedChangeType(column) : column->type;
 }
 
 static Datum
@@ -71,7 +73,7 @@ KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *colu
 
 		head.attnum = change->columns[i]->attnum;
 		head.kind = (char) columns[i].kind;
-		head.type = type_of(change->columns[i], columns[i].kind);
+		head.type = type_of(change->columns[i], &columns[i]);
 		appendBinaryStringInfo(&image, (char *) &head, sizeof(head));
 		value = flat_value(head.type, columns[i].value, isnull);
 		get_typlenbyval(head.type, &len, &byval);
@@ -124,7 +126,9 @@ take_column(const KdbMergedChange *change, const ColumnHeader *head, Datum value
 	column->kind = (KdbContributionKind) head->kind;
 	column->isnull = isnull;
 	column->value = value;
-	type = type_of(change->columns[i], column->kind);
+	column->wide = column->kind == KDB_CONTRIBUTES_VALUE && head->type != change->columns[i]->type &&
+		head->type == KdbMergedChangeType(change->columns[i]);
+	type = type_of(change->columns[i], column);
 	if (type != head->type && !isnull)
 		column->value = converted(value, head->type, type);
 }

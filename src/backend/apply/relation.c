@@ -393,6 +393,8 @@ KdbApplyRelationWanted(KdbApplyRelation *rel)
 {
 	if (OidIsValid(MyLogicalRepWorker->relid))
 		return MyLogicalRepWorker->relid == rel->localreloid;
+	if (rel->state != SUBREL_STATE_READY && KdbInEarly())
+		KdbEarlyGiveUp("a table is not ready");
 	return rel->state == SUBREL_STATE_READY ||
 		(rel->state == SUBREL_STATE_SYNCDONE &&
 		 rel->statelsn <= KdbApply.remote_final_lsn);

@@ -11,14 +11,14 @@
  *	STREAM COMMIT(xid) | STREAM PREPARE(xid) | STREAM ABORT(xid, xid)
  *
  * Each top-level transaction has one file of changes.  At its end the file is
- * replayed through the ordinary message functions.  Files belong to the worker:
- * they are removed when it exits, and after a restart the publisher sends the
- * transaction again from its start.
+ * replayed (spool_read.c) through the ordinary message functions, unless it has been
+ * applied meanwhile.  Files belong to the worker: they are removed when it exits, and
+ * after a restart the publisher sends the transaction again from its start.
  *
  * FORMAT of a record in the file: uint32 length (native), then the message as
  * it came but without the xid that stream blocks put behind the type byte.  So
  * a replayed message decodes as one outside a stream, and it is decoded once
- * only.  The file never leaves this process.
+ * only.  The file does not outlive this process.
  *
  * SUBTRANSACTIONS.  Of each one we remember where its first change stands in
  * the file; rolling it back cuts the file off there.  That also drops what came
@@ -28,6 +28,9 @@
  * xid, so that a transaction of many subtransactions costs one probe per
  * change.  All transactions together keep at most KDB_SPOOL_MAX_KEPT entries
  * between blocks; those of the one that would exceed it wait in a file.
+ *
+ * WHO APPLIES IT EARLY (early_leader.c) reads the file behind this process, as far as it
+ * has been told.  What has been told never changes; before a part is cut off, it stops.
  *
  * RESOURCES.  A file is open only between STREAM START and STREAM STOP, or
  * while it is replayed, inside a local transaction whose resource owner closes
@@ -54,7 +57,7 @@
 #define KDB_SPOOL_MAX_KEPT		262144	/* entries in memory between blocks */
 #define KDB_SPOOL_XID_OFFSET	1	/* of the xid in a message of a block */
 #define KDB_SPOOL_HEADER		(KDB_SPOOL_XID_OFFSET + sizeof(uint32))
-#define KDB_SPOOL_LOG_EVERY		1000	/* replayed changes per DEBUG1 line */
+#define KDB_SPOOL_FLUSH_SIZE	(64 * 1024) /* bytes; for who applies it early */
 
 /* Where the first change of a subtransaction stands. */
 typedef struct SubxactEntry
@@ -62,6 +65,7 @@ typedef struct SubxactEntry
 	TransactionId xid;
 	int			fileno;
 	off_t		offset;
+	uint64		nrecords;		/* before it */
 } SubxactEntry;
 
 /* Hash entry: number of the subtransaction in SpoolTransaction.entries. */
@@ -75,6 +79,7 @@ typedef struct SubxactIndex
 typedef struct SpoolTransaction
 {
 	TransactionId xid;			/* key */
+	uint64		nrecords;		/* in the file */
 	uint32		nentries;
 	uint32		capacity;
 	SubxactEntry *entries;		/* NULL if none, or if on_disk */
@@ -90,6 +95,7 @@ static uint32 entries_kept = 0; /* of all transactions, between blocks */
 static SpoolTransaction *current = NULL;
 static BufFile *current_file = NULL;
 static TransactionId current_subxid = InvalidTransactionId; /* of the last change */
+static size_t unflushed = 0;	/* bytes that who applies it early does not see yet */
 
 bool
 KdbSpoolActive(void)
@@ -100,21 +106,21 @@ KdbSpoolActive(void)
 static void
 changes_name(char *name, TransactionId xid)
 {
-	snprintf(name, MAXPGPATH, "%u-%u.changes", MyLogicalRepWorker->subid, xid);
+	snprintf(name, KDB_SPOOL_NAME, "%u-%u.changes", MyLogicalRepWorker->subid, xid);
 }
 
 static void
 subxacts_name(char *name, TransactionId xid)
 {
-	snprintf(name, MAXPGPATH, "%u-%u.subxacts", MyLogicalRepWorker->subid, xid);
+	snprintf(name, KDB_SPOOL_NAME, "%u-%u.subxacts", MyLogicalRepWorker->subid, xid);
 }
 
 /*
- * The worker's set of files, made at the first use.  The engine's exit function
- * of workers removes it.
+ * See apply_private.h.  Made at the first use; the engine's exit function of workers
+ * removes it.
  */
-static FileSet *
-fileset(void)
+FileSet *
+KdbSpoolFiles(void)
 {
 	if (MyLogicalRepWorker->stream_fileset == NULL)
 	{
@@ -224,6 +230,7 @@ note_subxact(SpoolTransaction *txn, TransactionId subxid)
 	}
 	entry = &txn->entries[txn->nentries];
 	entry->xid = subxid;
+	entry->nrecords = txn->nrecords;
 	BufFileTell(current_file, &entry->fileno, &entry->offset);
 	index_entry(txn, txn->nentries);
 	txn->nentries++;
@@ -245,12 +252,12 @@ truncate_entries(SpoolTransaction *txn, uint32 number)
 static void
 write_entries(SpoolTransaction *txn)
 {
-	char		name[MAXPGPATH];
+	char		name[KDB_SPOOL_NAME];
 	BufFile    *file;
 
 	subxacts_name(name, txn->xid);
-	BufFileDeleteFileSet(fileset(), name, true);
-	file = BufFileCreateFileSet(fileset(), name);
+	BufFileDeleteFileSet(KdbSpoolFiles(), name, true);
+	file = BufFileCreateFileSet(KdbSpoolFiles(), name);
 	BufFileWrite(file, txn->entries, (Size) txn->nentries * sizeof(SubxactEntry));
 	BufFileClose(file);
 	txn->on_disk = true;
@@ -259,13 +266,13 @@ write_entries(SpoolTransaction *txn)
 static void
 read_entries(SpoolTransaction *txn)
 {
-	char		name[MAXPGPATH];
+	char		name[KDB_SPOOL_NAME];
 	BufFile    *file;
 	Size		size = (Size) txn->nentries * sizeof(SubxactEntry);
 	size_t		nread;
 
 	subxacts_name(name, txn->xid);
-	file = BufFileOpenFileSet(fileset(), name, O_RDONLY, false);
+	file = BufFileOpenFileSet(KdbSpoolFiles(), name, O_RDONLY, false);
 	make_entries(txn, Max(txn->nentries, 64));
 	nread = BufFileRead(file, txn->entries, size);
 	if (nread != size)
@@ -310,17 +317,18 @@ void
 KdbSpoolForget(TransactionId xid)
 {
 	SpoolTransaction *txn = find_transaction(xid);
-	char		name[MAXPGPATH];
+	char		name[KDB_SPOOL_NAME];
 
 	if (txn == NULL)
 		return;
 
+	KdbEarlyStop(xid);
 	changes_name(name, xid);
-	BufFileDeleteFileSet(fileset(), name, true);
+	BufFileDeleteFileSet(KdbSpoolFiles(), name, true);
 	if (txn->on_disk)
 	{
 		subxacts_name(name, xid);
-		BufFileDeleteFileSet(fileset(), name, true);
+		BufFileDeleteFileSet(KdbSpoolFiles(), name, true);
 	}
 	else
 		entries_kept -= txn->nentries;
@@ -335,22 +343,48 @@ KdbSpoolForget(TransactionId xid)
 static BufFile *
 open_changes(TransactionId xid, bool create)
 {
-	char		name[MAXPGPATH];
+	char		name[KDB_SPOOL_NAME];
 	BufFile    *file;
 
 	changes_name(name, xid);
 	elog(DEBUG1, "opening file \"%s\" for streamed changes", name);
 
 	if (create)
-		return BufFileCreateFileSet(fileset(), name);
+		return BufFileCreateFileSet(KdbSpoolFiles(), name);
 
-	file = BufFileOpenFileSet(fileset(), name, O_RDWR, false);
+	file = BufFileOpenFileSet(KdbSpoolFiles(), name, O_RDWR, false);
 	if (BufFileSeek(file, 0, 0, SEEK_END) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
 				 errmsg("could not seek in streaming transaction's changes file \"%s\": %m",
 						name)));
 	return file;
+}
+
+/* See apply_private.h. */
+BufFile *
+KdbSpoolOpenChanges(TransactionId xid, char *name)
+{
+	changes_name(name, xid);
+	elog(DEBUG1, "replaying changes from file \"%s\"", name);
+	return BufFileOpenFileSet(KdbSpoolFiles(), name, O_RDONLY, false);
+}
+
+/* What was written so far is for others to read. */
+static void
+flush_changes(void)
+{
+	char		name[KDB_SPOOL_NAME];
+	int			fileno;
+	off_t		offset;
+
+	changes_name(name, current->xid);
+	BufFileTell(current_file, &fileno, &offset);
+	if (BufFileSeek(current_file, 0, 0, SEEK_SET) != 0 ||
+		BufFileSeek(current_file, fileno, offset, SEEK_SET) != 0)
+		ereport(ERROR,
+				(errcode_for_file_access(),
+				 errmsg("could not seek in streaming transaction's changes file \"%s\": %m", name)));
 }
 
 void
@@ -373,6 +407,9 @@ KdbApplyStreamStart(const KdbWireMessage *message)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg_internal("invalid transaction ID in streamed replication transaction")));
+
+	if (first)
+		KdbEarlyBegin(xid);
 
 	/* A local transaction for the block: its resource owner holds the file. */
 	KdbApplyBeginStep();
@@ -398,6 +435,7 @@ KdbApplyStreamStart(const KdbWireMessage *message)
 	MemoryContextSwitchTo(oldcxt);
 
 	current_subxid = InvalidTransactionId;
+	unflushed = 0;
 	current = txn;
 	pgstat_report_activity(STATE_RUNNING, NULL);
 	KdbApplyEndStep();
@@ -414,6 +452,8 @@ KdbApplyStreamStop(const KdbWireMessage *message)
 	put_entries(current);
 	BufFileClose(current_file);
 	current_file = NULL;
+	if (KdbEarlyApplies(current->xid))
+		KdbEarlyArrived(current->nrecords);
 	current = NULL;
 
 	PopActiveSnapshot();
@@ -421,6 +461,27 @@ KdbApplyStreamStop(const KdbWireMessage *message)
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	KdbApplyErrorReset();
+}
+
+/* The record that was just written, for who applies the transaction early. */
+static void
+tell_early(const char *data, size_t len)
+{
+	if (data[0] == KDB_WIRE_RELATION)
+	{
+		char	   *record = palloc(len - sizeof(uint32));
+
+		record[0] = data[0];
+		memcpy(record + 1, data + KDB_SPOOL_HEADER, len - KDB_SPOOL_HEADER);
+		KdbEarlyRelation(record, len - sizeof(uint32));
+		pfree(record);
+	}
+	unflushed += len;
+	if (unflushed < KDB_SPOOL_FLUSH_SIZE)
+		return;
+	unflushed = 0;
+	flush_changes();
+	KdbEarlyArrived(current->nrecords);
 }
 
 /* Write a change of the open block to its transaction's file. */
@@ -451,6 +512,9 @@ KdbSpoolChange(const char *data, size_t len)
 	BufFileWrite(current_file, unconstify(char *, data), KDB_SPOOL_XID_OFFSET);
 	BufFileWrite(current_file, unconstify(char *, data) + KDB_SPOOL_HEADER,
 				 len - KDB_SPOOL_HEADER);
+	current->nrecords++;
+	if (KdbEarlyApplies(current->xid))
+		tell_early(data, len);
 }
 
 /* Cut the changes file of txn off at the first change of subxid, if it has any. */
@@ -467,11 +531,13 @@ abort_subxact(SpoolTransaction *txn, TransactionId subxid)
 	{
 		uint32		number = found->number;
 		SubxactEntry *entry = &txn->entries[number];
-		char		name[MAXPGPATH];
+		char		name[KDB_SPOOL_NAME];
 		BufFile    *file;
 
+		KdbEarlyStop(txn->xid); /* who applies it early has read what is cut off */
 		changes_name(name, txn->xid);
-		file = BufFileOpenFileSet(fileset(), name, O_RDWR, false);
+		file = BufFileOpenFileSet(KdbSpoolFiles(), name, O_RDWR, false);
+		txn->nrecords = entry->nrecords;
 		BufFileTruncateFileSet(file, entry->fileno, entry->offset);
 		BufFileClose(file);
 		truncate_entries(txn, number);
@@ -504,80 +570,4 @@ KdbApplyStreamAbort(const KdbWireMessage *message)
 			abort_subxact(txn, subxid);
 	}
 	KdbApplyErrorReset();
-}
-
-/*
- * Replay.
- */
-
-/* Read exactly size bytes; false if the file ends before the first of them. */
-static bool
-read_exactly(BufFile *file, const char *name, void *ptr, size_t size)
-{
-	size_t		nread = BufFileRead(file, ptr, size);
-
-	if (nread == 0)
-		return false;
-	if (nread != size)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not read from streaming transaction's changes file \"%s\": read only %zu of %zu bytes",
-						name, nread, size)));
-	return true;
-}
-
-/*
- * Apply all spooled changes of the transaction, in a local transaction that is
- * open afterwards.
- */
-void
-KdbSpoolReplay(TransactionId xid)
-{
-	char		name[MAXPGPATH];
-	MemoryContext oldcxt;
-	BufFile    *file;
-	uint32		capacity = BLCKSZ;
-	uint32		length;
-	char	   *buffer;
-	int			nchanges = 0;
-
-	KdbApplyBeginStep();
-	changes_name(name, xid);
-	elog(DEBUG1, "replaying changes from file \"%s\"", name);
-
-	/* KdbApplyMessageContext is reset behind each message. */
-	oldcxt = MemoryContextSwitchTo(TopTransactionContext);
-	file = BufFileOpenFileSet(fileset(), name, O_RDONLY, false);
-	buffer = palloc(capacity);
-	MemoryContextSwitchTo(oldcxt);
-	KdbApplyEndStep();
-
-	while (read_exactly(file, name, &length, sizeof(length)))
-	{
-		CHECK_FOR_INTERRUPTS();
-
-		if (length == 0 || length > MaxAllocSize)
-			elog(ERROR, "incorrect length %u in streaming transaction's changes file \"%s\"",
-				 length, name);
-		if (length > capacity)
-		{
-			capacity = length;
-			pfree(buffer);
-			buffer = MemoryContextAlloc(TopTransactionContext, capacity);
-		}
-		if (!read_exactly(file, name, buffer, length))
-			ereport(ERROR,
-					(errcode_for_file_access(),
-					 errmsg("could not read from streaming transaction's changes file \"%s\": read only %zu of %zu bytes",
-							name, (size_t) 0, (size_t) length)));
-
-		KdbApplyDispatch(buffer, length);
-
-		if (++nchanges % KDB_SPOOL_LOG_EVERY == 0)
-			elog(DEBUG1, "replayed %d changes from file \"%s\"", nchanges, name);
-	}
-
-	BufFileClose(file);
-	pfree(buffer);
-	elog(DEBUG1, "replayed %d (all) changes from file \"%s\"", nchanges, name);
 }

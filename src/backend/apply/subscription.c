@@ -46,6 +46,7 @@ static void
 note_subscription_change(Datum arg, int cacheid, uint32 hashvalue)
 {
 	subscription_valid = false;
+	KdbEarlySettingsChanged();
 }
 
 /*

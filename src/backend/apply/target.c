@@ -437,6 +437,8 @@ KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
 	}
 	if (target->bound_to != remote->generation)
 		bind_remote(target, remote);
+	if (target->resolving && KdbInEarly())
+		KdbEarlyGiveUp("a table has resolvers");
 	if (target->fires)
 		(void) KdbLaneSettle(); /* triggers may read what earlier transactions write */
 	return target;

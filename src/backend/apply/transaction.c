@@ -155,6 +155,7 @@ end_remote(XLogRecPtr end_lsn)
 	KdbConflictLogMaintain();
 	KdbVersionRecordsMaintain();
 	KdbApply.applied_end = end_lsn;
+	KdbEarlyLook();
 	if (!KdbInLane)
 		KdbSync->process_syncing_tables(end_lsn);
 	pgstat_report_activity(STATE_IDLE, NULL);
@@ -238,6 +239,17 @@ commit_remote(const KdbWireMessage *message)
 		AcceptInvalidationMessages();
 		KdbSubscriptionReread();
 	}
+}
+
+/* See apply_private.h. */
+void
+KdbApplyCommitEarly(XLogRecPtr end_lsn, TimestampTz commit_time)
+{
+	Assert(KdbInEarly() && IsTransactionState());
+	KdbApply.remote_commit_time = commit_time;
+	commit_local(end_lsn, commit_time);
+	in_remote_transaction = false;
+	KdbApplyErrorReset();
 }
 
 static void
@@ -412,8 +424,11 @@ KdbApplyStreamCommit(const KdbWireMessage *message)
 	elog(DEBUG1, "received commit for streamed transaction %u", xid);
 
 	begin_remote(xid, message->u.commit.commit_lsn, message->u.commit.commit_time);
-	KdbSpoolReplay(xid);
-	commit_remote(message);
+	if (!KdbEarlyCommit(xid, message->u.commit.end_lsn, message->u.commit.commit_time))
+	{
+		KdbSpoolReplay(xid);
+		commit_remote(message);
+	}
 	KdbSpoolForget(xid);
 	end_remote(message->u.commit.end_lsn);
 	KdbApplyErrorReset();
@@ -432,6 +447,7 @@ KdbApplyStreamPrepare(const KdbWireMessage *message)
 
 	elog(DEBUG1, "received prepare for streamed transaction %u", xid);
 
+	KdbEarlyStop(xid);
 	begin_remote(xid, message->u.prepare.prepare_lsn, message->u.prepare.prepare_time);
 	KdbSpoolReplay(xid);
 	prepare_local(message);

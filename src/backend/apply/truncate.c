@@ -156,6 +156,7 @@ KdbApplyTruncate(const KdbWireMessage *message)
 	TruncateTargets targets = {0};
 	ListCell   *lc;
 
+	KdbLaneMustBeFirst();
 	KdbApplyBeginStep();
 	KdbApplyRelationsClose();
 

@@ -76,6 +76,7 @@ note_relation_states(Datum arg, int cacheid, uint32 hashvalue)
 	invalidate_syncing_table_states(arg, cacheid, hashvalue);
 	KdbApplyRelationsForgetStates();
 	KdbLeaderRelationStatesChanged();
+	KdbEarlySettingsChanged();
 }
 
 static void

@@ -42,6 +42,7 @@ static const char *const state_names[] = {
 	[KDB_LANE_WAITING] = "waiting for an earlier transaction",
 	[KDB_LANE_WAITING_TO_COMMIT] = "waiting to commit",
 	[KDB_LANE_WAITING_TO_REPEAT] = "waiting to repeat",
+	[KDB_LANE_WAITING_FOR_STREAM] = "waiting for the stream",
 	[KDB_LANE_FAILED] = "failed"
 };
 

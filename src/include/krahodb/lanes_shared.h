@@ -24,14 +24,18 @@ typedef enum KdbLaneState
 	KDB_LANE_WAITING,			/* for an earlier transaction that this one depends on */
 	KDB_LANE_WAITING_TO_COMMIT, /* for its turn, with all changes made */
 	KDB_LANE_WAITING_TO_REPEAT, /* for its turn, to apply its transaction again */
+	KDB_LANE_WAITING_FOR_STREAM,	/* for more of a transaction that arrives */
 	KDB_LANE_FAILED				/* its transaction is to be applied by the worker */
 } KdbLaneState;
+
+/* The lane of streamed transactions; a lane of ordinary ones has a number from 1 on. */
+#define KDB_LANE_NUMBER_EARLY	0
 
 typedef struct KdbLaneSlot
 {
 	/* set by the leader with the lock, as long as nobody is in the slot */
 	Oid			subid;
-	int			number;			/* from 1 */
+	int			number;
 
 	/* set by the lane */
 	pid_t		pid;
@@ -44,7 +48,7 @@ typedef struct KdbLaneSlot
 
 	/*
 	 * Transactions of a subscription are numbered.  seq is the one in work, 0 if
-	 * none; waits_for the one that must have committed before it goes on, 0 if it
+	 * none, PG_UINT64_MAX if it has no number yet (a streamed one); waits_for the one that must have committed before it goes on, 0 if it
 	 * does not wait.
 	 */
 	pg_atomic_uint64 seq;

@@ -10,7 +10,8 @@ use KrahoDB::Nodes;
 use Test::More;
 
 # Started nodes; %params: names => [names], schema => SQL for each of them, which
-# makes the extension and the publications, publications => their names, with commas.
+# makes the extension and the publications, publications => their names, with commas,
+# options => more options of the subscriptions, conf => of the servers.
 sub new
 {
 	my ($class, %params) = @_;
@@ -25,16 +26,25 @@ sub new
 			my $name = $node->name . '_' . $from->name;
 
 			$node->safe_psql('postgres',
-				sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION %s WITH (origin = none, copy_data = false)",
-					$name, connstr($from), $params{publications}));
+				sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION %s WITH (%s)",
+					$name, connstr($from), $params{publications},
+					join ', ', 'origin = none', 'copy_data = false', $params{options} // ()));
 			push @{ $self->{streams} }, [ $from, $name ];
 		}
+	}
+	if (($params{options} // '') =~ /two_phase/)
+	{
+		$_->poll_query_until('postgres', "SELECT bool_and(subtwophasestate = 'e') FROM pg_subscription")
+		  or die 'timed out waiting for two-phase commit' foreach $self->nodes;
 	}
 	$self->settle;
 	return $self;
 }
 
 sub nodes { return @{ $_[0]{nodes} }; }
+
+# Pairs of publisher and name of the subscription.
+sub streams { return @{ $_[0]{streams} }; }
 
 # The node with that number, from 1 on.
 sub node

@@ -10,43 +10,22 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::PausedMesh;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my @nodes = map {
-	krahodb_node($_, conf => "logical_decoding_work_mem = 64kB\nlog_min_messages = debug2\n")
-} qw(n1 n2 n3);
-my ($n1, $n2, $n3) = @nodes;
-my @streams;
-
-foreach my $node (@nodes)
-{
-	$node->safe_psql(
-		'postgres', q{
+my $mesh = KrahoDB::PausedMesh->new(
+	names => [qw(n1 n2 n3)],
+	conf => "logical_decoding_work_mem = 64kB\nlog_min_messages = debug2\n",
+	schema => q{
 		CREATE TABLE item (id int PRIMARY KEY, v text);
 		CREATE PUBLICATION item FOR TABLE item;
-	});
-}
-foreach my $node (@nodes)
-{
-	foreach my $from (grep { $_ != $node } @nodes)
-	{
-		my $name = $node->name . '_' . $from->name;
+	},
+	publications => 'item',
+	options => 'two_phase = true');
+my @nodes = $mesh->nodes;
+my ($n1, $n2, $n3) = @nodes;
 
-		$node->safe_psql('postgres',
-			sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION item WITH (origin = none, copy_data = false, two_phase = true)",
-				$name, connstr($from)));
-		push @streams, [ $from, $name ];
-	}
-}
-foreach my $stream (@streams)
-{
-	my ($from, $name) = @$stream;
-	my ($node) = grep { $name =~ /^@{[$_->name]}_/ } @nodes;
-	$node->poll_query_until('postgres',
-		"SELECT subtwophasestate = 'e' FROM pg_subscription WHERE subname = '$name'")
-	  or die 'timed out waiting for two-phase commit';
-}
 sub sql { my $node = shift; return $node->safe_psql('postgres', join("\n", @_)); }
 
 # ---- reading a slot --------------------------------------------------------------

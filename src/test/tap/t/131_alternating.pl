@@ -7,39 +7,20 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::PausedMesh;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my @nodes = map { krahodb_node($_) } qw(n1 n2 n3);
-my @streams;
-
-foreach my $node (@nodes)
-{
-	$node->safe_psql(
-		'postgres', q{
+my $mesh = KrahoDB::PausedMesh->new(
+	names => [qw(n1 n2 n3)],
+	schema => q{
 		CREATE TABLE item (id int PRIMARY KEY, v text);
 		CREATE PUBLICATION item FOR TABLE item;
-	});
-}
-foreach my $node (@nodes)
-{
-	foreach my $from (grep { $_ != $node } @nodes)
-	{
-		my $name = $node->name . '_' . $from->name;
-
-		$node->safe_psql('postgres',
-			sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION item WITH (origin = none, copy_data = false, two_phase = true)",
-				$name, connstr($from)));
-		push @streams, [ $from, $name ];
-	}
-}
-sub two_phase_enabled
-{
-	my ($node) = @_;
-	return $node->poll_query_until('postgres',
-		"SELECT bool_and(subtwophasestate = 'e') FROM pg_subscription");
-}
-two_phase_enabled($_) or die 'timed out waiting for two-phase commit' foreach @nodes;
+	},
+	publications => 'item',
+	options => 'two_phase = true');
+my @nodes = $mesh->nodes;
+my @streams = $mesh->streams;
 
 my $all = "SELECT count(*), md5(string_agg(item::text, ',' ORDER BY id)) FROM item";
 

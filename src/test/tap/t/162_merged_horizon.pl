@@ -93,6 +93,41 @@ on($n2, "ALTER SUBSCRIPTION $_ ENABLE") foreach qw(n2_n1 n2_n3);
 $mesh->settle;
 is(is_equal_on([ $n1, $n2, $n3 ], 'SELECT n, hi FROM m', 'two lives'), '11112|31', 'a key that was deleted twice');
 
+# ---- a copy of a value that a newer change was taken out of --------------------------------------
+
+# n3 has a change of its own before an older one of n2, and its horizon passes only the older one.
+on($n1, 'INSERT INTO m VALUES (3, 1, 10)');
+$mesh->settle;
+pause_subscription($n3, 'n3_n2');
+on($n2, 'UPDATE m SET n = n + 10 WHERE id = 3');
+catch_up($n2, $n1);
+$before = time_on($n1);
+on($n1, 'SHOW krahodb.frontiers_now');
+wait_for($n1, "SELECT bool_and(applied_until > '$before') FROM krahodb.horizon");
+pause_subscription($n1, 'n1_n3');
+on($n3, 'UPDATE m SET n = n + 100 WHERE id = 3');
+catch_up($n3, $n2);
+on($n3, 'ALTER SUBSCRIPTION n3_n2 ENABLE');
+catch_up($n2, $n3);
+wait_for($n3, "SELECT horizon > '$before' FROM krahodb.horizon_state()");
+
+# the row comes back, which copies the history; and a change that loses reads the copy
+pause_subscription($n2, 'n2_n3');
+on($n3, 'DELETE FROM m WHERE id = 3');
+on($n2, 'UPDATE m SET n = n + 1000 WHERE id = 3');
+catch_up($n2, $n3);
+is(on($n3, 'SELECT n FROM m WHERE id = 3'), '1111', 'the row comes back with all changes');
+pause_subscription($n3, 'n3_n2');
+on($n2, 'UPDATE m SET n = n + 10000 WHERE id = 3');
+on($n3, 'UPDATE m SET n = n + 100000 WHERE id = 3');
+on($n3, 'ALTER SUBSCRIPTION n3_n2 ENABLE');
+catch_up($n2, $n3);
+is(on($n3, 'SELECT n FROM m WHERE id = 3'), '111111', 'and they are still known later');
+on($n2, 'ALTER SUBSCRIPTION n2_n3 ENABLE');
+on($n1, 'ALTER SUBSCRIPTION n1_n3 ENABLE');
+$mesh->settle;
+is(is_equal_on([ $n1, $n2, $n3 ], 'SELECT n, hi FROM m WHERE id = 3', 'a copy of a value'), '111111|10', 'on all nodes');
+
 # ---- two contributions to a dead key at the same time ------------------------------------------
 
 on($n1, 'INSERT INTO m VALUES (2, 1, 1)');
