@@ -46,6 +46,7 @@ our @EXPORT = qw(
   bench_report
   check_equal
   vacuum_all
+  cpu_seconds
   setting
 );
 

@@ -82,7 +82,7 @@ sub start
 	local %ENV = %ENV;
 	if ($clock_library)
 	{
-		$ENV{LD_PRELOAD} = $clock_library;
+		$ENV{LD_PRELOAD} = "$ENV{KDB_CLOCK_SELECT} $clock_library";
 		$ENV{FAKETIME_TIMESTAMP_FILE} = $node->basedir . '/clock';
 		$ENV{FAKETIME_NO_CACHE} = 1;
 		$ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;

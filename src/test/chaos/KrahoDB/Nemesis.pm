@@ -185,7 +185,8 @@ sub restart_server
 	my ($mesh, $entry) = @_;
 
 	return if !defined $entry->{node}{_pid};
-	$entry->{node}->stop('fast');
+	# A walsender stays until its subscriber has everything, however far behind that is.
+	$entry->{node}->stop('fast', fail_ok => 1) or $entry->{node}->stop('immediate');
 	return $mesh->start($entry->{node});
 }
 

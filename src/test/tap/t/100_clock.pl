@@ -33,7 +33,7 @@ sub start_with_clock
 {
 	my ($node) = @_;
 
-	local $ENV{LD_PRELOAD} = $library;
+	local $ENV{LD_PRELOAD} = "$ENV{KDB_CLOCK_SELECT} $library";
 	local $ENV{FAKETIME_TIMESTAMP_FILE} = $offset_file{ $node->name };
 	local $ENV{FAKETIME_NO_CACHE} = 1;
 	local $ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;
