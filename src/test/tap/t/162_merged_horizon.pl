@@ -37,6 +37,8 @@ sub wait_for
 {
 	my ($node, $query) = @_;
 
+	# a candidate from before may be stuck, and does not need what is waited for here
+	on($node, 'SHOW krahodb.frontiers_now');
 	on($node, 'SELECT txid_current()');
 	$node->poll_query_until('postgres', $query)
 	  or die $node->name . ": $query: " . on($node, 'SELECT * FROM krahodb.horizon');
