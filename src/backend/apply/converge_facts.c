@@ -481,8 +481,18 @@ take_floor(void *arg, const KdbVersionRecord *record)
 {
 	KdbFloor   *floor = arg;
 
-	if (record->kind == KDB_RECORD_FLOOR && record->version.node == floor->node)
-		floor->until = Max(floor->until, record->version.ts);
+	if (record->kind != KDB_RECORD_FLOOR || record->version.node != floor->node)
+		return;
+	floor->until = Max(floor->until, record->version.ts);
+	floor->position = Max(floor->position, (XLogRecPtr) record->shown.ts);
+}
+
+/* Is the change at a position of its own node's stream that the copy contains? */
+static bool
+is_behind_position(const KdbFloor *floor, const KdbApplyTarget *target)
+{
+	return target->nmerged > 0 && floor->node == KdbApply.remote_node &&
+		KdbApply.remote_final_lsn < floor->position;
 }
 
 /* See converge_private.h. */
@@ -498,9 +508,10 @@ KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target)
 	if (floor->appended != target->records.appended || floor->node != version.node)
 	{
 		floor->until = PG_INT64_MIN;
+		floor->position = InvalidXLogRecPtr;
 		floor->node = version.node;
 		floor->appended = target->records.appended;
 		KdbVersionRecordsOfKey(target->relid, &none, take_floor, floor);
 	}
-	return version.ts <= floor->until;
+	return version.ts <= floor->until || is_behind_position(floor, target);
 }

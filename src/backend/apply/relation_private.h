@@ -81,6 +81,7 @@ typedef struct KdbWalk
 typedef struct KdbFloor
 {
 	TimestampTz until;
+	XLogRecPtr	position;		/* of the node's stream, for merged columns */
 	uint64		node;
 	uint64		appended;		/* counter of version records at that time; 0: not known */
 } KdbFloor;

@@ -9,7 +9,8 @@
  *	t	a live row: its version
  *	d	a key that is dead: the version of its death
  *	c	unique values that a row has or had: its version (also of live rows)
- *	f	a node all of whose changes until the horizon are in what is copied
+ *	f	a node all of whose changes until the horizon are in what is copied, with a
+ *		position instead of columns
  *
  * All as of the active snapshot, which is the one that is copied.  Each comes with
  * the columns of the key and of unique indexes, as text.
@@ -26,6 +27,13 @@
  * What nodes a table has all changes of: those whose changes a subscription of this
  * database applies that counts in the horizon and has finished copying the
  * table.
+ *
+ * POSITIONS.  That a later change of such a node is in the copy as well, does not matter:
+ * it meets its own version.  But a contribution to a merged column would count twice.
+ * So a floor also says up to which position of that node's stream the snapshot has all
+ * of it: the greater one of what had been applied when the horizon was taken hold
+ * of, before the snapshot, and of the last transaction of that origin which the
+ * snapshot shows.  (The latter must be a recent one, as it has been applied since.)
  */
 #include "postgres.h"
 
@@ -44,6 +52,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
+#include "storage/spin.h"
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 #include "utils/acl.h"
@@ -58,6 +67,7 @@
 #include "krahodb/conflict.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/origin_nodes.h"
+#include "krahodb/seen_state.h"
 #include "krahodb/version_record.h"
 
 PG_FUNCTION_INFO_V1(krahodb_table_versions);
@@ -442,11 +452,64 @@ is_applied(Oid subid, Oid relid)
 	return false;
 }
 
+/* How far streams had been applied when this session took hold of the horizon. */
+typedef struct Applied
+{
+	Oid			subid;
+	XLogRecPtr	lsn;
+} Applied;
+
+static Applied *applied = NULL;
+static int	napplied = 0;
+
+/* See conflict.h. */
+void
+KdbTableVersionsNote(void)
+{
+	if (applied == NULL)
+		applied = MemoryContextAlloc(TopMemoryContext, KdbHorizon->nprogress * sizeof(Applied));
+	napplied = 0;
+	for (int i = 0; i < KdbHorizon->nprogress; i++)
+	{
+		KdbSharedProgress *progress = &KdbHorizon->progress[i];
+
+		SpinLockAcquire(&progress->mutex);
+		applied[napplied] = (Applied) {progress->subid, progress->durable};
+		SpinLockRelease(&progress->mutex);
+		if (OidIsValid(applied[napplied].subid))
+			napplied++;
+	}
+}
+
+static XLogRecPtr
+position_in_snapshot(const KdbSharedPeer *peer)
+{
+	XLogRecPtr	position = KdbSeenLastPosition(peer->origin, KdbOriginNode(peer->origin),
+											   GetActiveSnapshot());
+
+	for (int i = 0; i < napplied; i++)
+	{
+		if (applied[i].subid == peer->subid)
+			position = Max(position, applied[i].lsn);
+	}
+	return position;
+}
+
+static void
+put_floor(Listing *listing, KdbVersion floor, XLogRecPtr position)
+{
+	Line		line = {0};
+
+	line.n = 1;
+	line.names[0] = CStringGetTextDatum("lsn");
+	line.values[0] = CStringGetTextDatum(psprintf(UINT64_FORMAT, position));
+	put_line(listing, 'f', floor, &line);
+}
+
 static void
 list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
 {
 	Listing		listing = {.result = result};
-	Line		line = {0};
 	KdbSharedPeer *peers = palloc(mul_size(KdbHorizon->max_peers, sizeof(KdbSharedPeer)));
 	int			n;
 
@@ -464,7 +527,7 @@ list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
 		if (((Form_pg_subscription) GETSTRUCT(tuple))->subdbid == MyDatabaseId &&
 			!peers[i].excluded && peers[i].frontier >= since && floor.node != 0 &&
 			is_applied(peers[i].subid, relid))
-			put_line(&listing, 'f', floor, &line);
+			put_floor(&listing, floor, position_in_snapshot(&peers[i]));
 		ReleaseSysCache(tuple);
 	}
 }

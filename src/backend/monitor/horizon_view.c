@@ -14,6 +14,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/conflict.h"
 #include "krahodb/horizon.h"
 
 PG_FUNCTION_INFO_V1(krahodb_horizon_state);
@@ -90,11 +91,15 @@ krahodb_horizon_peers(PG_FUNCTION_ARGS)
 Datum
 krahodb_hold_horizon(PG_FUNCTION_ARGS)
 {
+	TimestampTz horizon;
+
 	if (!superuser() && !has_rolreplication(GetUserId()))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be superuser or replication role to hold the retention horizon")));
-	PG_RETURN_INT64(KdbHorizonHold());
+	horizon = KdbHorizonHold();
+	KdbTableVersionsNote();
+	PG_RETURN_INT64(horizon);
 }
 
 Datum

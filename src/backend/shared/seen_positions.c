@@ -67,6 +67,7 @@
 #define MARK_EVERY_MS	1000
 #define MARK_EVERY_XIDS (POSITIONS / 8)
 #define MARK_MAX_AGE	(1 << 30)	/* in transaction ids */
+#define ENDING_XIDS		256		/* so many back, a transaction's callbacks may still run */
 
 typedef struct Position
 {
@@ -462,4 +463,40 @@ KdbSeenPosition(const KdbLocalRow *row)
 		found.origin == row->origin && found.node == node)
 		return found.lsn;
 	return marked_bound(row->xid, row->origin, node);
+}
+
+/* Those that the snapshot shows may have become visible just before it was taken. */
+static void
+wait_for_callbacks(Snapshot snapshot)
+{
+	TransactionId xid = snapshot->xmax;
+
+	for (int i = 0; i < ENDING_XIDS; i++)
+	{
+		TransactionIdRetreat(xid);
+		if (!XidInMVCCSnapshot(xid, snapshot))
+			XactLockTableWait(xid, NULL, NULL, XLTW_None);
+	}
+}
+
+/* See seen_state.h. */
+XLogRecPtr
+KdbSeenLastPosition(RepOriginId origin, uint64 node, Snapshot snapshot)
+{
+	XLogRecPtr	last = InvalidXLogRecPtr;
+
+	wait_for_callbacks(snapshot);
+	for (uint32 slot = 0; slot < POSITIONS; slot++)
+	{
+		slock_t    *mutex = &seen->locks[slot % LOCKS].mutex;
+		Position	found;
+
+		SpinLockAcquire(mutex);
+		found = seen->positions[slot];
+		SpinLockRelease(mutex);
+		if (found.origin == origin && found.node == node && found.lsn > last &&
+			!XidInMVCCSnapshot(found.xid, snapshot))
+			last = found.lsn;
+	}
+	return last;
 }

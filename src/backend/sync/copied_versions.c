@@ -18,7 +18,8 @@
  * changes until the horizon have been applied by the publisher, so what they have done
  * is in the copy, or has been superseded and forgotten there; they must not be
  * applied again.  The publisher names those nodes, and a FLOOR record for
- * each says until when changes are to be left out; not if a row filter or a column
+ * each says until when changes are to be left out, and those of merged columns until
+ * which position of the node's stream; not if a row filter or a column
  * list leaves a part of the table out of the copy.  (What came by such a stream before
  * the copy, and is older than the horizon, is not taken back: subscribe to the
  * others with enabled = false first, and enable that when the copy is finished.)
@@ -120,9 +121,9 @@ strings_of(const char *array, int *n)
 
 /* Tables that rows are written to. */
 static void
-add_floor(Relation rel, TimestampTz until, uint64 node)
+add_floor(Relation rel, TimestampTz until, uint64 node, uint64 position)
 {
-	KdbVersionRecord record = {KDB_RECORD_FLOOR, {until, node}, {until, node}, true};
+	KdbVersionRecord record = {KDB_RECORD_FLOOR, {until, node}, {(TimestampTz) position, node}, true};
 	KdbRecordedKey none = {0};
 	ListCell   *lc;
 
@@ -152,20 +153,16 @@ apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
 		version.time = strtoll(row[TIME], NULL, 10);
 		version.node = strtou64(row[NODE], NULL, 10);
 		newest = Max(newest, version.time);
-		if (version.kind == KDB_RECORD_FLOOR)
-		{
-			if (!table->partial)
-				add_floor(rel, version.time, version.node);
-		}
-		else
-		{
-			version.names = strings_of(row[NAMES], &version.ncolumns);
-			version.values = strings_of(row[VALUES], &nvalues);
-			if (nvalues != version.ncolumns)
-				elog(ERROR, "publisher sent a version of %d columns with %d values",
-					 version.ncolumns, nvalues);
+		version.names = strings_of(row[NAMES], &version.ncolumns);
+		version.values = strings_of(row[VALUES], &nvalues);
+		if (nvalues != version.ncolumns)
+			elog(ERROR, "publisher sent a version of %d columns with %d values",
+				 version.ncolumns, nvalues);
+		if (version.kind != KDB_RECORD_FLOOR)
 			KdbApplyCopiedVersion(table->columns, &version);
-		}
+		else if (!table->partial)
+			add_floor(rel, version.time, version.node,
+					  nvalues > 0 ? strtou64(version.values[0], NULL, 10) : 0);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 	}

@@ -122,6 +122,7 @@ begin_remote_transaction(const char *slotname, bool kept_slot)
 
 	KdbCopiedRowNewTime();
 	KdbSyncVersionsPrepare();
+	KDB_FAULT_POINT("copy_horizon_held");
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ",
 				   "table copy could not start transaction on publisher");
 	if (kept_slot)

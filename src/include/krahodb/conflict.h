@@ -97,4 +97,10 @@ extern void KdbConflictLogMaintain(void);
  */
 extern int	KdbConflictLogPrune(TimestampTz before, int *busy);
 
+/*
+ * How far streams are applied now: a snapshot that this session takes later has all of
+ * that, which krahodb.table_versions() will say.
+ */
+extern void KdbTableVersionsNote(void);
+
 #endif							/* KRAHODB_CONFLICT_H */

@@ -19,6 +19,7 @@
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "replication/origin.h"
+#include "utils/snapshot.h"
 #include "krahodb/conflict_rules.h"
 #include "krahodb/seen.h"
 
@@ -48,6 +49,13 @@ extern uint64 KdbSeenProgress(uint64 node);
  * transaction's callbacks; hold no buffer lock.
  */
 extern uint64 KdbSeenPosition(const KdbLocalRow *row);
+
+/*
+ * The last position of an origin, whose stream is that of the node, among recent
+ * transactions that the snapshot shows; 0 if there is none.  Waits for callbacks as
+ * KdbSeenPosition does.  For a snapshot that was taken lately.
+ */
+extern XLogRecPtr KdbSeenLastPosition(RepOriginId origin, uint64 node, Snapshot snapshot);
 
 /*
  * A prepared transaction xid has been committed, and its commit ends at lsn: of

@@ -13,7 +13,8 @@
  *	DEAD	the key was dead at "version"
  *	CLAIM	a row of the key has claimed values of a unique index at "version"
  *	FLOOR	(of a table; the key is empty) the table was copied from a node that had
- *			applied all that the node of "version" wrote until its time
+ *			applied all that the node of "version" wrote until its time, and all of its
+ *			stream before the position that is the time of "shown"
  *	MERGED	a write of version "version" has contributed these values to the merged
  *			columns of the key; and what the heap shows of the transaction of
  *			version "shown" is no contribution by itself
