@@ -148,9 +148,10 @@ sub reload_settings
 	$node->reload;
 	while ($tries-- > 0)
 	{
-		my ($status, $loaded) = $node->psql('postgres', "SELECT pg_conf_load_time() > '$before'");
+		# psql() dies where psql ends before it has read the query.
+		my ($status, $loaded) = eval { $node->psql('postgres', "SELECT pg_conf_load_time() > '$before'") };
 
-		return if $status != 0 || $loaded eq 't';
+		return if !defined $status || $status != 0 || $loaded eq 't';
 		usleep(20_000);
 	}
 	die 'timed out waiting for ' . $node->name . ' to reload its settings';
