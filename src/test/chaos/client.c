@@ -36,6 +36,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -330,6 +333,15 @@ run_session(const char *prefix, uint64_t seed)
 		fail(file);
 }
 
+/* A test that was broken off needs no clients. */
+static void
+end_with_parent(void)
+{
+#ifdef __linux__
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+#endif
+}
+
 int
 main(int argc, char **argv)
 {
@@ -347,6 +359,7 @@ main(int argc, char **argv)
 	read_templates(argv[2]);
 	node = argv[4];
 	sessions = atoi(argv[5]);
+	end_with_parent();
 	pause_us = atoi(argv[7]);
 	with_savepoints = strchr(argv[8], 's') != NULL;
 	with_prepare = strchr(argv[8], 'p') != NULL;
@@ -362,6 +375,7 @@ main(int argc, char **argv)
 			fail("fork");
 		if (pids[session] == 0)
 		{
+			end_with_parent();
 			run_session(argv[6], strtoull(argv[3], NULL, 10));
 			return 0;
 		}
