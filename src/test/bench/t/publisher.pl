@@ -43,7 +43,7 @@ sub subscribe_to
 
 	foreach my $i ($have + 1 .. $n)
 	{
-		$subscriber->safe_psql("s$i", "CREATE SUBSCRIPTION s$i CONNECTION '" . $publisher->connstr('postgres') .
+		$subscriber->safe_psql("s$i", "CREATE SUBSCRIPTION s$i CONNECTION '" . $publisher->connstr . ' dbname=postgres' .
 			"' PUBLICATION p WITH (copy_data = false)");
 	}
 	$publisher->poll_query_until('postgres', "SELECT count(*) = $n FROM pg_stat_replication WHERE state = 'streaming'")
