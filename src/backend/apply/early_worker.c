@@ -239,23 +239,6 @@ apply(void)
 	commit();
 }
 
-/* Nothing of the failed attempt is left, in this process or in the database. */
-static void
-abandon(void)
-{
-	HOLD_INTERRUPTS();
-	KdbResetOriginState();
-	AbortOutOfAnyTransaction();
-	let_go_of_origin();
-	KdbApplyRelationsAbandon();
-	KdbConvergeEnd();
-	KdbApplyErrorReset();
-	in_remote_transaction = false;
-	replorigin_session_origin = KdbApply.origin;
-	MemoryContextReset(KdbApplyMessageContext);
-	RESUME_INTERRUPTS();
-}
-
 /*
  * True: committed.  False: rolled back, for the reason in *error.  Only here the process
  * can be cancelled: one that comes late is for nobody.
@@ -281,7 +264,7 @@ try_to_apply(ErrorData **error)
 		MemoryContextSwitchTo(ApplyContext);
 		*error = CopyErrorData();
 		FlushErrorState();
-		abandon();
+		KdbLaneAbandon(let_go_of_origin);
 		stop_if_asked();
 	}
 	PG_END_TRY();

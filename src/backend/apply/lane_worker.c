@@ -218,14 +218,14 @@ passes(int sqlerrcode)
 		sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE;
 }
 
-/* Nothing of the failed attempt is left, in this process or in the database. */
-static void
-abandon(void)
+/* See lanes_private.h. */
+void
+KdbLaneAbandon(void (*let_go_of_origin) (void))
 {
 	HOLD_INTERRUPTS();
 	KdbResetOriginState();
 	AbortOutOfAnyTransaction();
-	KdbLaneTurnAbandon();
+	let_go_of_origin();
 	KdbApplyRelationsAbandon();
 	KdbConvergeEnd();
 	KdbApplyErrorReset();
@@ -288,7 +288,7 @@ try_to_apply(const KdbLaneTransaction *transaction, ErrorData **error)
 		MemoryContextSwitchTo(ApplyContext);
 		*error = CopyErrorData();
 		FlushErrorState();
-		abandon();
+		KdbLaneAbandon(KdbLaneTurnAbandon);
 		KdbLaneStopIfAsked();
 	}
 	PG_END_TRY();

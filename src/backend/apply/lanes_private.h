@@ -170,6 +170,12 @@ extern void KdbLaneIdentify(KdbLaneIdentity *identity);
 /* lane_worker.c: connect, and be as the apply worker is, but for the stream. */
 extern void KdbBecomeLane(const KdbLaneIdentity *identity);
 
+/*
+ * The attempt has failed: nothing of it is left, in this process or in the database.  The
+ * replication origin, if it was taken, is let go of behind the rollback.
+ */
+extern void KdbLaneAbandon(void (*let_go_of_origin) (void));
+
 /* lane_turn.c: does anybody wait for a lock that this process holds? */
 extern bool KdbSomebodyWaitsForMe(void);
 
