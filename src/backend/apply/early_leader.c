@@ -14,7 +14,9 @@
  *								commits or has given up
  *	STREAM PREPARE				stopped
  *
- * WHEN IT MAY.  What an early attempt has read of settings and of the states of tables
+ * WHEN IT MAY.  Only if the subscription has streaming = on, since it holds locks here until
+ * the transaction ends there; those that are streamed without (krahodb.stream_in_progress)
+ * are kept in their files.  What an early attempt has read of settings and of the states of tables
  * must be what it would read at its end.  So none begins while a table is being
  * synchronised, a transaction is to be skipped, or one is tried again after an error; and
  * when the subscription or the state of a table changes meanwhile ("epoch"), the attempt
@@ -250,7 +252,7 @@ process_is_there(void)
 static bool
 may_begin(void)
 {
-	if (KdbMyOptions->apply_workers == 1 || am_tablesync_worker() ||
+	if (KdbMyOptions->apply_workers == 1 || !MySubscription->stream || am_tablesync_worker() ||
 		TransactionIdIsValid(attempt_xid))
 		return false;
 	if (KdbResolversActive(&KdbMyOptions->resolvers) ||

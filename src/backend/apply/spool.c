@@ -2,8 +2,8 @@
  * spool.c
  *		Transactions that arrive before they end, in files until they do.
  *
- * With streaming = on the publisher sends a large transaction in blocks while
- * it still runs:
+ * With streaming = on, and by default from a KrahoDB publisher, a large transaction is sent
+ * in blocks while it still runs:
  *
  *	STREAM START(xid) change* STREAM STOP		any number of times, blocks of
  *												several transactions alternating

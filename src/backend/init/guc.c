@@ -18,6 +18,7 @@
 #include "krahodb/init.h"
 #include "krahodb/node.h"
 #include "krahodb/seen_state.h"
+#include "krahodb/stream.h"
 
 /*
  * The version as settings: a subscriber asks its publisher for them, in any
@@ -69,6 +70,19 @@ define_copy_settings(void)
 							PGC_SIGHUP,
 							GUC_UNIT_KB,
 							NULL, NULL, NULL);
+}
+
+static void
+define_stream_settings(void)
+{
+	DefineCustomBoolVariable("krahodb.stream_in_progress",
+							 "Has KrahoDB publishers send large transactions while they run.",
+							 "They do so anyway for subscriptions with streaming = on.",
+							 &KdbStreamInProgress,
+							 true,
+							 PGC_SIGHUP,
+							 0,
+							 NULL, NULL, NULL);
 }
 
 /* What other nodes ask this server for. */
@@ -180,6 +194,7 @@ KdbGucInit(void)
 							NULL, NULL, NULL);
 
 	define_copy_settings();
+	define_stream_settings();
 
 #ifdef KRAHODB_FAULT_POINTS
 	DefineCustomStringVariable("krahodb.fault_point",

@@ -170,6 +170,9 @@ extern void KdbHoldInit(LogicalDecodingContext *ctx, KdbFrame *frame);
 extern bool KdbHoldFrame(LogicalDecodingContext *ctx, KdbFrame *frame);
 extern void KdbHoldBeforeTransaction(LogicalDecodingContext *ctx, ReorderBufferTXN *txn);
 
+/* decode_run.c */
+extern void KdbDecodeRunInit(LogicalDecodingContext *ctx);
+
 /* transaction.c */
 extern void KdbOutputProgress(LogicalDecodingContext *ctx, bool skipped_transaction);
 extern void KdbSendBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn);

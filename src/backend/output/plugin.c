@@ -22,6 +22,7 @@
  *	seen.c			what the writers had seen of other nodes
  *	frame.c, hold.c, handshake.c
  *					messages as writes
+ *	decode_run.c	log records, several for a turn of the walsender's loop
  *
  * Memory: everything hangs below the decoding context and goes with it, also
  * when decoding ends with an error.  Per session: the frame (see frame.c), one
@@ -131,6 +132,7 @@ output_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool i
 	KdbRelationCacheInit(output, ctx->context);
 	KdbRowWriterInit();
 	KdbFrameInit(ctx, output);
+	KdbDecodeRunInit(ctx);
 	if (output->parameters.framed)
 		KdbOutputSeenInit(ctx, output, ctx->context);
 }

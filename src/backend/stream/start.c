@@ -11,6 +11,7 @@
 
 #include "nodes/value.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 
 #include "krahodb/wire.h"
 
@@ -21,6 +22,8 @@
 #define STREAMING_VERSION		140000	/* protocol 2 */
 #define TWO_PHASE_VERSION		150000	/* protocol 3 */
 #define ORIGIN_VERSION			160000
+
+bool		KdbStreamInProgress = true;
 
 static int
 protocol_version(int server_version)
@@ -49,12 +52,26 @@ publication_names(List *publications)
 	return names.data;
 }
 
+/*
+ * Large transactions in parts?  The engine's answer to a transaction that outgrows its
+ * memory, a file with a system call or two for each change, is most of what such a
+ * transaction costs; the file that a subscriber has it in costs next to nothing (see
+ * doc/internals/performance.md).  But it is a temporary file, for which the user may have
+ * set a limit.
+ */
+static bool
+wants_parts(const KdbStreamStart *start, bool krahodb_stream)
+{
+	return start->streaming || (krahodb_stream && KdbStreamInProgress && temp_file_limit < 0);
+}
+
 /* What both plugins understand. */
 static void
-append_common_options(StringInfo cmd, const KdbStreamStart *start, int server_version)
+append_common_options(StringInfo cmd, const KdbStreamStart *start, bool krahodb_stream,
+					  int server_version)
 {
 	appendStringInfo(cmd, "proto_version '%d'", protocol_version(server_version));
-	if (start->streaming && server_version >= STREAMING_VERSION)
+	if (wants_parts(start, krahodb_stream) && server_version >= STREAMING_VERSION)
 		appendStringInfoString(cmd, ", streaming 'on'");
 	if (start->two_phase && server_version >= TWO_PHASE_VERSION)
 		appendStringInfoString(cmd, ", two_phase 'on'");
@@ -144,7 +161,7 @@ KdbStreamStartReplication(WalReceiverConn *conn, const KdbStreamStart *start)
 	appendStringInfoString(&cmd, "START_REPLICATION SLOT ");
 	KdbAppendQuoted(&cmd, start->slotname, '"');
 	appendStringInfo(&cmd, " LOGICAL %X/%X (", LSN_FORMAT_ARGS(start->startpoint));
-	append_common_options(&cmd, start, publisher.server_version);
+	append_common_options(&cmd, start, krahodb_stream, publisher.server_version);
 	if (krahodb_stream)
 		append_krahodb_options(&cmd, start->options);
 	else if (plugin != NULL)

@@ -89,6 +89,12 @@ typedef struct KdbStreamStart
 } KdbStreamStart;
 
 /*
+ * krahodb.stream_in_progress: have a KrahoDB publisher send what would outgrow
+ * logical_decoding_work_mem while it runs, also without the subscription's streaming.
+ */
+extern bool KdbStreamInProgress;
+
+/*
  * Start streaming.  A slot of another plugin is read without compression, which is
  * logged.  Returns true if the stream is a KrahoDB stream (framed,
  * handshake first), false if it is plain pgoutput.  The plugin is that of the

@@ -15,7 +15,7 @@
 # Environment: BENCH_ROUNDS (5); BENCH_CONTENDERS, a list of names, to leave out
 # some; BENCH_SETTINGS=initdb: the servers as initdb leaves them, but for wal_level;
 # BENCH_OPTIONS: more options of the KrahoDB subscriptions; BENCH_PERF=directory: a
-# profile (perf record -g) of the apply workers in each drain, into a file of its own
+# profile (perf record -g) of walsender and apply workers in each drain, into a file of its own
 # there.  Each file has its own for the amount of work.
 
 package KrahoDB::Bench;
@@ -301,7 +301,7 @@ sub drain
 	my $n = set_marker($c);
 	$c->{$_}->safe_psql('postgres', 'CHECKPOINT') foreach qw(publisher subscriber);
 	my @workers = apply_workers($c);
-	my $profile = start_profile($c, @workers);
+	my $profile = start_profile($c, $pid, @workers);
 	my @cpu = (cpu_seconds($pid), cpu_seconds(@workers));
 	my $start = time;
 	release_walsender($c);

@@ -49,17 +49,35 @@ foreach my $c (KrahoDB::Bench::contenders())
 }
 check_equal(qw(pgbench_accounts own));
 
-# Transactions per second of a node's own clients.
+my $own = 'own transactions of a node';
+
+# CPU seconds of the sessions of a server that have ended.
+sub ended_sessions
+{
+	my ($node) = @_;
+	my ($pid) = PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid') =~ /^([0-9]+)/;
+	my ($rest) = PostgreSQL::Test::Utils::slurp_file("/proc/$pid/stat") =~ /\) (.*)/;
+	my @fields = split ' ', $rest;
+
+	return ($fields[13] + $fields[14]) / 100;
+}
+
+# Transactions per second of a node's own clients, and what one costs their sessions,
+# which are alone in having ended meanwhile.
 sub own_rate
 {
 	my ($c) = @_;
 	my $script = "$PostgreSQL::Test::Utils::tmp_check/own.sql";
+	my $before = ended_sessions($c->{subscriber});
 
 	PostgreSQL::Test::Utils::append_to_file($script,
 		"\\set id random(1, 100000)\nUPDATE own SET n = n + 1 WHERE id = :id;\n")
 	  unless -e $script;
-	return run_pgbench($c->{subscriber}, qw(-n -c 2 -j 2 -f), $script, '-T', $seconds) =~ /tps = ([0-9.]+)/ ?
-	  $1 : die "no rate";
+	my ($done, $rate) = run_pgbench($c->{subscriber}, qw(-n -c 2 -j 2 -f), $script, '-T', $seconds) =~
+	  /actually processed: ([0-9]+).*tps = ([0-9.]+)/s
+	  or die "no rate";
+	$c->{own_cpu} = 1e6 * (ended_sessions($c->{subscriber}) - $before) / $done;
+	return $rate;
 }
 
 rounds(
@@ -80,7 +98,9 @@ rounds(
 							"--random-seed=$round");
 					});
 			});
-		in_turns($round, 'own transactions of a node', '/s', 'more', \&own_rate);
+		in_turns($round, $own, '/s', 'more', \&own_rate);
+		note_figure('  CPU time of one', 'us', 'less', $_->{name}, $_->{own_cpu}, $own)
+		  foreach KrahoDB::Bench::contenders();
 		vacuum_all();
 	});
 check_equal(qw(bulk keys pgbench_accounts pgbench_tellers pgbench_branches pgbench_history));

@@ -4,7 +4,8 @@
 # and its transactions are confirmed without having been sent; a held frame is not
 # sent again after a crash; compressor and decompressor do not have the same history
 # (after a restart, an error, a large row, a streamed transaction); a publisher that
-# cannot compress.
+# cannot compress; a large transaction that waits in files of the publisher, a system call
+# or two for each change, or is sent in parts although that is not wanted.
 
 use strict;
 use warnings;
@@ -257,5 +258,58 @@ $stock->wait_for_catchup('sub');
 is($subscriber->safe_psql('postgres', 'SELECT v FROM t'), 'stock', 'a stream that cannot be compressed goes on');
 ok($subscriber->log_contains(qr/the stream of replication slot "sub" is not compressed/, $log), '... and the log says so');
 $subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION sub');
+
+# ---- large transactions without streaming = on --------------------------------------------
+
+$subscriber->safe_psql('postgres', 'TRUNCATE t');
+sql('TRUNCATE t');
+$subscriber->safe_psql('postgres',
+	"CREATE SUBSCRIPTION sub CONNECTION '$connstr' PUBLICATION pub WITH (copy_data = false)");
+is($subscriber->safe_psql('postgres', 'SELECT substream FROM pg_subscription'), 'f', 'the subscription says streaming = off');
+
+# Has the publisher sent the transaction in parts, or kept it in files?  A walsender that
+# has just begun may have kept some that the subscriber has already.
+sub way_of_large
+{
+	my ($first) = @_;
+
+	sql("SELECT pg_stat_reset_replication_slot('sub')");
+	sql("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series($first, $first + 4999) i");
+	$publisher->wait_for_catchup('sub');
+	$publisher->poll_query_until('postgres',
+		"SELECT stream_txns + spill_txns > 0 FROM pg_stat_replication_slots WHERE slot_name = 'sub'")
+	  or die 'the transaction was not large';
+	is($subscriber->safe_psql('postgres', 'SELECT count(*), sum(id) FROM t'),
+		sql('SELECT count(*), sum(id) FROM t'), 'all rows are there');
+	return sql("SELECT CASE WHEN stream_txns > 0 THEN 'parts' ELSE 'files' END FROM pg_stat_replication_slots WHERE slot_name = 'sub'");
+}
+
+# The worker starts again with the settings as they are.
+sub restarted_with
+{
+	my ($name, $value) = @_;
+
+	$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION sub DISABLE');
+	$subscriber->poll_query_until('postgres',
+		'SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL') or die 'still at work';
+	$subscriber->append_conf('postgresql.conf', "$name = $value");
+	$subscriber->reload;
+	$subscriber->poll_query_until('postgres', "SELECT setting = '$value' FROM pg_settings WHERE name = '$name'")
+	  or die 'not set';
+	$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION sub ENABLE');
+	return;
+}
+
+is(way_of_large(1), 'parts', 'a large transaction is sent in parts');
+restarted_with('temp_file_limit', '100000');
+is(way_of_large(10001), 'files', '... not where temporary files have a limit');
+restarted_with('temp_file_limit', '-1');
+restarted_with('krahodb.stream_in_progress', 'off');
+is(way_of_large(20001), 'files', '... nor if that is switched off');
+$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION sub SET (streaming = on)');
+$subscriber->poll_query_until('postgres',
+	"SELECT count(*) = 1 FROM pg_stat_subscription WHERE pid IS NOT NULL AND latest_end_lsn IS NOT NULL")
+  or die 'not at work';
+is(way_of_large(30001), 'parts', '... but for a subscription that asks for it');
 
 done_testing();
