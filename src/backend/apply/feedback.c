@@ -208,3 +208,17 @@ KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 	reported_applied = applied;
 	reported_flushed = flushed;
 }
+
+/*
+ * See apply_private.h.  Forced, because the publisher may have asked for an answer behind
+ * what has not been read yet.  What was reported as received has been applied or is in
+ * the file of a transaction that has not been committed: no position is ahead of that.
+ */
+void
+KdbFeedbackWhileBusy(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (KdbFeedbackDue(now))
+		KdbFeedbackSend(InvalidXLogRecPtr, now, true, false);
+}

@@ -37,6 +37,7 @@
 #define KDB_LOOP_NAP		1000L	/* ms */
 #define KDB_LOOP_FLUSH_NAP	3L	/* ms */
 #define KDB_LOOP_LANES_NAP	10L /* ms */
+#define KDB_LOOP_LOOK_EVERY	16	/* messages of a frame, which may take long each */
 
 typedef struct ReceiveState
 {
@@ -76,6 +77,7 @@ apply_frame(const char *data, size_t len)
 	size_t		frame_len;
 	const char *message;
 	size_t		message_len;
+	int			nmessages = 0;
 
 	if (KdbApplyFrameOpen(data, len, &frame, &frame_len, &error))
 	{
@@ -84,6 +86,8 @@ apply_frame(const char *data, size_t len)
 		{
 			CHECK_FOR_INTERRUPTS();
 			take_message(message, message_len);
+			if (++nmessages % KDB_LOOP_LOOK_EVERY == 0)
+				KdbFeedbackWhileBusy();
 		}
 	}
 
