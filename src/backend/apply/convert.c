@@ -88,8 +88,9 @@ convert_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 /*
  * One column.  The functions want terminated strings (receive functions too:
  * some look at the byte behind), and the message is not; so the byte behind the
- * value is set to zero for the call.  It belongs to the receive buffer: the next
- * column's kind, or the terminator that libpq puts behind the payload.
+ * value is set to zero for the call.  Whoever keeps messages has room for it: it is
+ * the next column's kind, or the terminator that libpq puts behind the payload, or
+ * one byte more in the buffers of spool_read.c, the lanes and the decompressor.
  */
 static Datum
 convert_column(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att,
