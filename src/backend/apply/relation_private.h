@@ -39,6 +39,7 @@ typedef struct KdbColumnInput
 	bool		text_ready;
 	bool		binary_ready;
 	bool		via_text;		/* binary of another built-in type: through its text */
+	bool		text_varies;	/* which depends on settings */
 	FmgrInfo	text_function;
 	Oid			text_ioparam;
 	FmgrInfo	receive_function;

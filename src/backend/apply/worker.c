@@ -408,7 +408,10 @@ static void
 start_streaming(const char *slotname, XLogRecPtr startpoint)
 {
 	KdbStreamStart start = {0};
+	KdbPublisher publisher;
 
+	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
+	KdbApply.remote_text = publisher.text;
 	start.slotname = slotname;
 	start.startpoint = startpoint;
 	start.publications = MySubscription->publications;

@@ -9,8 +9,14 @@ use KrahoDB::Nodes;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $publisher = krahodb_node('publisher', conf => "logical_decoding_work_mem = 64kB\n");
-my $subscriber = krahodb_node('subscriber');
+my $publisher = krahodb_node('publisher', conf => "logical_decoding_work_mem = 64kB\ntimezone = 'UTC'\n");
+my $subscriber = krahodb_node('subscriber', conf => <<'EOC');
+timezone = 'Asia/Tokyo'
+datestyle = 'SQL, DMY'
+intervalstyle = 'iso_8601'
+extra_float_digits = 0
+bytea_output = 'escape'
+EOC
 
 sub on_publisher { return $publisher->safe_psql('postgres', join("\n", @_)); }
 sub on_subscriber { return $subscriber->safe_psql('postgres', join("\n", @_)); }
@@ -21,6 +27,11 @@ CREATE TABLE word (id int PRIMARY KEY, t text, v varchar, j jsonb);
 EOS
 on_subscriber("ALTER DATABASE postgres SET client_encoding = 'LATIN1'");
 on_publisher("INSERT INTO word SELECT 1, w, w, jsonb_build_object('k', w) FROM CAST(U&'\\00e9' AS text) w");
+my $values = "'2026-02-03 23:00:00.5+00', '2026-02-03', '1 mon -2 days', 0.1::float8 + 0.2, 0.1::float8 + 0.2, '\\x00ff', '{2026-02-03 23:00:00+00}', '2026-02-03 23:00:00+00'";
+on_publisher('CREATE TABLE other_type (id int PRIMARY KEY, a timestamptz, b date, c interval, d float8, e float8, f bytea, g timestamptz[], h timestamptz);
+	ALTER TABLE other_type REPLICA IDENTITY FULL', "; INSERT INTO other_type VALUES (1, $values)");
+on_subscriber('CREATE DOMAIN exactly AS float8;
+	CREATE TABLE other_type (id bigint, a timestamp, b text, c varchar, d numeric, e exactly, f text, g text, h date)');
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (streaming = on, compression = lz4)");
@@ -37,7 +48,7 @@ is(on_subscriber("SELECT count(*), bool_and(t = repeat('x', 8100 + id)) FROM wid
 
 # ---- client_encoding ----------------------------------------------------------------
 
-my $words = 'SELECT id, t::bytea, v::bytea, (j->>\'k\')::bytea FROM word ORDER BY id';
+my $words = "SELECT id, encode(t::bytea, 'hex'), encode(v::bytea, 'hex'), encode((j->>'k')::bytea, 'hex') FROM word ORDER BY id";
 foreach my $id (2, 3)
 {
 	on_publisher("INSERT INTO word SELECT $id, t, v, j FROM word WHERE id = 1");
@@ -46,5 +57,20 @@ foreach my $id (2, 3)
 }
 is(on_subscriber($words), on_publisher($words),
 	'text is not taken for what client_encoding says, in the initial copy and in the stream');
+
+# ---- columns of other types ---------------------------------------------------------
+
+my $others = 'SELECT a, b, c, d, e::float4, e = 0.1::float8 + 0.2, f, g, h FROM other_type ORDER BY id';
+on_publisher("INSERT INTO other_type VALUES (2, $values)");
+$publisher->wait_for_catchup('sub');
+my ($copied, $streamed) = split /\n/, on_subscriber("SET datestyle = ISO; $others");
+is($copied, '2026-02-03 23:00:00.5|2026-02-03|1 mon -2 days|0.30000000000000004|0.3|t|\x00ff|{"2026-02-03 23:00:00+00"}|2026-02-03',
+	'values for columns of other types are read from the text of the publisher by the initial copy');
+is($streamed, $copied, '... and by the stream');
+
+# Without a key here a row is found by all that was copied or streamed.
+on_publisher('UPDATE other_type SET id = id + 10');
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT id FROM other_type ORDER BY id'), "11\n12", '... and so rows are found by all of their values');
 
 done_testing();
