@@ -53,6 +53,21 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 	relation_invalidated((Datum) 0, InvalidOid);
 }
 
+/* A type has changed: it may be a domain, see domains.c. */
+static void
+type_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyRelation *rel;
+
+	hash_seq_init(&status, relations);
+	while ((rel = hash_seq_search(&status)) != NULL)
+	{
+		if (rel->domains)
+			rel->valid = false;
+	}
+}
+
 static void
 relations_init(void)
 {
@@ -65,6 +80,7 @@ relations_init(void)
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(relation_invalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, type_changed, (Datum) 0);
 }
 
 /* Forget what was derived from the local table. */
@@ -276,6 +292,7 @@ prepare_defaults(KdbApplyRelation *rel)
 			continue;
 		expr = expression_planner(expr);
 		rel->volatile_defaults |= contain_volatile_functions_not_nextval((Node *) expr);
+		rel->domains |= KdbConvertsToDomain((Node *) expr);
 		rel->default_attnums[rel->ndefaults] = i;
 		rel->default_exprs[rel->ndefaults++] = ExecInitExpr(expr, NULL);
 	}
@@ -294,6 +311,7 @@ build_local(KdbApplyRelation *rel)
 	rel->partitioned = rel->rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
 	rel->ndefaults = 0;
 	rel->volatile_defaults = false;
+	rel->domains = false;
 	map_columns(rel);
 	prepare_defaults(rel);
 	rel->search = MakeSingleTupleTableSlot(rel->tupdesc, &TTSOpsVirtual);

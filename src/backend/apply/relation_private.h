@@ -133,6 +133,7 @@ typedef struct KdbApplyTarget
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_exclusion;	/* there are exclusion indexes */
 	bool		has_generated;	/* stored generated columns */
+	bool		domains;		/* expressions convert to some */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
 	bool		has_table_options;
 	KdbTableOptions table_options;
@@ -181,6 +182,7 @@ struct KdbApplyRelation
 	AttrNumber *default_attnums;	/* 0-based */
 	ExprState **default_exprs;
 	bool		volatile_defaults;	/* some are not fixed, but for nextval */
+	bool		domains;		/* some convert to a domain */
 	TupleDesc	tupdesc;
 	TupleTableSlot *search;		/* virtual, format of the local table */
 	KdbRemoteRow remote;
@@ -221,6 +223,13 @@ extern void KdbTargetCheck(KdbApplyTarget *target, AclMode mode);
 
 /* Raise the engine's error if updates and deletes cannot find their row there. */
 extern void KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel);
+
+/*
+ * domains.c: does an expression, or one that is evaluated when the target is written to,
+ * convert to a domain?
+ */
+extern bool KdbConvertsToDomain(Node *planned);
+extern bool KdbTargetConvertsToDomain(KdbApplyTarget *target);
 
 /* merged_values.c: which columns of the target are merged, and how. */
 extern void KdbTargetBuildMerged(KdbApplyTarget *target);

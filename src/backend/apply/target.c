@@ -59,6 +59,21 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 	target_invalidated((Datum) 0, InvalidOid);
 }
 
+/* A type has changed: it may be a domain, see domains.c. */
+static void
+type_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyTarget *target;
+
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+	{
+		if (target->domains)
+			target->valid = false;
+	}
+}
+
 static void
 targets_init(void)
 {
@@ -71,6 +86,7 @@ targets_init(void)
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(target_invalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, type_changed, (Datum) 0);
 }
 
 /*
@@ -327,6 +343,7 @@ build_target(KdbApplyTarget *target)
 	MemoryContextSwitchTo(target->context);
 	build_options(target);
 	MemoryContextSwitchTo(old);
+	target->domains = KdbTargetConvertsToDomain(target);
 }
 
 /*

@@ -1,6 +1,7 @@
 # Values on their way from one server to the other.
 # What goes wrong here: a value that ends where a buffer does, and the byte behind it;
-# settings of the subscriber's sessions that say how text is to be read and written.
+# settings of the subscriber's sessions that say how text is to be read and written;
+# constraints of domains that change.
 
 use strict;
 use warnings;
@@ -32,6 +33,9 @@ on_publisher('CREATE TABLE other_type (id int PRIMARY KEY, a timestamptz, b date
 	ALTER TABLE other_type REPLICA IDENTITY FULL', "; INSERT INTO other_type VALUES (1, $values)");
 on_subscriber('CREATE DOMAIN exactly AS float8;
 	CREATE TABLE other_type (id bigint, a timestamp, b text, c varchar, d numeric, e exactly, f text, g text, h date)');
+on_publisher('CREATE TABLE thing (id int PRIMARY KEY, v int)');
+on_subscriber('CREATE DOMAIN small AS int CHECK (value < 100)',
+	'; CREATE TABLE thing (id int PRIMARY KEY, v int, twice small GENERATED ALWAYS AS (v * 2) STORED, d small DEFAULT 60)');
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (streaming = on, compression = lz4)");
@@ -72,5 +76,29 @@ is($streamed, $copied, '... and by the stream');
 on_publisher('UPDATE other_type SET id = id + 10');
 $publisher->wait_for_catchup('sub');
 is(on_subscriber('SELECT id FROM other_type ORDER BY id'), "11\n12", '... and so rows are found by all of their values');
+
+# ---- domains that change ------------------------------------------------------------
+
+# A worker has written to the table, and goes on.
+sub domain_refuses
+{
+	my ($v, $constraint, $alter) = @_;
+	my $offset = -s $subscriber->logfile;
+
+	on_publisher("INSERT INTO thing VALUES ($v, $v)");
+	ok($subscriber->wait_for_log(qr/value for domain public.small violates check constraint "$constraint"/, $offset),
+		"$constraint of a domain counts from the next transaction on");
+	on_subscriber($alter);
+	$publisher->wait_for_catchup('sub');
+	return;
+}
+
+on_publisher('INSERT INTO thing VALUES (1, 1)');
+$publisher->wait_for_catchup('sub');
+on_subscriber('ALTER DOMAIN small ADD CONSTRAINT of_generated CHECK (value < 70)');
+domain_refuses(40, 'of_generated', 'ALTER DOMAIN small DROP CONSTRAINT of_generated');
+on_subscriber('UPDATE thing SET d = 1', '; ALTER DOMAIN small ADD CONSTRAINT of_default CHECK (value <> 60)');
+domain_refuses(2, 'of_default', 'ALTER DOMAIN small DROP CONSTRAINT of_default');
+is(on_subscriber('SELECT * FROM thing ORDER BY id'), "1|1|2|1\n2|2|4|60\n40|40|80|1", '... and all rows are there at the end');
 
 done_testing();
