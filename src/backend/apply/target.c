@@ -138,23 +138,18 @@ prepare_triggers(KdbApplyTarget *target)
 }
 
 /*
- * Expressions of generated columns.  The engine would leave out those that the
- * first UPDATE does not affect, but this state serves every change to the table:
- * so it is told that all columns change.
+ * Expressions of generated columns.  For an UPDATE the engine would leave out those
+ * that it does not affect, but this state serves every change to the table; so they are
+ * prepared as for an INSERT, which needs all, also those of no column at all.
  */
 static void
 prepare_generated(KdbApplyTarget *target)
 {
 	TupleConstr *constr = RelationGetDescr(target->rel)->constr;
-	int			natts = RelationGetNumberOfAttributes(target->rel);
 
 	target->has_generated = constr && constr->has_generated_stored;
-	if (!target->has_generated)
-		return;
-	target->rte->updatedCols = bms_add_range(NULL, 1 - FirstLowInvalidHeapAttributeNumber,
-											 natts - FirstLowInvalidHeapAttributeNumber);
-	ExecInitStoredGenerated(target->relinfo, target->estate, CMD_UPDATE);
-	target->rte->updatedCols = NULL;
+	if (target->has_generated)
+		ExecInitStoredGenerated(target->relinfo, target->estate, CMD_INSERT);
 }
 
 /* An executor state with the table as its only range table entry. */

@@ -1,7 +1,7 @@
 # Values on their way from one server to the other.
 # What goes wrong here: a value that ends where a buffer does, and the byte behind it;
 # settings of the subscriber's sessions that say how text is to be read and written;
-# constraints of domains that change.
+# constraints of domains that change; generated columns that depend on no column.
 
 use strict;
 use warnings;
@@ -33,8 +33,10 @@ on_publisher('CREATE TABLE other_type (id int PRIMARY KEY, a timestamptz, b date
 	ALTER TABLE other_type REPLICA IDENTITY FULL', "; INSERT INTO other_type VALUES (1, $values)");
 on_subscriber('CREATE DOMAIN exactly AS float8;
 	CREATE TABLE other_type (id bigint, a timestamp, b text, c varchar, d numeric, e exactly, f text, g text, h date)');
-on_publisher('CREATE TABLE thing (id int PRIMARY KEY, v int)');
+on_publisher('CREATE TABLE thing (id int PRIMARY KEY, v int); CREATE TABLE constant (id int PRIMARY KEY)');
 on_subscriber('CREATE DOMAIN small AS int CHECK (value < 100)',
+	'; CREATE TABLE constant (id int PRIMARY KEY, c int NOT NULL GENERATED ALWAYS AS (42) STORED,
+		t bool GENERATED ALWAYS AS (tableoid > 0) STORED)',
 	'; CREATE TABLE thing (id int PRIMARY KEY, v int, twice small GENERATED ALWAYS AS (v * 2) STORED, d small DEFAULT 60)');
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
@@ -100,5 +102,13 @@ domain_refuses(40, 'of_generated', 'ALTER DOMAIN small DROP CONSTRAINT of_genera
 on_subscriber('UPDATE thing SET d = 1', '; ALTER DOMAIN small ADD CONSTRAINT of_default CHECK (value <> 60)');
 domain_refuses(2, 'of_default', 'ALTER DOMAIN small DROP CONSTRAINT of_default');
 is(on_subscriber('SELECT * FROM thing ORDER BY id'), "1|1|2|1\n2|2|4|60\n40|40|80|1", '... and all rows are there at the end');
+
+# ---- generated columns ----------------------------------------------------------------
+
+on_publisher('INSERT INTO constant VALUES (1)', '; INSERT INTO constant VALUES (2), (3)',
+	'; UPDATE constant SET id = 4 WHERE id = 3');
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT * FROM constant ORDER BY id'), "1|42|t\n2|42|t\n4|42|t",
+	'generated columns that depend on no column are computed');
 
 done_testing();
