@@ -29,6 +29,7 @@
 #include "relation_private.h"
 
 static HTAB *relations = NULL;
+static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
 static uint64 last_generation = 0;
 static dlist_head open_relations = DLIST_STATIC_INIT(open_relations);
 
@@ -167,6 +168,25 @@ KdbApplyRelationsForgetOptions(void)
 	KdbTargetsForgetOptions();
 }
 
+/*
+ * Forget what was derived from tables that were dropped, or have changed and are not
+ * written to any more.  What the publisher said of them stays: it says it once.
+ */
+static void
+sweep(void)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyRelation *rel;
+
+	hash_seq_init(&status, relations);
+	while ((rel = hash_seq_search(&status)) != NULL)
+	{
+		if (!rel->valid && rel->rel == NULL)
+			forget_local(rel);
+	}
+	sweep_size = 2 * hash_get_num_entries(relations);
+}
+
 /* A RELATION message: what the publisher's table looks like from now on. */
 void
 KdbApplyHandleRelation(const KdbWireMessage *message)
@@ -180,6 +200,8 @@ KdbApplyHandleRelation(const KdbWireMessage *message)
 	if (relations == NULL)
 		relations_init();
 
+	if (hash_get_num_entries(relations) >= sweep_size)
+		sweep();
 	rel = hash_search(relations, &remoteid, HASH_ENTER, &found);
 	if (found)
 	{

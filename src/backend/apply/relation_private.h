@@ -17,7 +17,8 @@
  * INVALIDATION.  A relcache callback marks entries invalid at any time; they
  * are rebuilt when they are next opened, which is never while they are open:
  * what can change under our RowExclusiveLock (a new index being built
- * concurrently, statistics) waits for this transaction where it must.
+ * concurrently, statistics) waits for this transaction where it must.  A table that was
+ * dropped is never opened again, so invalid entries are swept when a cache has doubled.
  */
 #ifndef RELATION_PRIVATE_H
 #define RELATION_PRIVATE_H
@@ -30,6 +31,8 @@
 #include "utils/typcache.h"
 
 #include "krahodb/version_record.h"
+
+#define KDB_MIN_SWEEP_SIZE	256 /* entries of a cache, before those that are of no use are looked for */
 
 /* How one local column gets its value from the wire. */
 typedef struct KdbColumnInput

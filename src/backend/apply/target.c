@@ -32,6 +32,7 @@
 #include "relation_private.h"
 
 static HTAB *targets = NULL;
+static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
 static dlist_head open_targets = DLIST_STATIC_INIT(open_targets);
 
 static void
@@ -306,6 +307,17 @@ build_slots(KdbApplyTarget *target)
 	target->compared = palloc0_array(bool, target->tupdesc->natts + 1);
 }
 
+static void
+free_target(KdbApplyTarget *target)
+{
+	if (target->context)
+	{
+		FreeExecutorState(target->estate);
+		MemoryContextDelete(target->context);
+	}
+	target->context = NULL;
+}
+
 /* Build all of it; target->rel is open. */
 static void
 build_target(KdbApplyTarget *target)
@@ -315,11 +327,7 @@ build_target(KdbApplyTarget *target)
 	dlist_node	link = target->open_link;
 	MemoryContext old;
 
-	if (target->context)
-	{
-		FreeExecutorState(target->estate);
-		MemoryContextDelete(target->context);
-	}
+	free_target(target);
 	memset(target, 0, sizeof(KdbApplyTarget));
 	target->relid = relid;
 	target->rel = rel;
@@ -416,6 +424,39 @@ KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel)
 					rel->nspname, rel->relname)));
 }
 
+/* Forget tables that were dropped, or have changed and are not written to any more. */
+static void
+sweep(void)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyTarget *target;
+
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+	{
+		if (target->valid || target->rel != NULL)
+			continue;
+		free_target(target);
+		(void) hash_search(targets, &target->relid, HASH_REMOVE, NULL);
+	}
+	sweep_size = Max(KDB_MIN_SWEEP_SIZE, 2 * hash_get_num_entries(targets));
+}
+
+static KdbApplyTarget *
+find_or_add(Oid relid)
+{
+	KdbApplyTarget *target = hash_search(targets, &relid, HASH_FIND, NULL);
+
+	if (target != NULL)
+		return target;
+	if (hash_get_num_entries(targets) >= sweep_size)
+		sweep();
+	target = hash_search(targets, &relid, HASH_ENTER, NULL);
+	memset(target, 0, sizeof(KdbApplyTarget));
+	target->relid = relid;
+	return target;
+}
+
 /*
  * The table with everything that writing to it needs, open and locked until
  * the transaction ends.  "remote" is what its columns are mapped to.
@@ -424,16 +465,10 @@ KdbApplyTarget *
 KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
 {
 	KdbApplyTarget *target;
-	bool		found;
 
 	if (targets == NULL)
 		targets_init();
-	target = hash_search(targets, &relid, HASH_ENTER, &found);
-	if (!found)
-	{
-		memset(target, 0, sizeof(KdbApplyTarget));
-		target->relid = relid;
-	}
+	target = find_or_add(relid);
 	if (target->rel == NULL)
 	{
 		target->rel = table_open(relid, lockmode);
