@@ -123,6 +123,24 @@ KdbApplyRelationsClose(void)
 	KdbTargetsClose();
 }
 
+/* See relation_private.h. */
+void
+KdbApplyRelationsCloseOthers(KdbApplyRelation *rel, KdbApplyTarget *target)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &open_relations)
+	{
+		KdbApplyRelation *other = dlist_container(KdbApplyRelation, open_link, iter.cur);
+
+		if (other != rel)
+			close_relation(other);
+	}
+	if (rel->routing)
+		KdbRoutingClose(rel);
+	KdbTargetsCloseOthers(target);
+}
+
 /*
  * See apply_private.h.  Slots, scans and executor states may refer to buffers and
  * relations that the abort has released; so they are not closed, but forgotten with the

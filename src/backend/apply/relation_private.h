@@ -204,6 +204,13 @@ struct KdbApplyRelation
 };
 
 /* relation.c */
+/*
+ * A change of rel is about to be made in target, where triggers fire: they may do what
+ * needs a table that nobody has open, as TRUNCATE and ALTER TABLE.  Closes all that
+ * earlier changes of the transaction have left open.
+ */
+extern void KdbApplyRelationsCloseOthers(KdbApplyRelation *rel, KdbApplyTarget *target);
+
 /* Index of the publisher's column of that name, -1 if it has none. */
 extern int	KdbRemoteColumn(KdbApplyRelation *rel, const char *name);
 
@@ -212,6 +219,7 @@ extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
 									 KdbApplyRelation *remote);
 extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
+extern void KdbTargetsCloseOthers(KdbApplyTarget *target);
 
 /* All of them were abandoned open by an aborted transaction, or may have been. */
 extern void KdbTargetsAbandon(void);

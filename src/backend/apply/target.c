@@ -547,6 +547,21 @@ KdbTargetsClose(void)
 
 /* See relation_private.h. */
 void
+KdbTargetsCloseOthers(KdbApplyTarget *target)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &open_targets)
+	{
+		KdbApplyTarget *other = dlist_container(KdbApplyTarget, open_link, iter.cur);
+
+		if (other != target)
+			close_target(other);
+	}
+}
+
+/* See relation_private.h. */
+void
 KdbTargetsAbandon(void)
 {
 	HASH_SEQ_STATUS status;
