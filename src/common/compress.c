@@ -354,7 +354,7 @@ decompress_lz4(RawBuffer *raw, const char *payload, size_t len, size_t left, Kdb
 			block > (size_t) LZ4_COMPRESSBOUND(KDB_WIRE_BLOCK))
 			return refuse(error, pos, "block length out of range");
 		pos += BLOCK_HEADER_SIZE;
-		if (!raw_reserve(raw, raw_block))
+		if (!raw_reserve(raw, raw_block + 1))
 			return refuse(error, pos, "out of memory");
 		if (!decompress_block(raw, payload + pos, block, raw_block))
 			return refuse(error, pos, "invalid lz4 data");
@@ -416,7 +416,7 @@ KdbDecompress(KdbDecompressor *decompressor, const char *payload, size_t len,
 	if (claimed == 0 || claimed > KDB_WIRE_MAX_RAW)
 		return refuse(error, 1, "raw length out of range");
 
-	raw_start_frame(buffer, claimed);
+	raw_start_frame(buffer, claimed + 1);
 	start = buffer->len;
 	if (!(lz4 ? decompress_lz4(buffer, payload, len, claimed, error) :
 		  decompress_zstd(decompressor, payload, len, claimed, error)))

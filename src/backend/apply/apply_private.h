@@ -65,6 +65,7 @@
 #include "krahodb/conflict_rules.h"
 #include "krahodb/options.h"
 #include "krahodb/seen.h"
+#include "krahodb/stream.h"
 #include "krahodb/wire.h"
 
 /* What this worker is applying now. */
@@ -73,6 +74,7 @@ typedef struct KdbApplyState
 	RepOriginId origin;			/* changes are marked with it */
 	bool		krahodb_stream; /* framed, with a handshake; else pgoutput */
 	uint64		remote_node;	/* from the handshake; 0 from a stock publisher */
+	KdbTextSettings remote_text;	/* of the publisher's session */
 
 	TransactionId remote_xid;
 	XLogRecPtr	remote_final_lsn;	/* commit or prepare LSN */

@@ -6,12 +6,16 @@
  * receive function if the publisher's type is the same; if it is another
  * built-in type (its OID means the same on both sides), through that type's
  * receive and output functions and then the local input function, so that a
- * column may be int here and bigint there whatever the format.
+ * column may be int here and bigint there whatever the format.  The text must be what
+ * the publisher would have sent, as the initial copy has it: a date by its format, a
+ * timestamp by its time zone, all digits of a float.
  */
 #include "postgres.h"
 
 #include "access/transam.h"
+#include "catalog/pg_type_d.h"
 #include "lib/stringinfo.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 
 #include "relation_private.h"
@@ -39,6 +43,33 @@ is_built_in(Oid type)
 	return type < FirstGenbkiObjectId;
 }
 
+/* Does its output depend on settings?  True if in doubt. */
+static bool
+text_varies(Oid type)
+{
+	switch (type)
+	{
+		case BOOLOID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case OIDOID:
+		case NUMERICOID:
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+		case NAMEOID:
+		case UUIDOID:
+		case JSONOID:
+		case JSONBOID:
+		case INETOID:
+		case CIDROID:
+			return false;
+		default:
+			return true;
+	}
+}
+
 static void
 prepare_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att)
 {
@@ -52,10 +83,26 @@ prepare_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 		type = input->remote_type;
 		getTypeOutputInfo(type, &function, &is_varlena);
 		fmgr_info_cxt(function, &input->output_function, rel->context);
+		input->text_varies = text_varies(type);
 	}
 	getTypeBinaryInputInfo(type, &function, &input->receive_ioparam);
 	fmgr_info_cxt(function, &input->receive_function, rel->context);
 	input->binary_ready = true;
+}
+
+/* The text that the publisher would have sent. */
+static char *
+text_of_remote(KdbColumnInput *input, Datum value)
+{
+	char	   *text;
+	int			level;
+
+	if (!input->text_varies)
+		return OutputFunctionCall(&input->output_function, value);
+	level = KdbStreamTextFormatsOf(&KdbApply.remote_text);
+	text = OutputFunctionCall(&input->output_function, value);
+	AtEOXact_GUC(true, level);
+	return text;
 }
 
 static Datum
@@ -81,15 +128,15 @@ convert_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 						input->remote + 1)));
 	if (!input->via_text)
 		return value;
-	return convert_text(rel, input, att,
-						OutputFunctionCall(&input->output_function, value));
+	return convert_text(rel, input, att, text_of_remote(input, value));
 }
 
 /*
  * One column.  The functions want terminated strings (receive functions too:
  * some look at the byte behind), and the message is not; so the byte behind the
- * value is set to zero for the call.  It belongs to the receive buffer: the next
- * column's kind, or the terminator that libpq puts behind the payload.
+ * value is set to zero for the call.  Whoever keeps messages has room for it: it is
+ * the next column's kind, or the terminator that libpq puts behind the payload, or
+ * one byte more in the buffers of spool_read.c, the lanes and the decompressor.
  */
 static Datum
 convert_column(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att,

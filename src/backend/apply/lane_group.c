@@ -64,6 +64,7 @@ KdbLaneIdentify(KdbLaneIdentity *identity)
 	identity->origin = KdbApply.origin;
 	identity->krahodb_stream = KdbApply.krahodb_stream;
 	identity->remote_node = KdbApply.remote_node;
+	identity->remote_text = KdbApply.remote_text;
 }
 
 static void

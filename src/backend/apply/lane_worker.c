@@ -131,6 +131,7 @@ KdbBecomeLane(const KdbLaneIdentity *identity)
 	KdbApply.origin = identity->origin;
 	KdbApply.krahodb_stream = identity->krahodb_stream;
 	KdbApply.remote_node = identity->remote_node;
+	KdbApply.remote_text = identity->remote_text;
 	replorigin_session_origin = KdbApply.origin;
 	KdbApplySeenReset();
 	KdbProgressInLane(identity->worker_slot);

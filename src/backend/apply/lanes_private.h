@@ -65,6 +65,7 @@ typedef struct KdbLaneIdentity
 	RepOriginId origin;
 	bool		krahodb_stream;
 	uint64		remote_node;
+	KdbTextSettings remote_text;
 } KdbLaneIdentity;
 
 typedef struct KdbLaneGroup

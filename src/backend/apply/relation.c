@@ -29,6 +29,7 @@
 #include "relation_private.h"
 
 static HTAB *relations = NULL;
+static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
 static uint64 last_generation = 0;
 static dlist_head open_relations = DLIST_STATIC_INIT(open_relations);
 
@@ -53,6 +54,21 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 	relation_invalidated((Datum) 0, InvalidOid);
 }
 
+/* A type has changed: it may be a domain, see domains.c. */
+static void
+type_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyRelation *rel;
+
+	hash_seq_init(&status, relations);
+	while ((rel = hash_seq_search(&status)) != NULL)
+	{
+		if (rel->domains)
+			rel->valid = false;
+	}
+}
+
 static void
 relations_init(void)
 {
@@ -65,6 +81,7 @@ relations_init(void)
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(relation_invalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, type_changed, (Datum) 0);
 }
 
 /* Forget what was derived from the local table. */
@@ -104,6 +121,24 @@ KdbApplyRelationsClose(void)
 	while (!dlist_is_empty(&open_relations))
 		close_relation(dlist_head_element(KdbApplyRelation, open_link, &open_relations));
 	KdbTargetsClose();
+}
+
+/* See relation_private.h. */
+void
+KdbApplyRelationsCloseOthers(KdbApplyRelation *rel, KdbApplyTarget *target)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &open_relations)
+	{
+		KdbApplyRelation *other = dlist_container(KdbApplyRelation, open_link, iter.cur);
+
+		if (other != rel)
+			close_relation(other);
+	}
+	if (rel->routing)
+		KdbRoutingClose(rel);
+	KdbTargetsCloseOthers(target);
 }
 
 /*
@@ -151,6 +186,25 @@ KdbApplyRelationsForgetOptions(void)
 	KdbTargetsForgetOptions();
 }
 
+/*
+ * Forget what was derived from tables that were dropped, or have changed and are not
+ * written to any more.  What the publisher said of them stays: it says it once.
+ */
+static void
+sweep(void)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyRelation *rel;
+
+	hash_seq_init(&status, relations);
+	while ((rel = hash_seq_search(&status)) != NULL)
+	{
+		if (!rel->valid && rel->rel == NULL)
+			forget_local(rel);
+	}
+	sweep_size = 2 * hash_get_num_entries(relations);
+}
+
 /* A RELATION message: what the publisher's table looks like from now on. */
 void
 KdbApplyHandleRelation(const KdbWireMessage *message)
@@ -164,6 +218,8 @@ KdbApplyHandleRelation(const KdbWireMessage *message)
 	if (relations == NULL)
 		relations_init();
 
+	if (hash_get_num_entries(relations) >= sweep_size)
+		sweep();
 	rel = hash_search(relations, &remoteid, HASH_ENTER, &found);
 	if (found)
 	{
@@ -276,6 +332,7 @@ prepare_defaults(KdbApplyRelation *rel)
 			continue;
 		expr = expression_planner(expr);
 		rel->volatile_defaults |= contain_volatile_functions_not_nextval((Node *) expr);
+		rel->domains |= KdbConvertsToDomain((Node *) expr);
 		rel->default_attnums[rel->ndefaults] = i;
 		rel->default_exprs[rel->ndefaults++] = ExecInitExpr(expr, NULL);
 	}
@@ -294,6 +351,7 @@ build_local(KdbApplyRelation *rel)
 	rel->partitioned = rel->rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
 	rel->ndefaults = 0;
 	rel->volatile_defaults = false;
+	rel->domains = false;
 	map_columns(rel);
 	prepare_defaults(rel);
 	rel->search = MakeSingleTupleTableSlot(rel->tupdesc, &TTSOpsVirtual);

@@ -17,7 +17,8 @@
  * INVALIDATION.  A relcache callback marks entries invalid at any time; they
  * are rebuilt when they are next opened, which is never while they are open:
  * what can change under our RowExclusiveLock (a new index being built
- * concurrently, statistics) waits for this transaction where it must.
+ * concurrently, statistics) waits for this transaction where it must.  A table that was
+ * dropped is never opened again, so invalid entries are swept when a cache has doubled.
  */
 #ifndef RELATION_PRIVATE_H
 #define RELATION_PRIVATE_H
@@ -31,6 +32,8 @@
 
 #include "krahodb/version_record.h"
 
+#define KDB_MIN_SWEEP_SIZE	256 /* entries of a cache, before those that are of no use are looked for */
+
 /* How one local column gets its value from the wire. */
 typedef struct KdbColumnInput
 {
@@ -39,6 +42,7 @@ typedef struct KdbColumnInput
 	bool		text_ready;
 	bool		binary_ready;
 	bool		via_text;		/* binary of another built-in type: through its text */
+	bool		text_varies;	/* which depends on settings */
 	FmgrInfo	text_function;
 	Oid			text_ioparam;
 	FmgrInfo	receive_function;
@@ -132,6 +136,7 @@ typedef struct KdbApplyTarget
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_exclusion;	/* there are exclusion indexes */
 	bool		has_generated;	/* stored generated columns */
+	bool		domains;		/* expressions convert to some */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
 	bool		has_table_options;
 	KdbTableOptions table_options;
@@ -180,6 +185,7 @@ struct KdbApplyRelation
 	AttrNumber *default_attnums;	/* 0-based */
 	ExprState **default_exprs;
 	bool		volatile_defaults;	/* some are not fixed, but for nextval */
+	bool		domains;		/* some convert to a domain */
 	TupleDesc	tupdesc;
 	TupleTableSlot *search;		/* virtual, format of the local table */
 	KdbRemoteRow remote;
@@ -198,6 +204,13 @@ struct KdbApplyRelation
 };
 
 /* relation.c */
+/*
+ * A change of rel is about to be made in target, where triggers fire: they may do what
+ * needs a table that nobody has open, as TRUNCATE and ALTER TABLE.  Closes all that
+ * earlier changes of the transaction have left open.
+ */
+extern void KdbApplyRelationsCloseOthers(KdbApplyRelation *rel, KdbApplyTarget *target);
+
 /* Index of the publisher's column of that name, -1 if it has none. */
 extern int	KdbRemoteColumn(KdbApplyRelation *rel, const char *name);
 
@@ -206,6 +219,7 @@ extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
 									 KdbApplyRelation *remote);
 extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
+extern void KdbTargetsCloseOthers(KdbApplyTarget *target);
 
 /* All of them were abandoned open by an aborted transaction, or may have been. */
 extern void KdbTargetsAbandon(void);
@@ -220,6 +234,13 @@ extern void KdbTargetCheck(KdbApplyTarget *target, AclMode mode);
 
 /* Raise the engine's error if updates and deletes cannot find their row there. */
 extern void KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel);
+
+/*
+ * domains.c: does an expression, or one that is evaluated when the target is written to,
+ * convert to a domain?
+ */
+extern bool KdbConvertsToDomain(Node *planned);
+extern bool KdbTargetConvertsToDomain(KdbApplyTarget *target);
 
 /* merged_values.c: which columns of the target are merged, and how. */
 extern void KdbTargetBuildMerged(KdbApplyTarget *target);

@@ -679,11 +679,15 @@ aim(Change *change, KdbApplyRelation *rel, TupleTableSlot *key)
 	{
 		change->target = own_target(rel);
 		change->search = key;
-		return;
 	}
-	change->target = KdbRoute(rel, key, &change->search);
-	if (change->row)
-		change->row = KdbRouteRow(rel, change->target, change->row);
+	else
+	{
+		change->target = KdbRoute(rel, key, &change->search);
+		if (change->row)
+			change->row = KdbRouteRow(rel, change->target, change->row);
+	}
+	if (change->target->fires)
+		KdbApplyRelationsCloseOthers(rel, change->target);
 }
 
 /*

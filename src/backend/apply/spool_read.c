@@ -27,7 +27,7 @@ struct KdbSpoolReader
 	char		name[KDB_SPOOL_NAME];
 	BufFile    *file;
 	uint64		nread;			/* records */
-	uint32		capacity;		/* of buffer */
+	uint32		capacity;		/* of buffer, and a byte more (convert.c) */
 	char	   *buffer;
 };
 
@@ -43,7 +43,7 @@ KdbSpoolReaderOpen(TransactionId xid)
 	reader->file = KdbSpoolOpenChanges(xid, reader->name);
 	reader->nread = 0;
 	reader->capacity = BLCKSZ;
-	reader->buffer = palloc(reader->capacity);
+	reader->buffer = palloc(reader->capacity + 1);
 	MemoryContextSwitchTo(old);
 	return reader;
 }
@@ -107,14 +107,14 @@ read_exactly(KdbSpoolReader *reader, void *ptr, size_t size)
 static void
 read_record(KdbSpoolReader *reader, uint32 length)
 {
-	if (length == 0 || length > MaxAllocSize)
+	if (length == 0 || length >= MaxAllocSize)
 		elog(ERROR, "incorrect length %u in streaming transaction's changes file \"%s\"",
 			 length, reader->name);
 	if (length > reader->capacity)
 	{
 		reader->capacity = length;
 		pfree(reader->buffer);
-		reader->buffer = MemoryContextAlloc(TopTransactionContext, reader->capacity);
+		reader->buffer = MemoryContextAlloc(TopTransactionContext, reader->capacity + 1);
 	}
 	if (!read_exactly(reader, reader->buffer, length))
 		ereport(ERROR,

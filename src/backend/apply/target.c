@@ -32,6 +32,7 @@
 #include "relation_private.h"
 
 static HTAB *targets = NULL;
+static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
 static dlist_head open_targets = DLIST_STATIC_INIT(open_targets);
 
 static void
@@ -59,6 +60,21 @@ function_changed(Datum arg, int cacheid, uint32 hashvalue)
 	target_invalidated((Datum) 0, InvalidOid);
 }
 
+/* A type has changed: it may be a domain, see domains.c. */
+static void
+type_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyTarget *target;
+
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+	{
+		if (target->domains)
+			target->valid = false;
+	}
+}
+
 static void
 targets_init(void)
 {
@@ -71,6 +87,7 @@ targets_init(void)
 						  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(target_invalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(TYPEOID, type_changed, (Datum) 0);
 }
 
 /*
@@ -122,23 +139,18 @@ prepare_triggers(KdbApplyTarget *target)
 }
 
 /*
- * Expressions of generated columns.  The engine would leave out those that the
- * first UPDATE does not affect, but this state serves every change to the table:
- * so it is told that all columns change.
+ * Expressions of generated columns.  For an UPDATE the engine would leave out those
+ * that it does not affect, but this state serves every change to the table; so they are
+ * prepared as for an INSERT, which needs all, also those of no column at all.
  */
 static void
 prepare_generated(KdbApplyTarget *target)
 {
 	TupleConstr *constr = RelationGetDescr(target->rel)->constr;
-	int			natts = RelationGetNumberOfAttributes(target->rel);
 
 	target->has_generated = constr && constr->has_generated_stored;
-	if (!target->has_generated)
-		return;
-	target->rte->updatedCols = bms_add_range(NULL, 1 - FirstLowInvalidHeapAttributeNumber,
-											 natts - FirstLowInvalidHeapAttributeNumber);
-	ExecInitStoredGenerated(target->relinfo, target->estate, CMD_UPDATE);
-	target->rte->updatedCols = NULL;
+	if (target->has_generated)
+		ExecInitStoredGenerated(target->relinfo, target->estate, CMD_INSERT);
 }
 
 /* An executor state with the table as its only range table entry. */
@@ -295,6 +307,17 @@ build_slots(KdbApplyTarget *target)
 	target->compared = palloc0_array(bool, target->tupdesc->natts + 1);
 }
 
+static void
+free_target(KdbApplyTarget *target)
+{
+	if (target->context)
+	{
+		FreeExecutorState(target->estate);
+		MemoryContextDelete(target->context);
+	}
+	target->context = NULL;
+}
+
 /* Build all of it; target->rel is open. */
 static void
 build_target(KdbApplyTarget *target)
@@ -304,11 +327,7 @@ build_target(KdbApplyTarget *target)
 	dlist_node	link = target->open_link;
 	MemoryContext old;
 
-	if (target->context)
-	{
-		FreeExecutorState(target->estate);
-		MemoryContextDelete(target->context);
-	}
+	free_target(target);
 	memset(target, 0, sizeof(KdbApplyTarget));
 	target->relid = relid;
 	target->rel = rel;
@@ -327,6 +346,7 @@ build_target(KdbApplyTarget *target)
 	MemoryContextSwitchTo(target->context);
 	build_options(target);
 	MemoryContextSwitchTo(old);
+	target->domains = KdbTargetConvertsToDomain(target);
 }
 
 /*
@@ -404,6 +424,39 @@ KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *rel)
 					rel->nspname, rel->relname)));
 }
 
+/* Forget tables that were dropped, or have changed and are not written to any more. */
+static void
+sweep(void)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyTarget *target;
+
+	hash_seq_init(&status, targets);
+	while ((target = hash_seq_search(&status)) != NULL)
+	{
+		if (target->valid || target->rel != NULL)
+			continue;
+		free_target(target);
+		(void) hash_search(targets, &target->relid, HASH_REMOVE, NULL);
+	}
+	sweep_size = Max(KDB_MIN_SWEEP_SIZE, 2 * hash_get_num_entries(targets));
+}
+
+static KdbApplyTarget *
+find_or_add(Oid relid)
+{
+	KdbApplyTarget *target = hash_search(targets, &relid, HASH_FIND, NULL);
+
+	if (target != NULL)
+		return target;
+	if (hash_get_num_entries(targets) >= sweep_size)
+		sweep();
+	target = hash_search(targets, &relid, HASH_ENTER, NULL);
+	memset(target, 0, sizeof(KdbApplyTarget));
+	target->relid = relid;
+	return target;
+}
+
 /*
  * The table with everything that writing to it needs, open and locked until
  * the transaction ends.  "remote" is what its columns are mapped to.
@@ -412,16 +465,10 @@ KdbApplyTarget *
 KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
 {
 	KdbApplyTarget *target;
-	bool		found;
 
 	if (targets == NULL)
 		targets_init();
-	target = hash_search(targets, &relid, HASH_ENTER, &found);
-	if (!found)
-	{
-		memset(target, 0, sizeof(KdbApplyTarget));
-		target->relid = relid;
-	}
+	target = find_or_add(relid);
 	if (target->rel == NULL)
 	{
 		target->rel = table_open(relid, lockmode);
@@ -496,6 +543,21 @@ KdbTargetsClose(void)
 {
 	while (!dlist_is_empty(&open_targets))
 		close_target(dlist_head_element(KdbApplyTarget, open_link, &open_targets));
+}
+
+/* See relation_private.h. */
+void
+KdbTargetsCloseOthers(KdbApplyTarget *target)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &open_targets)
+	{
+		KdbApplyTarget *other = dlist_container(KdbApplyTarget, open_link, iter.cur);
+
+		if (other != target)
+			close_target(other);
+	}
 }
 
 /* See relation_private.h. */

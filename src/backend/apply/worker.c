@@ -8,7 +8,7 @@
  * START-UP
  *	1. attach to the slot (from then on ALTER and DROP SUBSCRIPTION can stop us)
  *	2. connect to the database as the subscription's owner; replica role, empty
- *	   search_path
+ *	   search_path, the database's encoding
  *	3. read the subscription
  *	4. apply worker: take over the origin "pg_<subid>", connect to the publisher
  *	   table synchronisation: copy the table (sync/), which does both
@@ -32,6 +32,7 @@
 #include "access/xact.h"
 #include "catalog/pg_subscription.h"
 #include "libpq/pqsignal.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -231,6 +232,22 @@ apply_stream(XLogRecPtr startpoint)
 	PG_END_TRY();
 }
 
+/*
+ * See apply.h.  What comes from the publisher is in the database's encoding; receive
+ * functions and COPY would take it for what "client_encoding" says.  Index expressions
+ * and the like must not be redirected to others' functions.
+ */
+void
+KdbWorkerConnectToDatabase(Oid dbid, Oid userid)
+{
+	SetConfigOption("session_replication_role", "replica",
+					PGC_SUSET, PGC_S_OVERRIDE);
+	BackgroundWorkerInitializeConnectionByOid(dbid, userid, 0);
+	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("client_encoding", GetDatabaseEncodingName(),
+					PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 /* See apply_private.h. */
 void
 KdbWorkerConnect(void)
@@ -244,12 +261,7 @@ KdbWorkerConnect(void)
 
 	load_file("libpqwalreceiver", false);
 
-	SetConfigOption("session_replication_role", "replica",
-					PGC_SUSET, PGC_S_OVERRIDE);
-	BackgroundWorkerInitializeConnectionByOid(MyLogicalRepWorker->dbid,
-											  MyLogicalRepWorker->userid, 0);
-	/* Index expressions and the like must not be redirected to others' functions. */
-	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+	KdbWorkerConnectToDatabase(MyLogicalRepWorker->dbid, MyLogicalRepWorker->userid);
 
 	/* Registered last, so it runs before the engine aborts the open transaction. */
 	before_shmem_exit(reset_origin_on_exit, (Datum) 0);
@@ -396,7 +408,10 @@ static void
 start_streaming(const char *slotname, XLogRecPtr startpoint)
 {
 	KdbStreamStart start = {0};
+	KdbPublisher publisher;
 
+	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
+	KdbApply.remote_text = publisher.text;
 	start.slotname = slotname;
 	start.startpoint = startpoint;
 	start.publications = MySubscription->publications;

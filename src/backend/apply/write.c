@@ -53,7 +53,7 @@ void
 KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot)
 {
 	if (target->has_generated)
-		ExecComputeStoredGenerated(target->relinfo, target->estate, slot, CMD_UPDATE);
+		ExecComputeStoredGenerated(target->relinfo, target->estate, slot, CMD_INSERT);
 }
 
 /* Generated columns, constraints, partition bounds. */

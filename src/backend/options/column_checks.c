@@ -202,7 +202,9 @@ check_table(Oid relid, bool with_key)
 
 	if (columns == NIL)
 		return;
-	rel = table_open(relid, AccessShareLock);
+	rel = try_table_open(relid, AccessShareLock);
+	if (rel == NULL)
+		return;					/* a partition that was dropped meanwhile */
 	foreach(lc, columns)
 	{
 		KdbColumnMerge *merge = lfirst(lc);
@@ -213,7 +215,11 @@ check_table(Oid relid, bool with_key)
 	table_close(rel, AccessShareLock);
 }
 
-/* See options.h. */
+/*
+ * See options.h.  Partitions of a table that is altered are not locked by every
+ * ALTER TABLE, and there may be thousands of them; so only those that have merged columns
+ * are locked here.
+ */
 void
 KdbCheckMergedColumns(Oid relid, bool with_key)
 {
@@ -223,7 +229,7 @@ KdbCheckMergedColumns(Oid relid, bool with_key)
 		check_table(relid, with_key);
 	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
 		return;
-	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
+	foreach(lc, find_all_inheritors(relid, NoLock, NULL))
 	{
 		if (get_rel_relkind(lfirst_oid(lc)) != RELKIND_FOREIGN_TABLE)
 			check_table(lfirst_oid(lc), with_key);

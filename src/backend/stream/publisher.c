@@ -142,8 +142,10 @@ ask(WalReceiverConn *conn, KdbPublisher *publisher, KdbStreamError *error)
 						   " CASE WHEN pg_catalog.current_setting('krahodb.version_num', true) IS NOT NULL"
 						   " THEN (SELECT s.setting FROM pg_catalog.pg_settings s"
 						   " WHERE s.name OPERATOR(pg_catalog.=) 'output_plugin_libraries') END,"
-						   " pg_catalog.current_setting('krahodb.node', true)",
-						   4, &rows, error))
+						   " pg_catalog.current_setting('krahodb.node', true),"
+						   " pg_catalog.current_setting('timezone'),"
+						   " pg_catalog.current_setting('bytea_output')",
+						   6, &rows, error))
 		return false;
 	if (list_length(rows) != 1)
 	{
@@ -155,6 +157,8 @@ ask(WalReceiverConn *conn, KdbPublisher *publisher, KdbStreamError *error)
 	publisher->krahodb_version = setting_number(row[1]);
 	publisher->plugin_allowed = list_has_plugin(row[2]);
 	read_node(row[3], publisher);
+	strlcpy(publisher->text.timezone, row[4], sizeof(publisher->text.timezone));
+	strlcpy(publisher->text.bytea_output, row[5], sizeof(publisher->text.bytea_output));
 	return true;
 }
 

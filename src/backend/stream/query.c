@@ -120,3 +120,16 @@ KdbStreamTextFormats(void)
 							 GUC_ACTION_SAVE, true, 0, false);
 	return level;
 }
+
+/* See stream.h.  A time zone that is not known here is no error: ours is used then. */
+int
+KdbStreamTextFormatsOf(const KdbTextSettings *settings)
+{
+	int			level = KdbStreamTextFormats();
+
+	(void) set_config_option("timezone", settings->timezone, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, DEBUG1, false);
+	(void) set_config_option("bytea_output", settings->bytea_output, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, DEBUG1, false);
+	return level;
+}

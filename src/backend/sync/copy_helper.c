@@ -98,9 +98,7 @@ connect_to_database(void)
 	BackgroundWorkerUnblockSignals();
 
 	load_file("libpqwalreceiver", false);
-	SetConfigOption("session_replication_role", "replica", PGC_SUSET, PGC_S_OVERRIDE);
-	BackgroundWorkerInitializeConnectionByOid(stand_in.dbid, stand_in.userid, 0);
-	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+	KdbWorkerConnectToDatabase(stand_in.dbid, stand_in.userid);
 
 	ApplyContext = AllocSetContextCreate(TopMemoryContext, "ApplyContext",
 										 ALLOCSET_DEFAULT_SIZES);

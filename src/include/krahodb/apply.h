@@ -78,6 +78,12 @@ typedef struct KdbSyncCallbacks
 extern void KdbRegisterSync(const KdbSyncCallbacks *callbacks);
 
 /*
+ * Connect a process that applies or copies to a database, with the settings that it
+ * needs whatever those of the role and the database are.
+ */
+extern void KdbWorkerConnectToDatabase(Oid dbid, Oid userid);
+
+/*
  * Start one more worker in the engine's shared array with KrahoDB's entry
  * function: an apply worker, or one that synchronises relid.  Same checks,
  * limits and messages as the engine's logicalrep_worker_launch.

@@ -67,7 +67,7 @@ extern void KdbDecompressorFree(KdbDecompressor *decompressor);
 
 /*
  * Decompress a payload.  *raw lies in memory of the decompressor and lives until
- * its next call.  Memory grows with what has been decompressed, not with what the
+ * its next call; the byte behind it may be written until then.  Memory grows with what has been decompressed, not with what the
  * payload claims, and is given back above KDB_WIRE_KEEP_RAW by the next call.
  * Returns false, with *error set, for anything that is not exactly one frame of
  * this stream; the decompressor is of no more use then.

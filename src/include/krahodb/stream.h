@@ -12,12 +12,20 @@
 
 #include "postgres.h"
 #include "catalog/pg_subscription.h"
+#include "pgtime.h"
 #include "replication/walreceiver.h"
 #include "krahodb/options.h"
 
 #define KDB_OUTPUT_PLUGIN	"krahodb_output"
 
 /* What a publisher is, as it says itself. */
+/* Settings there that say how values are written as text; those that no session fixes. */
+typedef struct KdbTextSettings
+{
+	char		timezone[TZ_STRLEN_MAX + 1];
+	char		bytea_output[NAMEDATALEN];
+} KdbTextSettings;
+
 typedef struct KdbPublisher
 {
 	int			server_version; /* server_version_num */
@@ -25,6 +33,7 @@ typedef struct KdbPublisher
 	bool		plugin_allowed; /* krahodb_output may be used there (output_plugin_libraries) */
 	uint64		node;			/* identity of the database; 0 if stock */
 	uint64		incarnation;	/* of the server, see KdbShowNode; 0 if stock */
+	KdbTextSettings text;
 } KdbPublisher;
 
 /*
@@ -126,6 +135,9 @@ extern List *KdbStreamQuery(WalReceiverConn *conn, const char *query,
  * AtEOXact_GUC, which ends that.
  */
 extern int	KdbStreamTextFormats(void);
+
+/* Likewise, with the settings of that publisher's stream. */
+extern int	KdbStreamTextFormatsOf(const KdbTextSettings *settings);
 
 /* Wrap WalReceiverFunctions; once, from _PG_init. */
 extern void KdbStreamInit(void);

@@ -18,6 +18,7 @@
 
 #define MAX_FRAME	(300 * 1000)
 #define NFRAMES		60
+#define FULL_FRAME	1024		/* just the size of the decompressor's first buffer */
 
 typedef struct Payload
 {
@@ -74,6 +75,8 @@ make_stream(KdbCompression compression, Frame *frames)
 		Frame	   *frame = &frames[i];
 
 		frame->len = i % 10 == 7 ? 1 + random_u64() % MAX_FRAME : 1 + random_u64() % 700;
+		if (i == 0)
+			frame->len = FULL_FRAME;
 		frame->raw = malloc(frame->len);
 		fill(frame->raw, frame->len, i % 10 == 3 || i % 20 == 7);
 		frame->payload = compress(compressor, frame->raw, frame->len);
@@ -112,6 +115,8 @@ try_payload(KdbDecompressor *decompressor, const char *data, size_t len, const c
 	free(copy);
 	if (accepted != (error.what == NULL) || error.offset > len)
 		return ok(false, "an error is reported as one");
+	if (accepted)
+		((char *) *raw)[*raw_len] = '\0'; /* as the server does */
 	return accepted;
 }
 

@@ -1,0 +1,74 @@
+# Triggers that fire when changes are applied, and what they do to other tables.
+# What goes wrong here: a table that the same transaction has changed before is still
+# open, and commands that need it for themselves are refused.
+
+use strict;
+use warnings;
+
+use KrahoDB::Nodes;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $publisher = krahodb_node('publisher');
+my $subscriber = krahodb_node('subscriber');
+
+sub on_publisher { return $publisher->safe_psql('postgres', join("\n", @_)); }
+sub on_subscriber { return $subscriber->safe_psql('postgres', join("\n", @_)); }
+
+$_->safe_psql('postgres', <<'EOS') foreach $publisher, $subscriber;
+CREATE TABLE staging (id int PRIMARY KEY, v int);
+CREATE TABLE loaded (id int PRIMARY KEY);
+CREATE TABLE parted (id int PRIMARY KEY, v int) PARTITION BY LIST (id);
+CREATE TABLE parted_1 PARTITION OF parted FOR VALUES IN (1);
+CREATE TABLE parted_2 PARTITION OF parted FOR VALUES IN (2);
+EOS
+on_subscriber(<<'EOS');
+CREATE TABLE total (id serial, sum int);
+CREATE FUNCTION take_over() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO public.total (sum) SELECT sum(v) FROM public.staging;
+	TRUNCATE public.staging;
+	ALTER TABLE public.staging ALTER v SET STATISTICS 10;
+	RETURN NULL;
+END $$;
+CREATE TRIGGER take_over AFTER INSERT ON loaded FOR EACH ROW EXECUTE FUNCTION take_over();
+ALTER TABLE loaded ENABLE REPLICA TRIGGER take_over;
+CREATE FUNCTION empty_other() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+	TRUNCATE public.parted_1;
+	RETURN NULL;
+END $$;
+CREATE TRIGGER empty_other AFTER INSERT OR UPDATE ON parted_2 FOR EACH ROW EXECUTE FUNCTION empty_other();
+ALTER TABLE parted_2 ENABLE ALWAYS TRIGGER empty_other;
+EOS
+on_publisher('CREATE PUBLICATION pub FOR ALL TABLES WITH (publish_via_partition_root = true)');
+on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher) . "' PUBLICATION pub");
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+
+on_publisher(<<'EOS');
+BEGIN;
+INSERT INTO staging VALUES (1, 1);
+INSERT INTO staging VALUES (2, 2), (3, 3);
+UPDATE staging SET v = 4 WHERE id = 1;
+INSERT INTO loaded VALUES (1);
+INSERT INTO staging VALUES (4, 10);
+UPDATE staging SET v = 11 WHERE id = 4;
+INSERT INTO loaded VALUES (2), (3);
+INSERT INTO staging VALUES (5, 5);
+COMMIT;
+EOS
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT sum FROM total ORDER BY id'), "9\n11\n", 'a trigger truncates and alters a table that was changed before');
+is(on_subscriber('TABLE staging'), '5|5', '... which is changed again after that');
+
+on_publisher(<<'EOS');
+BEGIN;
+INSERT INTO parted VALUES (1, 1), (2, 2);
+INSERT INTO parted SELECT 1, 1 WHERE false;
+UPDATE parted SET v = v + 1;
+COMMIT;
+EOS
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT * FROM parted ORDER BY id'), '2|3', 'likewise another partition');
+
+done_testing();
