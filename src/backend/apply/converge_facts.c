@@ -403,26 +403,24 @@ claimed_in_heap(ClaimSearch *search, const KdbUniqueValues *unique)
 {
 	KdbConvergeSide *side = KdbSideOf(search->c, KDB_KEY_NEW);
 	TupleTableSlot *scratch = side->target->scratch;
-	IndexScanDesc scan;
+	KdbTupleScan scan;
 	bool		found = false;
 
 	if (!TTS_IS_BUFFERTUPLE(scratch))
 		return false;
-	scan = index_beginscan(side->target->rel, unique->index, SnapshotAny, unique->nkeys, 0);
-	scan->ignore_killed_tuples = false;
-	index_rescan(scan, (ScanKey) unique->key, unique->nkeys, NULL, 0);
-	while (!found && index_getnext_slot(scan, ForwardScanDirection, scratch))
+	KdbTupleScanBegin(&scan, side->target->rel, unique->index, unique->key, unique->nkeys,
+					  scratch, KdbTargetLeftOut(side->target, unique->index));
+	while (!found && KdbTupleScanNext(&scan))
 	{
 		KdbVersion	version;
 
-		if (scan->xs_recheck && !KdbUniqueMatches(side->target, unique, scratch))
+		if (scan.recheck && !KdbUniqueMatches(side->target, unique, scratch))
 			continue;
 		found = written_version(scratch, &version) &&
 			KdbVersionCompare(version, search->version) > 0 &&
 			!same_key(side->target, scratch, side->key);
 	}
-	ExecClearTuple(scratch);
-	index_endscan(scan);
+	KdbTupleScanEnd(&scan);
 	return found;
 }
 

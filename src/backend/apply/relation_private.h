@@ -133,6 +133,9 @@ typedef struct KdbApplyTarget
 	bool		has_exclusion;	/* there are exclusion indexes */
 	bool		has_generated;	/* stored generated columns */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
+	bool		lacks_tuples;	/* some indexes lack dead tuples; then: */
+	TransactionId *lacks_before;	/* per index: ended before, or invalid; conflict/left_out.c */
+	KdbLeftOut **left_out;		/* per index; NULL until they are needed */
 	bool		has_table_options;
 	KdbTableOptions table_options;
 	KdbResolvers resolvers;
@@ -269,6 +272,9 @@ extern bool KdbRunIsNew(KdbApplyTarget *target, TupleTableSlot **slots, int n);
 
 /* Lock the row in target->local; false if it has changed meanwhile. */
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
+
+/* What an index of the target, which is open, lacks of dead tuples, or NULL. */
+extern KdbLeftOut *KdbTargetLeftOut(KdbApplyTarget *target, Relation index);
 
 /*
  * The newest deletion of the key in "search" among dead tuples; false if none.

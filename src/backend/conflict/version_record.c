@@ -124,6 +124,13 @@ hash_of(const KdbRecordedKey *key, Oid place)
 	return hash;
 }
 
+/* See version_record.h. */
+uint64
+KdbRecordedKeyHash(const KdbRecordedKey *key)
+{
+	return hash_of(key, InvalidOid);
+}
+
 static bytea *
 image_of(const KdbRecordedKey *key)
 {

@@ -66,6 +66,9 @@ typedef struct KdbRecordedKey
 	const ScanKeyData *operators;	/* NULL: the types' equality */
 } KdbRecordedKey;
 
+/* The same for equal keys, whatever their images are. */
+extern uint64 KdbRecordedKeyHash(const KdbRecordedKey *key);
+
 typedef struct KdbVersionRecord
 {
 	KdbVersionRecordKind kind;
