@@ -131,6 +131,7 @@ typedef struct KdbApplyTarget
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_exclusion;	/* there are exclusion indexes */
+	bool		maybe_taken;	/* a deferrable key, by the row that was just updated */
 	bool		has_generated;	/* stored generated columns */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
 	bool		lacks_tuples;	/* some indexes lack dead tuples; then: */
@@ -407,8 +408,11 @@ extern KdbWriteResult KdbWriteUpdateIf(KdbApplyTarget *target, TupleTableSlot *s
 									   Bitmapset *sent_columns, KdbMayStay may_stay, void *arg);
 extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
 
-/* Insert rows of a table without row triggers on INSERT; the engine's error if a key is taken. */
-extern void KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
+/*
+ * Insert rows of a table without row triggers on INSERT; the engine's error if a key is taken.
+ * True if a deferrable one may be, which is no error.
+ */
+extern bool KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
 
 /*
  * entries.c: index entries of the row in the (virtual) slot, the new version of that in
