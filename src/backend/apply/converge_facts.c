@@ -414,10 +414,10 @@ claimed_in_heap(ClaimSearch *search, const KdbUniqueValues *unique)
 	{
 		KdbVersion	version;
 
-		if (scan.recheck && !KdbUniqueMatches(side->target, unique, scratch))
-			continue;
+		/* Out-of-line values of older ones may be gone. */
 		found = written_version(scratch, &version) &&
 			KdbVersionCompare(version, search->version) > 0 &&
+			(!scan.recheck || KdbUniqueMatches(side->target, unique, scratch)) &&
 			!same_key(side->target, scratch, side->key);
 	}
 	KdbTupleScanEnd(&scan);

@@ -6,6 +6,9 @@
  * form chains; a key that was deleted and inserted again has several.  What was
  * rolled back is no version; what is in progress is none yet, but for those of
  * this transaction.
+ *
+ * What vacuum may remove counts as removed: its out-of-line values are in another table, which
+ * may have been vacuumed already.
  */
 #include "postgres.h"
 
@@ -60,6 +63,14 @@ has_ended(TransactionId ender)
 		 (!TransactionIdIsInProgress(ender) && TransactionIdDidCommit(ender)));
 }
 
+/* May vacuum have removed what this version points to? */
+static bool
+is_removable(const KdbRowVersion *version, TransactionId oldest)
+{
+	return TransactionIdIsNormal(version->ender) &&
+		TransactionIdPrecedes(version->ender, oldest) && has_ended(version->ender);
+}
+
 static void
 read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 {
@@ -100,6 +111,7 @@ read_versions(KdbConverge *c)
 	ScanKeyData key[INDEX_MAX_KEYS];
 	Relation	index;
 	KdbTupleScan scan;
+	TransactionId oldest = GetOldestNonRemovableTransactionId(target->rel);
 	List	   *versions = NIL;
 
 	if (!TTS_IS_BUFFERTUPLE(target->scratch) || !KdbIdentityKey(target, side->key, key))
@@ -111,7 +123,7 @@ read_versions(KdbConverge *c)
 	{
 		KdbRowVersion *version = palloc0(sizeof(KdbRowVersion));
 
-		if (!read_header(target->scratch, version))
+		if (!read_header(target->scratch, version) || is_removable(version, oldest))
 			continue;
 		read_version(c, target->scratch, version);
 		versions = lappend(versions, version);

@@ -306,7 +306,10 @@ KdbTupleScanBegin(KdbTupleScan *scan, Relation rel, Relation index, const ScanKe
 	scan->next = first_place(left_out, scan->hash);
 }
 
-/* The tuple at such a place may be another one by now. */
+/*
+ * The tuple at such a place may be another one by now, or one that vacuum may remove: then
+ * its out-of-line values may be gone.
+ */
 static bool
 has_key(KdbTupleScan *scan)
 {
@@ -353,7 +356,7 @@ KdbTupleScanNext(KdbTupleScan *scan)
 		ItemPointerData tid = left_out->places[scan->next++].tid;
 
 		if (table_tuple_fetch_row_version(scan->rel, &tid, SnapshotAny, scan->slot) &&
-			has_key(scan))
+			ended_between(scan->slot, kept_from(), left_out->until) && has_key(scan))
 			return true;
 	}
 	return false;
