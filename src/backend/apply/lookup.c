@@ -282,6 +282,25 @@ KdbLockRow(KdbApplyTarget *target, LockTupleMode mode)
 	return false;
 }
 
+/* See relation_private.h. */
+bool
+KdbTargetIsRewritten(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin)
+{
+	return KdbIsRewritten(target->relid, &target->rewrites, &target->records, target->context,
+						  slot, xmin);
+}
+
+/* See relation_private.h. */
+void
+KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row)
+{
+	KdbLocalRowVersion(slot, KdbApply.origin, KdbApply.remote_node, row);
+	if (!row->version_known || !KdbTargetIsRewritten(target, slot, row->xid))
+		return;
+	row->version_known = row->same_origin = false;
+	memset(&row->version, 0, sizeof(row->version));
+}
+
 static KdbLeftOut *
 collect_left_out(KdbApplyTarget *target, int i, Relation index)
 {

@@ -84,7 +84,8 @@ read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 	else
 	{
 		KdbTransactionVersion(version->writer, KdbApply.origin, KdbApply.remote_node, &row);
-		if (row.version_known)
+		if (row.version_known &&
+			!KdbTargetIsRewritten(KdbSideOf(c, KDB_KEY_NEW)->target, slot, version->writer))
 			version->version = row.version;
 	}
 	version->values = palloc0_array(KdbColumnContribution, change->n);

@@ -143,6 +143,7 @@ typedef struct KdbApplyTarget
 	bool		resolving;		/* any of them is not the engine's */
 	bool		converging;		/* the last update wins in all, and there is a key: converge.c */
 	KdbVersionRecordsKnown records;	/* are there any of this table? */
+	KdbRewrites rewrites;
 	KdbFloor	floor;
 	int			nmerged;
 	struct KdbMergedColumn *merged_columns;	/* merged_private.h */
@@ -273,6 +274,13 @@ extern bool KdbRunIsNew(KdbApplyTarget *target, TupleTableSlot **slots, int n);
 
 /* Lock the row in target->local; false if it has changed meanwhile. */
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
+
+/*
+ * The version of the row in the slot, as KdbLocalRowVersion says, or unknown if a command has only
+ * written it anew; and has it?
+ */
+extern void KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row);
+extern bool KdbTargetIsRewritten(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin);
 
 /* What an index of the target, which is open, lacks of dead tuples, or NULL. */
 extern KdbLeftOut *KdbTargetLeftOut(KdbApplyTarget *target, Relation index);

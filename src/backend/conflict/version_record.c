@@ -481,6 +481,7 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 
 		read_record(slot, &record);
 		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
+			record.kind == KDB_RECORD_REWRITTEN ||
 			record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
 			continue;
 		values_of(column(slot, REC_KEY), nkeys, &key);

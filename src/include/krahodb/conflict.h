@@ -13,6 +13,7 @@
 #include "replication/origin.h"
 #include "utils/relcache.h"
 #include "krahodb/conflict_rules.h"
+#include "krahodb/version_record.h"
 
 /*
  * The version of a local tuple (slot holds a physical tuple of the heap): the
@@ -82,6 +83,34 @@ extern bool KdbFindDeadRow(Relation rel, Relation index, struct ScanKeyData *ske
 						   int nkeys, TupleTableSlot *scratch, KdbLeftOut *left_out,
 						   RepOriginId remote_origin, uint64 remote_node,
 						   KdbLocalRow *row, KdbDeathTruth truth, void *arg);
+
+/*
+ * rewritten.c: a command of this transaction, with these command ids, has written all rows of the
+ * table anew.
+ */
+extern void KdbNoteRewrite(Oid relid, CommandId first, CommandId last);
+
+typedef struct KdbRewrite
+{
+	TransactionId xid;
+	CommandId	first;
+	CommandId	last;
+} KdbRewrite;
+
+/* Those of a table; start with zeros, and anew when the table has changed. */
+typedef struct KdbRewrites
+{
+	bool		known;
+	int			n;
+	KdbRewrite *list;			/* in the context that was given */
+} KdbRewrites;
+
+/*
+ * Is the tuple in the slot, which names xmin as its writer, one that was only written anew, so
+ * that its version is not known?  Without slot the transaction counts.
+ */
+extern bool KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
+						   MemoryContext context, TupleTableSlot *slot, TransactionId xmin);
 
 /* One side of a conflict's record. */
 typedef struct KdbConflictSide
