@@ -27,6 +27,8 @@
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
+#include "krahodb/horizon_shared.h"
+
 #include "relation_private.h"
 
 #define KDB_SCAN_ROWS	256		/* looked up before a scan is begun anew */
@@ -295,10 +297,15 @@ void
 KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row)
 {
 	KdbLocalRowVersion(slot, KdbApply.origin, KdbApply.remote_node, row);
-	if (!row->version_known || !KdbTargetIsRewritten(target, slot, row->xid))
+	row->rewritten = false;
+	/* What comes is newer than the horizon, and by one who had seen what is older. */
+	if (!row->version_known || row->version.ts <= KdbHorizonTimestamp() ||
+		!KdbTargetIsRewritten(target, slot, row->xid))
 		return;
 	row->version_known = row->same_origin = false;
 	memset(&row->version, 0, sizeof(row->version));
+	/* Where nothing can be fetched there is no other row to take values from. */
+	row->rewritten = KdbApply.krahodb_stream;
 }
 
 static KdbLeftOut *

@@ -9,7 +9,9 @@
  *
  * So the command leaves a REWRITTEN record: its transaction, and its command ids, which
  * are in the rows it has written and tell them from rows that the same transaction has
- * changed otherwise.  Such a row counts as one whose version is not known, which is older than any change.
+ * changed otherwise.  Until the horizon has passed the command, such a row counts as one whose
+ * version is not known, which is older than any change; but it is no row to take values from that were
+ * not sent, as nobody knows whose it is.
  * (What its versions really were could be kept for those that the horizon has not passed.  Then a
  * change that is older than the row would lose to it as it does elsewhere; now it wins.)
  *
