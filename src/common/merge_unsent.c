@@ -58,7 +58,7 @@ KdbMergeMayShare(KdbMergeRun *run, const KdbLocalRow *local)
 {
 	int			order;
 
-	if (local->state != KDB_ROW_LIVE)
+	if (local->state != KDB_ROW_LIVE || local->rewritten)
 		return false;
 	order = KdbMergeOrder(run->context->version, local);
 	if (order == 0 && local->same_transaction)

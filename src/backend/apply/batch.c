@@ -130,7 +130,7 @@ write_rows(void)
 	if (batch.target->converging)
 		KdbConvergeInserts(batch.rel, batch.target, batch.slots, batch.nrows);
 	else
-		KdbWriteInserts(batch.target, batch.slots, batch.nrows);
+		(void) KdbWriteInserts(batch.target, batch.slots, batch.nrows);
 	KdbRestoreUser(&user);
 	KdbApplyErrorContext.command = command;
 	KdbApplyErrorContext.nspname = NULL;

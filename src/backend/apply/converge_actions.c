@@ -230,13 +230,21 @@ typedef struct Overwrite
 	KdbVersion	version;
 } Overwrite;
 
-/* The row is in the heap; has somebody meanwhile claimed one of its unique values? */
+/*
+ * The row is in the heap; has somebody meanwhile claimed one of its unique values?  Or
+ * taken a deferrable one, see notice_of?
+ */
 static bool
 may_stay(void *arg, TupleTableSlot *row)
 {
 	Overwrite  *overwrite = arg;
 	KdbConverge *c = overwrite->c;
 
+	if (c->sides[KDB_KEY_NEW].target->maybe_taken && c->clashes == 0)
+	{
+		c->clashes++;
+		return false;
+	}
 	if (KdbIsUndisturbed(c, overwrite->version))
 		return true;
 	c->unclaimed = false;

@@ -108,6 +108,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 			break;
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
+		case KDB_RECORD_REWRITTEN:
 		case KDB_RECORD_MERGED:
 		case KDB_RECORD_SEALED:
 			break;
@@ -123,7 +124,7 @@ KdbTrueVersion(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot *slot,
 	KdbRecordedKey key;
 	ListCell   *lc;
 
-	KdbLocalRowVersion(slot, KdbApply.origin, KdbApply.remote_node, local);
+	KdbTargetRowVersion(target, slot, local);
 	give_own_version(c, local);
 	if (!KdbVersionRecordsAny(target->relid, &target->records))
 		return;
@@ -372,7 +373,7 @@ typedef struct ClaimSearch
 
 /* Version of the transaction that wrote a tuple, whatever has become of the tuple. */
 static bool
-written_version(TupleTableSlot *slot, KdbVersion *version)
+written_version(KdbApplyTarget *target, TupleTableSlot *slot, KdbVersion *version)
 {
 	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
 	HeapTupleHeader tuple = heap->base.tuple->t_data;
@@ -394,7 +395,7 @@ written_version(TupleTableSlot *slot, KdbVersion *version)
 		return false;
 	KdbTransactionVersion(xmin, KdbApply.origin, KdbApply.remote_node, &row);
 	*version = row.version;
-	return row.version_known;
+	return row.version_known && !KdbTargetIsRewritten(target, slot, xmin);
 }
 
 /* A tuple of another key, dead or alive, that had the values at a greater version? */
@@ -403,26 +404,24 @@ claimed_in_heap(ClaimSearch *search, const KdbUniqueValues *unique)
 {
 	KdbConvergeSide *side = KdbSideOf(search->c, KDB_KEY_NEW);
 	TupleTableSlot *scratch = side->target->scratch;
-	IndexScanDesc scan;
+	KdbTupleScan scan;
 	bool		found = false;
 
 	if (!TTS_IS_BUFFERTUPLE(scratch))
 		return false;
-	scan = index_beginscan(side->target->rel, unique->index, SnapshotAny, unique->nkeys, 0);
-	scan->ignore_killed_tuples = false;
-	index_rescan(scan, (ScanKey) unique->key, unique->nkeys, NULL, 0);
-	while (!found && index_getnext_slot(scan, ForwardScanDirection, scratch))
+	KdbTupleScanBegin(&scan, side->target->rel, unique->index, unique->key, unique->nkeys,
+					  scratch, KdbTargetLeftOut(side->target, unique->index));
+	while (!found && KdbTupleScanNext(&scan))
 	{
 		KdbVersion	version;
 
-		if (scan->xs_recheck && !KdbUniqueMatches(side->target, unique, scratch))
-			continue;
-		found = written_version(scratch, &version) &&
+		/* Out-of-line values of older ones may be gone. */
+		found = written_version(side->target, scratch, &version) &&
 			KdbVersionCompare(version, search->version) > 0 &&
+			(!scan.recheck || KdbUniqueMatches(side->target, unique, scratch)) &&
 			!same_key(side->target, scratch, side->key);
 	}
-	ExecClearTuple(scratch);
-	index_endscan(scan);
+	KdbTupleScanEnd(&scan);
 	return found;
 }
 

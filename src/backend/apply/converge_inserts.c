@@ -36,15 +36,29 @@ all_new(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 	return KdbRunIsNew(target, slots, n);
 }
 
-/* Write them; a key that is taken now was not when it was looked for. */
+static void
+key_was_taken(KdbApplyTarget *target, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("a key of table \"%s\" was taken while rows were inserted",
+					RelationGetRelationName(target->rel)),
+			 detail ? errdetail_internal("%s", detail) : 0));
+}
+
+/*
+ * Write them; a key that is taken now was not when it was looked for.  Or two rows of
+ * the run have the same value for a while, in a deferrable key.
+ */
 static void
 write_rows(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 {
 	MemoryContext context = CurrentMemoryContext;
+	volatile bool taken = false;
 
 	PG_TRY();
 	{
-		KdbWriteInserts(target, slots, n);
+		taken = KdbWriteInserts(target, slots, n);
 	}
 	PG_CATCH();
 	{
@@ -56,13 +70,11 @@ write_rows(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 			error->sqlerrcode != ERRCODE_EXCLUSION_VIOLATION)
 			PG_RE_THROW();
 		FlushErrorState();
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("a key of table \"%s\" was taken while rows were inserted",
-						RelationGetRelationName(target->rel)),
-				 errdetail_internal("%s", error->detail ? error->detail : error->message)));
+		key_was_taken(target, error->detail ? error->detail : error->message);
 	}
 	PG_END_TRY();
+	if (taken)
+		key_was_taken(target, NULL);
 }
 
 static void

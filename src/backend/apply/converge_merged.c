@@ -22,6 +22,8 @@
 
 #include "utils/datum.h"
 
+#include "krahodb/fault.h"
+
 #include "merged_private.h"
 
 /* ---- the change --------------------------------------------------------------- */
@@ -240,6 +242,7 @@ KdbMergedContribute(void *arg, bool with_base)
 	begin_recording(c, false);
 	if (!c->merged->put)
 	{
+		KDB_FAULT_POINT("converge_contribute");
 		if (!c->merged->key_locked)
 			KdbMergedForget(c);
 		(void) history_of(c, 0);
@@ -252,6 +255,7 @@ KdbMergedContribute(void *arg, bool with_base)
 	if (c->merged->put)
 		return;
 	KdbMergeEvent();
+	KDB_FAULT_POINT("converge_contributed");
 
 	/* What this change has deleted is not to be seen. */
 	CommandCounterIncrement();

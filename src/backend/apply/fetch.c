@@ -39,7 +39,8 @@
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "pgstat.h"
-#include "storage/latch.h"
+#include "portability/instr_time.h"
+#include "storage/condition_variable.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -52,6 +53,7 @@
 #include "krahodb/fault.h"
 #include "krahodb/node.h"
 #include "krahodb/seen_state.h"
+#include "krahodb/shared.h"
 #include "krahodb/stream.h"
 
 #include "converge_private.h"
@@ -83,11 +85,9 @@ static const char *const seen_query = "SELECT pg_catalog.current_setting('krahod
 /* ---- making do without ----------------------------------------------------- */
 
 /*
- * How long to wait for other streams before a row is fetched, and for how long not to
- * wait again after that was in vain (a peer is down, or far behind).
+ * Other streams are waited for before a row is fetched; for how long not to do so again after
+ * that was in vain (a peer is down, or far behind).
  */
-#define AWAIT_MS		50
-#define AWAIT_STEP_MS	2
 #define NO_AWAIT_MS		1000
 
 /* Is there something that the writer may have seen and that is not here yet? */
@@ -105,28 +105,47 @@ streams_lag(void)
 	return false;
 }
 
+static long
+ms_since(instr_time start)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	INSTR_TIME_SUBTRACT(now, start);
+	return (long) INSTR_TIME_GET_MILLISEC(now);
+}
+
+/* Wait for the other streams; false if that was in vain. */
+static bool
+await_streams(void)
+{
+	instr_time	start;
+	long		left = KDB_AWAIT_SEEN;
+	bool		lag;
+
+	INSTR_TIME_SET_CURRENT(start);
+	ConditionVariablePrepareToSleep(&KdbShared->seen_moved);
+	while ((lag = streams_lag()) && left > 0)
+	{
+		(void) ConditionVariableTimedSleep(&KdbShared->seen_moved, left, PG_WAIT_EXTENSION);
+		left = KDB_AWAIT_SEEN - ms_since(start);
+	}
+	ConditionVariableCancelSleep();
+	return !lag;
+}
+
 /* See converge_private.h. */
 void
 KdbAwaitSeen(void)
 {
-	static TimestampTz not_before = 0;
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz deadline = TimestampTzPlusMilliseconds(now, AWAIT_MS);
+	static instr_time in_vain;
 
-	if (now < not_before)
+	if ((!INSTR_TIME_IS_ZERO(in_vain) && ms_since(in_vain) < NO_AWAIT_MS) || !streams_lag())
 		return;
-	while (streams_lag())
-	{
-		if (GetCurrentTimestamp() >= deadline)
-		{
-			not_before = TimestampTzPlusMilliseconds(deadline, NO_AWAIT_MS);
-			return;
-		}
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 AWAIT_STEP_MS, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-	}
+	if (await_streams())
+		INSTR_TIME_SET_ZERO(in_vain);
+	else
+		INSTR_TIME_SET_CURRENT(in_vain);
 }
 
 /* ---- what to ask for ------------------------------------------------------- */

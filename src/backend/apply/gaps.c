@@ -351,6 +351,8 @@ KdbRunIsNew(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 
 	KdbTargetOpenIndexes(target);
 	for (int i = 0; i < target->nindexes && is_new; i++)
+		is_new = KdbTargetLeftOut(target, target->relinfo->ri_IndexRelationDescs[i]) == NULL;
+	for (int i = 0; i < target->nindexes && is_new; i++)
 	{
 		IndexInfo  *info = target->relinfo->ri_IndexRelationInfo[i];
 		KdbRunIndex *run;

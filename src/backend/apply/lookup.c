@@ -27,6 +27,8 @@
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 
+#include "krahodb/horizon_shared.h"
+
 #include "relation_private.h"
 
 #define KDB_SCAN_ROWS	256		/* looked up before a scan is begun anew */
@@ -284,6 +286,58 @@ KdbLockRow(KdbApplyTarget *target, LockTupleMode mode)
 
 /* See relation_private.h. */
 bool
+KdbTargetIsRewritten(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin)
+{
+	return KdbIsRewritten(target->relid, &target->rewrites, &target->records, target->context,
+						  slot, xmin);
+}
+
+/* See relation_private.h. */
+void
+KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row)
+{
+	KdbLocalRowVersion(slot, KdbApply.origin, KdbApply.remote_node, row);
+	row->rewritten = false;
+	/* What comes is newer than the horizon, and by one who had seen what is older. */
+	if (!row->version_known || row->version.ts <= KdbHorizonTimestamp() ||
+		!KdbTargetIsRewritten(target, slot, row->xid))
+		return;
+	row->version_known = row->same_origin = false;
+	memset(&row->version, 0, sizeof(row->version));
+	/* Where nothing can be fetched there is no other row to take values from. */
+	row->rewritten = KdbApply.krahodb_stream;
+}
+
+static KdbLeftOut *
+collect_left_out(KdbApplyTarget *target, int i, Relation index)
+{
+	MemoryContext old = MemoryContextSwitchTo(target->context);
+
+	if (target->left_out[i] == NULL)
+		target->left_out[i] = KdbLeftOutCollect(target->rel, index, target->lacks_before[i]);
+	MemoryContextSwitchTo(old);
+	return target->left_out[i];
+}
+
+/* See relation_private.h. */
+KdbLeftOut *
+KdbTargetLeftOut(KdbApplyTarget *target, Relation index)
+{
+	if (!target->lacks_tuples)
+		return NULL;
+	for (int i = 0; i < target->nindexes; i++)
+	{
+		if (target->index_oids[i] != RelationGetRelid(index))
+			continue;
+		if (!KdbIndexStillLacks(target->lacks_before[i]))
+			return NULL;
+		return collect_left_out(target, i, index);
+	}
+	return NULL;
+}
+
+/* See relation_private.h. */
+bool
 KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
@@ -291,7 +345,9 @@ KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *row)
 	if (!OidIsValid(target->identity_index) || !KdbIdentityKey(target, search, key))
 		return false;
 	return KdbFindDeadRow(target->rel, KdbIdentityRelation(target), key, target->nkeys,
-						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
+						  target->scratch,
+						  KdbTargetLeftOut(target, KdbIdentityRelation(target)),
+						  KdbApply.origin, KdbApply.remote_node, row,
 						  NULL, NULL);
 }
 
@@ -305,7 +361,9 @@ KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *ro
 	if (!KdbIdentityKey(target, search, key))
 		return false;
 	return KdbFindDeadRow(target->rel, KdbIdentityRelation(target), key, target->nkeys,
-						  target->scratch, KdbApply.origin, KdbApply.remote_node, row,
+						  target->scratch,
+						  KdbTargetLeftOut(target, KdbIdentityRelation(target)),
+						  KdbApply.origin, KdbApply.remote_node, row,
 						  truth, arg);
 }
 
@@ -313,14 +371,13 @@ KdbFindTrueDeath(KdbApplyTarget *target, TupleTableSlot *search, KdbLocalRow *ro
 bool
 KdbIndexHasTuples(KdbApplyTarget *target, Relation index, const ScanKeyData *key, int nkeys)
 {
-	IndexScanDesc scan = index_beginscan(target->rel, index, SnapshotAny, nkeys, 0);
+	KdbTupleScan scan;
 	bool		found;
 
-	scan->ignore_killed_tuples = false;
-	index_rescan(scan, (ScanKey) key, nkeys, NULL, 0);
-	found = index_getnext_slot(scan, ForwardScanDirection, target->scratch);
-	ExecClearTuple(target->scratch);
-	index_endscan(scan);
+	KdbTupleScanBegin(&scan, target->rel, index, key, nkeys, target->scratch,
+					  KdbTargetLeftOut(target, index));
+	found = KdbTupleScanNext(&scan);
+	KdbTupleScanEnd(&scan);
 	return found;
 }
 

@@ -6,6 +6,9 @@
  * form chains; a key that was deleted and inserted again has several.  What was
  * rolled back is no version; what is in progress is none yet, but for those of
  * this transaction.
+ *
+ * What vacuum may remove counts as removed: its out-of-line values are in another table, which
+ * may have been vacuumed already.
  */
 #include "postgres.h"
 
@@ -60,6 +63,14 @@ has_ended(TransactionId ender)
 		 (!TransactionIdIsInProgress(ender) && TransactionIdDidCommit(ender)));
 }
 
+/* May vacuum have removed what this version points to? */
+static bool
+is_removable(const KdbRowVersion *version, TransactionId oldest)
+{
+	return TransactionIdIsNormal(version->ender) &&
+		TransactionIdPrecedes(version->ender, oldest) && has_ended(version->ender);
+}
+
 static void
 read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 {
@@ -73,7 +84,8 @@ read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 	else
 	{
 		KdbTransactionVersion(version->writer, KdbApply.origin, KdbApply.remote_node, &row);
-		if (row.version_known)
+		if (row.version_known &&
+			!KdbTargetIsRewritten(KdbSideOf(c, KDB_KEY_NEW)->target, slot, version->writer))
 			version->version = row.version;
 	}
 	version->values = palloc0_array(KdbColumnContribution, change->n);
@@ -98,25 +110,26 @@ read_versions(KdbConverge *c)
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbApplyTarget *target = side->target;
 	ScanKeyData key[INDEX_MAX_KEYS];
-	IndexScanDesc scan;
+	Relation	index;
+	KdbTupleScan scan;
+	TransactionId oldest = GetOldestNonRemovableTransactionId(target->rel);
 	List	   *versions = NIL;
 
 	if (!TTS_IS_BUFFERTUPLE(target->scratch) || !KdbIdentityKey(target, side->key, key))
 		return NIL;
-	scan = index_beginscan(target->rel, KdbIdentityRelation(target), SnapshotAny, target->nkeys, 0);
-	scan->ignore_killed_tuples = false;
-	index_rescan(scan, key, target->nkeys, NULL, 0);
-	while (index_getnext_slot(scan, ForwardScanDirection, target->scratch))
+	index = KdbIdentityRelation(target);
+	KdbTupleScanBegin(&scan, target->rel, index, key, target->nkeys, target->scratch,
+					  KdbTargetLeftOut(target, index));
+	while (KdbTupleScanNext(&scan))
 	{
 		KdbRowVersion *version = palloc0(sizeof(KdbRowVersion));
 
-		if (!read_header(target->scratch, version))
+		if (!read_header(target->scratch, version) || is_removable(version, oldest))
 			continue;
 		read_version(c, target->scratch, version);
 		versions = lappend(versions, version);
 	}
-	ExecClearTuple(target->scratch);
-	index_endscan(scan);
+	KdbTupleScanEnd(&scan);
 	return versions;
 }
 
@@ -124,6 +137,21 @@ static int
 by_tid(const ListCell *a, const ListCell *b)
 {
 	return ItemPointerCompare(&((KdbRowVersion *) lfirst(a))->tid, &((KdbRowVersion *) lfirst(b))->tid);
+}
+
+/* Of those at the same place, which come one after the other, one. */
+static List *
+without_twins(List *versions)
+{
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	foreach(lc, versions)
+	{
+		if (result == NIL || by_tid(list_tail(result), lc) != 0)
+			result = lappend(result, lfirst(lc));
+	}
+	return result;
 }
 
 /* The version that replaced this one, if it has the same key. */
@@ -154,7 +182,6 @@ link_versions(List *versions)
 {
 	ListCell   *lc;
 
-	list_sort(versions, by_tid);
 	foreach(lc, versions)
 	{
 		KdbRowVersion *version = lfirst(lc);
@@ -173,6 +200,9 @@ KdbMergedRowVersions(KdbConverge *c)
 {
 	List	   *versions = read_versions(c);
 
+	/* What an index lacks of a chain may come from it all the same. */
+	list_sort(versions, by_tid);
+	versions = without_twins(versions);
 	link_versions(versions);
 	return versions;
 }

@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "krahodb/horizon_shared.h"
+#include "krahodb/seen_state.h"
 #include "krahodb/stream.h"
 #include "apply_private.h"
 
@@ -167,6 +168,7 @@ KdbProgressReport(XLogRecPtr received)
 	XLogRecPtr	durable;
 	bool		ready;
 	bool		wanted;
+	bool		moved;
 
 	if (my_progress == NULL)
 		return;					/* synchronises a table */
@@ -179,12 +181,15 @@ KdbProgressReport(XLogRecPtr received)
 		ready;
 	if (wanted)
 		my_progress->wanted = InvalidXLogRecPtr;
+	moved = durable > my_progress->durable;
 	my_progress->durable = Max(my_progress->durable, durable);
 	my_progress->tables_ready = ready;
 	SpinLockRelease(&my_progress->mutex);
 
 	if (wanted)
 		KdbHorizonWake();
+	if (moved)
+		KdbSeenMoved();
 }
 
 /* The same, while more is there to be received. */

@@ -135,15 +135,20 @@ typedef struct KdbApplyTarget
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
 	bool		has_exclusion;	/* there are exclusion indexes */
+	bool		maybe_taken;	/* a deferrable key, by the row that was just updated */
 	bool		has_generated;	/* stored generated columns */
 	bool		domains;		/* expressions convert to some */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
+	bool		lacks_tuples;	/* some indexes lack dead tuples; then: */
+	TransactionId *lacks_before;	/* per index: ended before, or invalid; conflict/left_out.c */
+	KdbLeftOut **left_out;		/* per index; NULL until they are needed */
 	bool		has_table_options;
 	KdbTableOptions table_options;
 	KdbResolvers resolvers;
 	bool		resolving;		/* any of them is not the engine's */
 	bool		converging;		/* the last update wins in all, and there is a key: converge.c */
 	KdbVersionRecordsKnown records;	/* are there any of this table? */
+	KdbRewrites rewrites;
 	KdbFloor	floor;
 	int			nmerged;
 	struct KdbMergedColumn *merged_columns;	/* merged_private.h */
@@ -292,6 +297,16 @@ extern bool KdbRunIsNew(KdbApplyTarget *target, TupleTableSlot **slots, int n);
 extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
 
 /*
+ * The version of the row in the slot, as KdbLocalRowVersion says, or unknown if a command has only
+ * written it anew; and has it?
+ */
+extern void KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row);
+extern bool KdbTargetIsRewritten(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin);
+
+/* What an index of the target, which is open, lacks of dead tuples, or NULL. */
+extern KdbLeftOut *KdbTargetLeftOut(KdbApplyTarget *target, Relation index);
+
+/*
  * The newest deletion of the key in "search" among dead tuples; false if none.
  */
 extern bool KdbFindDead(KdbApplyTarget *target, TupleTableSlot *search,
@@ -422,8 +437,11 @@ extern KdbWriteResult KdbWriteUpdateIf(KdbApplyTarget *target, TupleTableSlot *s
 									   Bitmapset *sent_columns, KdbMayStay may_stay, void *arg);
 extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
 
-/* Insert rows of a table without row triggers on INSERT; the engine's error if a key is taken. */
-extern void KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
+/*
+ * Insert rows of a table without row triggers on INSERT; the engine's error if a key is taken.
+ * True if a deferrable one may be, which is no error.
+ */
+extern bool KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
 
 /*
  * entries.c: index entries of the row in the (virtual) slot, the new version of that in

@@ -209,6 +209,8 @@ build_indexes(KdbApplyTarget *target)
 	target->nindexes = relinfo->ri_NumIndices;
 	target->index_oids = palloc_array(Oid, target->nindexes + 1);
 	target->index_columns = palloc0_array(Bitmapset *, target->nindexes + 1);
+	target->lacks_before = palloc0_array(TransactionId, target->nindexes + 1);
+	target->left_out = palloc0_array(KdbLeftOut *, target->nindexes + 1);
 	target->has_unique = false;
 	target->has_deferrable = false;
 	target->has_exclusion = false;
@@ -226,6 +228,9 @@ build_indexes(KdbApplyTarget *target)
 			target->has_deferrable = true;
 		if (info->ii_ExclusionOps)
 			target->has_exclusion = true;
+		if (info->ii_Unique || info->ii_ExclusionOps)
+			target->lacks_before[i] = KdbIndexLacksBefore(index);
+		target->lacks_tuples |= TransactionIdIsValid(target->lacks_before[i]);
 	}
 }
 

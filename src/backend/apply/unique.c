@@ -120,7 +120,7 @@ is_tolerated(UniqueProbe *probe, TupleTableSlot *existing)
 
 	if (probe->index->rd_index->indimmediate)
 		return false;
-	KdbLocalRowVersion(existing, KdbApply.origin, KdbApply.remote_node, &row);
+	KdbTargetRowVersion(probe->target, existing, &row);
 	return row.same_origin || row.same_transaction;
 }
 
@@ -140,7 +140,7 @@ remember_holder(UniqueProbe *probe, TupleTableSlot *existing, KdbHolder *holder)
 {
 	holder->tid = existing->tts_tid;
 	holder->index = RelationGetRelid(probe->index);
-	KdbLocalRowVersion(existing, KdbApply.origin, KdbApply.remote_node, &holder->row);
+	KdbTargetRowVersion(probe->target, existing, &holder->row);
 	holder->copy = MakeSingleTupleTableSlot(probe->target->tupdesc, &TTSOpsHeapTuple);
 	ExecCopySlot(holder->copy, existing);
 	holder->copy->tts_tid = existing->tts_tid;

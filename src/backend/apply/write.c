@@ -158,10 +158,11 @@ KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot, KdbNotice notice)
 }
 
 /* See relation_private.h. */
-void
+bool
 KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots)
 {
 	EState	   *estate = target->estate;
+	bool		maybe_taken = false;
 
 	KdbTargetCheck(target, ACL_INSERT);
 	begin_write(target);
@@ -174,11 +175,12 @@ KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots)
 	table_multi_insert(target->rel, slots, nslots, estate->es_output_cid, 0, NULL);
 	for (int i = 0; i < nslots && target->nindexes > 0; i++)
 	{
-		(void) ExecInsertIndexTuples(target->relinfo, slots[i], estate, false, false,
-									 NULL, NIL);
+		maybe_taken |= ExecInsertIndexTuples(target->relinfo, slots[i], estate, false, false,
+											 NULL, NIL) != NIL;
 		ResetPerTupleExprContext(estate);
 	}
 	end_write(target);
+	return maybe_taken;
 }
 
 /* The engine's way, for tables with BEFORE ROW triggers. */
@@ -237,6 +239,7 @@ update_directly(KdbApplyTarget *target, TupleTableSlot *slot)
 	{
 		if (target->nindexes > 0 && update_indexes)
 			recheck = KdbInsertUpdatedEntries(target, slot);
+		target->maybe_taken = recheck != NIL;
 		ExecARUpdateTriggers(estate, target->relinfo, NULL, NULL, tid, NULL, slot,
 							 recheck, NULL, false);
 		KdbRecallPut(target, slot);
@@ -248,6 +251,7 @@ update_directly(KdbApplyTarget *target, TupleTableSlot *slot)
 static KdbWriteResult
 update_row(KdbApplyTarget *target, TupleTableSlot *slot)
 {
+	target->maybe_taken = false;
 	if (target->row_triggers)
 		return update_locked(target, slot);
 	return update_directly(target, slot);

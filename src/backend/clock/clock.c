@@ -23,10 +23,12 @@
  * THE NUMBER.  KdbShared->clock_max is the greatest timestamp committed here
  * under the rule.  A committer moves it to its own reading of the clock before it
  * commits (so two transactions never get the same one), and to the timestamp that
- * the engine then took.  After a restart it is not known (0).  The first committer
- * finds it in the engine's commit timestamps: by the rule the newest local
- * transaction was later than everything before it, so it is enough to look at
- * the transactions back to that one.
+ * the engine then took.  After a restart it is not known (0), and whoever needs it first
+ * takes the time for it, as all that is here was committed before.  If the clock has
+ * been set back meanwhile, the engine's commit timestamps say more: by the rule the
+ * newest local transaction was later than everything before it, so it is enough to
+ * look at the transactions back to that one.  Which one that is, ids do not tell exactly: one
+ * that was running for long has an older id.  So some more are looked at.
  *
  * WHO LOOKS (KdbClockMark, KdbClockIsNewest) must not take the number for complete
  * while a transaction is visible whose timestamp is not in it yet.  So local
@@ -36,7 +38,8 @@
  *
  * WHERE IT HOLDS.  Only in a server with a subscription that resolves conflicts
  * (KdbClockEnforce): a plain server is not to wait for its clock.  From start-up
- * until the launcher has read the subscriptions it holds.
+ * until the launcher has read the subscriptions it holds.  When it begins to hold, the number is
+ * raised to the time, since it has not been kept.
  */
 #include "postgres.h"
 
@@ -56,12 +59,15 @@
 /* How many transactions to look at after a restart, at most. */
 #define CLOCK_LOOK_BACK		1000000
 
+/* And behind the newest local one. */
+#define CLOCK_LOOK_BEHIND	10000
+
 /* Shorter waits are not worth a latch or a count. */
 #define SHORT_WAIT_US		1000
 
 int			KdbMaxClockSkew = 10000;
 
-/* This transaction wrote, and follows the rule. */
+/* This transaction wrote. */
 static bool committing = false;
 
 /* It is in clock_committing. */
@@ -70,10 +76,10 @@ static bool counted = false;
 void
 KdbClockEnforce(uint32 reason, bool enforce)
 {
-	if (enforce)
-		pg_atomic_fetch_or_u32(&KdbShared->clock_enforced, reason);
-	else
+	if (!enforce)
 		pg_atomic_fetch_and_u32(&KdbShared->clock_enforced, ~reason);
+	else if (pg_atomic_fetch_or_u32(&KdbShared->clock_enforced, reason) == 0)
+		KdbClockReached();
 }
 
 static bool
@@ -95,16 +101,17 @@ advance_max(TimestampTz ts)
 }
 
 /*
- * The greatest timestamp of the transactions back to the newest local one.
- * 1 if there is none, which is before any clock.
+ * The time, or the greatest timestamp of the transactions back to the newest local one
+ * and somewhat further, if that is later.
  */
 static TimestampTz
 find_max(void)
 {
 	TransactionId xid = ReadNextTransactionId();
-	TimestampTz max = 1;
+	TimestampTz max = GetCurrentTimestamp();
+	int			left = CLOCK_LOOK_BACK;
 
-	for (int i = 0; i < CLOCK_LOOK_BACK; i++)
+	while (left-- > 0)
 	{
 		TimestampTz ts;
 		RepOriginId origin;
@@ -119,7 +126,7 @@ find_max(void)
 		}
 		max = Max(max, ts);
 		if (origin == InvalidRepOriginId)
-			break;
+			left = Min(left, CLOCK_LOOK_BEHIND);
 	}
 	return max;
 }
@@ -292,12 +299,13 @@ clock_xact_callback(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_COMMIT:
-			committing = TransactionIdIsValid(GetTopTransactionIdIfAny()) && rule_holds();
+			committing = TransactionIdIsValid(GetTopTransactionIdIfAny());
 			if (committing && !applies_remote())
 				KdbClockBeforeCommit();
 			break;
 		case XACT_EVENT_COMMIT:
 			/* RecordTransactionCommit has set the origin's timestamp in either case */
+			committing = committing && rule_holds();
 			if (committing && replorigin_session_origin_timestamp != 0 && applies_remote())
 				advance_max(replorigin_session_origin_timestamp);
 			else if (committing)

@@ -32,6 +32,7 @@
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
 
+#include "krahodb/horizon_shared.h"
 #include "krahodb/init.h"
 #include "commands_private.h"
 
@@ -168,6 +169,18 @@ warn_about_timestamps(const char *subname, const KdbSubscriptionOptions *options
 			 errhint("Set \"%s\" to on and restart the server.", "track_commit_timestamp")));
 }
 
+static void
+warn_about_old_snapshots(const char *subname, const KdbSubscriptionOptions *options)
+{
+	if (!KdbResolversActive(&options->resolvers) || !KdbHorizonIsOverridden())
+		return;
+	ereport(WARNING,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("deleted rows are not kept for resolving conflicts of subscription \"%s\"", subname),
+			 errdetail("The setting \"%s\" lets vacuum remove rows that replication slots hold back.", "old_snapshot_threshold"),
+			 errhint("Set \"%s\" to -1 and restart the server.", "old_snapshot_threshold")));
+}
+
 /* The rules of last_update_wins remember what the heap does not show. */
 static void
 notice_missing_extension(const char *subname, const KdbSubscriptionOptions *options)
@@ -253,6 +266,7 @@ KdbCreateSubscription(const KdbUtilityCall *call)
 	if (options->replication_origin_id != InvalidRepOriginId)
 		KdbAssignOriginId(subid, options->replication_origin_id);
 	warn_about_timestamps(stmt->subname, options);
+	warn_about_old_snapshots(stmt->subname, options);
 	notice_two_phase(stmt, options);
 	notice_missing_extension(stmt->subname, options);
 }
@@ -313,6 +327,7 @@ alter_options(const KdbUtilityCall *call)
 	CommandCounterIncrement();
 	KdbStoreSubscriptionOptions(subid, ours);
 	warn_about_timestamps(stmt->subname, options);
+	warn_about_old_snapshots(stmt->subname, options);
 }
 
 /* Commands that may start to copy tables: REFRESH, SET/ADD/DROP PUBLICATION. */

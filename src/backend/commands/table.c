@@ -14,9 +14,13 @@
 #include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "commands/tablecmds.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
+
+#include "krahodb/conflict.h"
+#include "krahodb/version_record.h"
 
 #include "commands_private.h"
 
@@ -196,8 +200,8 @@ take_changes(AlterTableStmt *stmt)
 	return changes;
 }
 
-void
-KdbAlterTable(const KdbUtilityCall *call)
+static void
+alter_table(const KdbUtilityCall *call)
 {
 	KdbUtilityCall copy;
 	AlterTableStmt *stmt = castNode(AlterTableStmt, call->pstmt->utilityStmt);
@@ -238,4 +242,77 @@ KdbAlterTable(const KdbUtilityCall *call)
 	KdbRunUtility(&copy);
 	KdbStoreTableOptions(relid, options);
 	KdbStoreColumnChanges(relid, columns);
+}
+
+/* A table of those that the command is about, and its storage. */
+typedef struct Storage
+{
+	Oid			relid;
+	Oid			node;
+} Storage;
+
+static Oid
+storage_of(Oid relid)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Form_pg_class form;
+	Oid			node = InvalidOid;
+
+	if (!HeapTupleIsValid(tuple))
+		return InvalidOid;
+	form = (Form_pg_class) GETSTRUCT(tuple);
+	if (form->relkind == RELKIND_RELATION && form->relpersistence != RELPERSISTENCE_TEMP)
+		node = form->relfilenode;
+	ReleaseSysCache(tuple);
+	return node;
+}
+
+/* The table, its partitions and children. */
+static List *
+storage_before(const AlterTableStmt *stmt)
+{
+	Oid			relid = InvalidOid;
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	if (stmt->objtype == OBJECT_TABLE && KdbVersionRecordsPresent())
+		relid = RangeVarGetRelid(stmt->relation, NoLock, true);
+	if (!OidIsValid(relid))
+		return NIL;
+	foreach(lc, find_all_inheritors(relid, NoLock, NULL))
+	{
+		Storage    *storage = palloc(sizeof(Storage));
+
+		storage->relid = lfirst_oid(lc);
+		storage->node = storage_of(storage->relid);
+		result = lappend(result, storage);
+	}
+	return result;
+}
+
+/* Rows that the command has written anew are no newer than they were; see conflict/rewritten.c. */
+static void
+note_rewrites(List *before, CommandId first)
+{
+	CommandId	last = GetCurrentCommandId(false);
+	ListCell   *lc;
+
+	foreach(lc, before)
+	{
+		const Storage *storage = lfirst(lc);
+		Oid			now = storage_of(storage->relid);
+
+		if (OidIsValid(storage->node) && OidIsValid(now) && storage->node != now)
+			KdbNoteRewrite(storage->relid, first, last);
+	}
+}
+
+void
+KdbAlterTable(const KdbUtilityCall *call)
+{
+	List	   *before = storage_before(castNode(AlterTableStmt, call->pstmt->utilityStmt));
+	CommandId	first = GetCurrentCommandId(false);
+
+	alter_table(call);
+	note_rewrites(before, first);
 }

@@ -4,7 +4,7 @@
  *
  * A deleted or superseded tuple stays in the heap until vacuum may remove it,
  * and its xmax tells the transaction that ended it.  An index scan with
- * SnapshotAny returns all of them.  The newest of those transactions is the one
+ * SnapshotAny returns all of them (but for those of left_out.c).  The newest of those transactions is the one
  * that made the key vanish: each other tuple of the key was ended by an update
  * whose successor is among the tuples too.
  *
@@ -66,25 +66,18 @@ is_later(const KdbLocalRow *a, const KdbLocalRow *b, bool by_version)
 /* See conflict.h. */
 bool
 KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
-			   TupleTableSlot *scratch, RepOriginId remote_origin,
+			   TupleTableSlot *scratch, KdbLeftOut *left_out, RepOriginId remote_origin,
 			   uint64 remote_node, KdbLocalRow *row, KdbDeathTruth truth, void *arg)
 {
-	IndexScanDesc scan;
+	KdbTupleScan scan;
 	bool		found = false;
 
 	/* Other table access methods have no tuples to look at so. */
 	if (!TTS_IS_BUFFERTUPLE(scratch))
 		return false;
 
-	scan = index_beginscan(rel, index, SnapshotAny, nkeys, 0);
-
-	/*
-	 * The search for a live row has just marked entries of rows that are dead
-	 * to everybody; the rows are there all the same.
-	 */
-	scan->ignore_killed_tuples = false;
-	index_rescan(scan, skey, nkeys, NULL, 0);
-	while (index_getnext_slot(scan, ForwardScanDirection, scratch))
+	KdbTupleScanBegin(&scan, rel, index, skey, nkeys, scratch, left_out);
+	while (KdbTupleScanNext(&scan))
 	{
 		KdbLocalRow candidate = {0};
 		TransactionId xmax = ended_by(scratch);
@@ -101,7 +94,6 @@ KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
 			*row = candidate;
 		found = true;
 	}
-	ExecClearTuple(scratch);
-	index_endscan(scan);
+	KdbTupleScanEnd(&scan);
 	return found;
 }

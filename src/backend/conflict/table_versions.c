@@ -87,6 +87,8 @@ typedef struct Listing
 	bool		has_unique;		/* other unique keys than the identity */
 	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
 	KdbVersionRecordsKnown records;
+	KdbRewrites rewrites;
+	MemoryContext table_context;
 	MemoryContext context;		/* of one row */
 } Listing;
 
@@ -250,7 +252,9 @@ list_tuple(Listing *listing, TupleTableSlot *slot, const Tuple *tuple)
 	KdbLocalRow written = version_of(tuple->xmin);
 	KdbLocalRow ended;
 
-	if (written.version_known && written.version.ts > listing->since)
+	if (written.version_known && written.version.ts > listing->since &&
+		!KdbIsRewritten(RelationGetRelid(listing->rel), &listing->rewrites, &listing->records,
+						listing->table_context, slot, tuple->xmin))
 	{
 		if (tuple->live)
 			put_row(listing, 't', written.version, slot);
@@ -425,6 +429,7 @@ list_table(ReturnSetInfo *result, Oid relid, TimestampTz since)
 	{
 		identity = RelationGetReplicaIndex(listing.rel);
 		find_unique(&listing, OidIsValid(identity) ? identity : RelationGetPrimaryKeyIndex(listing.rel));
+		listing.table_context = CurrentMemoryContext;
 		listing.context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB table versions",
 												ALLOCSET_DEFAULT_SIZES);
 		list_heap(&listing);

@@ -124,6 +124,13 @@ hash_of(const KdbRecordedKey *key, Oid place)
 	return hash;
 }
 
+/* See version_record.h. */
+uint64
+KdbRecordedKeyHash(const KdbRecordedKey *key)
+{
+	return hash_of(key, InvalidOid);
+}
+
 static bytea *
 image_of(const KdbRecordedKey *key)
 {
@@ -220,6 +227,18 @@ keep_us(void)
 	return Max(GetCurrentTimestamp() - horizon, KEEP_US);
 }
 
+/*
+ * The time, not before any timestamp that was committed here: a clock that was set back says
+ * less, and the horizon would pass the record before what it is about.
+ */
+static TimestampTz
+time_here(void)
+{
+	TimestampTz committed = (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max);
+
+	return Max(GetCurrentTimestamp(), committed);
+}
+
 /* See version_record.h. */
 void
 KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecordedKey *key,
@@ -227,7 +246,7 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 {
 	Datum		values[NCOLUMNS];
 	bool		isnull[NCOLUMNS] = {false};
-	TimestampTz stamp = Max(GetCurrentTimestamp(), record->version.ts);
+	TimestampTz stamp = Max(time_here(), record->version.ts);
 	MemoryContext context;
 	MemoryContext old;
 
@@ -474,6 +493,7 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 
 		read_record(slot, &record);
 		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
+			record.kind == KDB_RECORD_REWRITTEN ||
 			record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
 			continue;
 		values_of(column(slot, REC_KEY), nkeys, &key);

@@ -26,6 +26,7 @@
 
 char	   *KdbFaultPointSetting = NULL;
 int			KdbTestApplyWorkers = 1;
+int			KdbTestAwaitSeen = KDB_AWAIT_MS;
 
 /*
  * The action if the setting arms the point, else NULL.  With "name@number=action"

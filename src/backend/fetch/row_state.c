@@ -388,13 +388,21 @@ true_end(void *arg, KdbLocalRow *candidate)
 		(void) correct_version(asked, KDB_RECORD_KILLED, candidate);
 }
 
+static KdbLeftOut *
+left_out(const Asked *asked)
+{
+	TransactionId before = KdbIndexLacksBefore(asked->index);
+
+	return TransactionIdIsValid(before) ? KdbLeftOutCollect(asked->rel, asked->index, before) : NULL;
+}
+
 static void
 find_death(Asked *asked, Found *found)
 {
 	Truth		truth = {.asked = asked, .kind = KDB_RECORD_DEAD};
 	TupleTableSlot *scratch = table_slot_create(asked->rel, NULL);
 	bool		dead = KdbFindDeadRow(asked->rel, asked->index, asked->scan_keys, asked->nkeys,
-									  scratch, InvalidRepOriginId, 0, &found->row, true_end, asked);
+									  scratch, left_out(asked), InvalidRepOriginId, 0, &found->row, true_end, asked);
 
 	ExecDropSingleTupleTableSlot(scratch);
 	look_at_records(&truth);

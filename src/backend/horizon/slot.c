@@ -135,6 +135,18 @@ start_holding(void)
 					MyReplicationSlot->data.xmin)));
 }
 
+/* We hold the slot; is that enough? */
+static void
+warn_if_overridden(void)
+{
+	if (KdbHorizonIsOverridden())
+		ereport(WARNING,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deleted rows are not kept for resolving conflicts because \"%s\" is set", "old_snapshot_threshold"),
+				 errdetail("It lets vacuum remove rows that replication slots hold back."),
+				 errhint("Set \"%s\" to -1 and restart the server.", "old_snapshot_threshold")));
+}
+
 /* See horizon_private.h. */
 bool
 KdbHorizonSlotHold(KdbTicks now)
@@ -163,6 +175,7 @@ KdbHorizonSlotHold(KdbTicks now)
 		set_xmin(MyReplicationSlot->data.xmin);
 	else
 		start_holding();
+	warn_if_overridden();
 	retry_at = 0;
 	retry_pause = 0;
 	return true;

@@ -206,6 +206,15 @@ KdbGucInit(void)
 							   GUC_NOT_IN_SAMPLE,
 							   NULL, NULL, NULL);
 
+	DefineCustomIntVariable("krahodb.test_await_seen",
+							"Sets for how long other streams are waited for before a row is fetched, for tests.",
+							NULL,
+							&KdbTestAwaitSeen,
+							KdbTestAwaitSeen, 0, 600000,
+							PGC_SIGHUP,
+							GUC_NOT_IN_SAMPLE | GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
 	DefineCustomIntVariable("krahodb.test_apply_workers",
 							"Sets apply_workers of subscriptions that do not say it, for tests.",
 							NULL,

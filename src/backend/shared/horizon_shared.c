@@ -26,6 +26,7 @@
 #include "storage/ipc.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
+#include "utils/guc.h"
 #include "utils/timestamp.h"
 
 #include "krahodb/horizon_shared.h"
@@ -135,6 +136,15 @@ KdbHorizonStartShared(void)
 	KdbHorizon->progress = (KdbSharedProgress *) ((char *) KdbHorizon + progress_offset());
 	for (int i = 0; i < KdbHorizon->nprogress; i++)
 		SpinLockInit(&KdbHorizon->progress[i].mutex);
+}
+
+/* See horizon_shared.h. */
+bool
+KdbHorizonIsOverridden(void)
+{
+	const char *threshold = GetConfigOption("old_snapshot_threshold", true, false);
+
+	return threshold != NULL && strcmp(threshold, "-1") != 0;
 }
 
 /* See horizon_shared.h. */

@@ -205,6 +205,13 @@ enter_committed(TransactionId xid)
 		enter(children[i], &values);
 }
 
+/* See seen_state.h. */
+void
+KdbSeenMoved(void)
+{
+	ConditionVariableBroadcast(&KdbShared->seen_moved);
+}
+
 static void
 positions_xact_callback(XactEvent event, void *arg)
 {
@@ -218,6 +225,8 @@ positions_xact_callback(XactEvent event, void *arg)
 	enter_committed(xid);
 	if (replorigin_session_origin == InvalidRepOriginId)
 		mark_if_late(xid);
+	else
+		KdbSeenMoved();
 }
 
 void

@@ -72,6 +72,7 @@ start_shared(void)
 		pg_atomic_init_u64(&KdbShared->version_records, 0);
 		pg_atomic_init_u64(&KdbShared->merge_events, 0);
 		pg_atomic_init_u32(&KdbShared->merging, 0);
+		ConditionVariableInit(&KdbShared->seen_moved);
 		KdbShared->nretries = max_logical_replication_workers;
 		memset(KdbShared->retries, 0, sizeof(KdbRetryEntry) * KdbShared->nretries);
 	}

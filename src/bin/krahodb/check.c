@@ -122,6 +122,22 @@ check_wal_writer(KdbFindings *findings, PGconn *conn)
 				   "set wal_writer_delay = 2ms in postgresql.conf and reload the server");
 }
 
+/* It lets vacuum remove what replication slots hold back.  PostgreSQL 17 has it no more. */
+static void
+check_old_snapshots(KdbFindings *findings, PGconn *conn)
+{
+	char	   *value = setting(conn, "old_snapshot_threshold");
+
+	if (value == NULL)
+		KdbFound(findings, "old_snapshot_threshold", "not known by this server");
+	else if (strcmp(value, "-1") == 0)
+		KdbFound(findings, "old_snapshot_threshold", value);
+	else
+		KdbMissing(findings, "old_snapshot_threshold", value,
+				   "with it vacuum removes deleted rows that are needed to resolve conflicts",
+				   RESTART("old_snapshot_threshold = -1"));
+}
+
 /*
  * The list of output plugins that slots may use exists in newer minor releases
  * only.  Where the server does not know it, nothing is missing.
@@ -183,6 +199,7 @@ check_server(KdbFindings *findings, PGconn *conn)
 	check_preload(findings, conn);
 	check_setting(findings, conn, "wal_level", "logical", RESTART("wal_level = logical"));
 	check_setting(findings, conn, "track_commit_timestamp", "on", RESTART("track_commit_timestamp = on"));
+	check_old_snapshots(findings, conn);
 	check_wal_writer(findings, conn);
 	check_output_plugin(findings, conn);
 	check_launcher(findings, conn);

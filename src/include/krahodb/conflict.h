@@ -6,11 +6,14 @@
 #define KRAHODB_CONFLICT_H
 
 #include "postgres.h"
+#include "access/genam.h"
+#include "access/skey.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
 #include "replication/origin.h"
 #include "utils/relcache.h"
 #include "krahodb/conflict_rules.h"
+#include "krahodb/version_record.h"
 
 /*
  * The version of a local tuple (slot holds a physical tuple of the heap): the
@@ -30,19 +33,84 @@ extern void KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 /* Transaction ids may mean others from now on: at least once in a while. */
 extern void KdbTransactionVersionForget(void);
 
+/*
+ * left_out.c: an index may lack dead tuples that must still be found.  Lacks: the
+ * transaction before which those have ended, or InvalidTransactionId if it lacks none that
+ * matter; and do those matter still?
+ */
+extern TransactionId KdbIndexLacksBefore(Relation index);
+extern bool KdbIndexStillLacks(TransactionId until);
+
+/* These tuples; reads the whole table.  In the current memory context. */
+typedef struct KdbLeftOut KdbLeftOut;
+
+extern KdbLeftOut *KdbLeftOutCollect(Relation rel, Relation index, TransactionId until);
+
+/*
+ * All tuples with the key in a unique or exclusion index, dead or alive, into the (heap)
+ * slot; some may come twice.  The keys are one for each of the index's columns and must last as
+ * long as the scan.  left_out: what the index lacks, or NULL.
+ */
+typedef struct KdbTupleScan
+{
+	bool		recheck;		/* the index does not know surely that the tuple has the key */
+	Relation	rel;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	const ScanKeyData *key;
+	KdbLeftOut *left_out;
+	bool		behind_index;
+	uint64		hash;
+	int			next;
+} KdbTupleScan;
+
+extern void KdbTupleScanBegin(KdbTupleScan *scan, Relation rel, Relation index,
+							  const ScanKeyData *key, int nkeys, TupleTableSlot *slot,
+							  KdbLeftOut *left_out);
+extern bool KdbTupleScanNext(KdbTupleScan *scan);
+extern void KdbTupleScanEnd(KdbTupleScan *scan);
+
 /* May correct what a dead tuple says: sets version and version_known. */
 typedef void (*KdbDeathTruth) (void *arg, KdbLocalRow *row);
 
 /*
  * The newest deletion of the key among the dead tuples that the heap still
- * holds, found by the given unique index with SnapshotAny.  Returns false if
+ * holds, found by the given unique index (left_out: what that lacks).  Returns false if
  * none is found; else state DEAD with the deletion's version.  With truth, which is
  * called for each dead tuple, versions alone say which is the newest.
  */
 extern bool KdbFindDeadRow(Relation rel, Relation index, struct ScanKeyData *skey,
-						   int nkeys, TupleTableSlot *scratch,
+						   int nkeys, TupleTableSlot *scratch, KdbLeftOut *left_out,
 						   RepOriginId remote_origin, uint64 remote_node,
 						   KdbLocalRow *row, KdbDeathTruth truth, void *arg);
+
+/*
+ * rewritten.c: a command of this transaction, with these command ids, has written all rows of the
+ * table anew.
+ */
+extern void KdbNoteRewrite(Oid relid, CommandId first, CommandId last);
+
+typedef struct KdbRewrite
+{
+	TransactionId xid;
+	CommandId	first;
+	CommandId	last;
+} KdbRewrite;
+
+/* Those of a table; start with zeros, and anew when the table has changed. */
+typedef struct KdbRewrites
+{
+	bool		known;
+	int			n;
+	KdbRewrite *list;			/* in the context that was given */
+} KdbRewrites;
+
+/*
+ * Is the tuple in the slot, which names xmin as its writer, one that was only written anew, so
+ * that its version is not known?  Without slot the transaction counts.
+ */
+extern bool KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
+						   MemoryContext context, TupleTableSlot *slot, TransactionId xmin);
 
 /* One side of a conflict's record. */
 typedef struct KdbConflictSide

@@ -83,6 +83,12 @@ typedef struct KdbLocalRow
 	uint16_t	origin;			/* this node's id of the writer's origin, 0 if local; for the record */
 	uint32_t	xid;			/* local transaction that wrote or deleted it; for the record */
 
+	/*
+	 * Its version is not known, but not for its age: it may be anybody's row, and gives no
+	 * values to one that was not sent as a whole.
+	 */
+	bool		rewritten;
+
 	/* Written by the node that the change comes from. */
 	bool		same_origin;
 

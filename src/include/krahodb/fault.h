@@ -18,16 +18,22 @@
 
 #include "postgres.h"
 
+/* For how long fetch.c waits for other streams, ms; tests say how long. */
+#define KDB_AWAIT_MS	50
+
 #ifdef KRAHODB_FAULT_POINTS
 extern char *KdbFaultPointSetting;	/* the GUC's value */
 extern int	KdbTestApplyWorkers;	/* apply_workers of subscriptions that do not say it */
+extern int	KdbTestAwaitSeen;	/* instead of KDB_AWAIT_MS */
 extern void KdbFaultPoint(const char *name);
 extern bool KdbFaultSkips(const char *name);
 #define KDB_FAULT_POINT(name)	KdbFaultPoint(name)
 #define KDB_DEFAULT_APPLY_WORKERS	KdbTestApplyWorkers
+#define KDB_AWAIT_SEEN	KdbTestAwaitSeen
 #define KDB_FAULT_SKIPS(name)	KdbFaultSkips(name)
 #else
 #define KDB_DEFAULT_APPLY_WORKERS	1
+#define KDB_AWAIT_SEEN	KDB_AWAIT_MS
 #define KDB_FAULT_POINT(name)	((void) 0)
 #define KDB_FAULT_SKIPS(name)	false
 #endif

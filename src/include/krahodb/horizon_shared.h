@@ -100,6 +100,12 @@ extern void KdbHorizonStartShared(void);
 /* Have the server start with this horizon next time; durable when it returns. */
 extern void KdbHorizonStore(TimestampTz horizon);
 
+/*
+ * Does a setting let vacuum and pruning pass what slots hold back?  The engine's old_snapshot_threshold
+ * (before 17) does.
+ */
+extern bool KdbHorizonIsOverridden(void);
+
 /* Have the horizon worker look at everything again, if one runs. */
 extern void KdbHorizonWake(void);
 

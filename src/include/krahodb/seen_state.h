@@ -123,4 +123,10 @@ extern Size KdbSeenPositionsSize(void);
 extern void KdbSeenPositionsStart(void);
 extern void KdbSeenPositionsInit(void);
 
+/*
+ * A stream has been applied further than before: whoever waits for that looks again.  Called at
+ * each commit of a remote transaction.
+ */
+extern void KdbSeenMoved(void);
+
 #endif							/* KRAHODB_SEEN_STATE_H */

@@ -8,6 +8,7 @@
 #include "postgres.h"
 #include "datatype/timestamp.h"
 #include "port/atomics.h"
+#include "storage/condition_variable.h"
 
 /* An apply worker that is to be started again; see apply/retry.c. */
 typedef struct KdbRetryEntry
@@ -34,6 +35,9 @@ typedef struct KdbSharedState
 	pg_atomic_uint64 version_records;	/* added since the server started */
 	pg_atomic_uint64 merge_events;	/* keys that have died, values that were claimed */
 	pg_atomic_uint32 merging;	/* remote transactions that are being merged */
+
+	/* apply/fetch.c: some stream has been applied further */
+	ConditionVariable seen_moved;
 
 	/* apply/fetch.c: rows fetched from publishers since the server started */
 	pg_atomic_uint64 fetched_rows;

@@ -15,6 +15,8 @@
  *	FLOOR	(of a table; the key is empty) the table was copied from a node that had
  *			applied all that the node of "version" wrote until its time, and all of its
  *			stream before the position that is the time of "shown"
+ *	REWRITTEN	(of a table; the key is empty) the transaction whose id is the time of "shown"
+ *			has written all rows anew, with the command ids of its node; see rewritten.c
  *	MERGED	a write of version "version" has contributed these values to the merged
  *			columns of the key; and what the heap shows of the transaction of
  *			version "shown" is no contribution by itself
@@ -45,6 +47,7 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_DEAD = 'd',
 	KDB_RECORD_CLAIM = 'c',
 	KDB_RECORD_FLOOR = 'f',
+	KDB_RECORD_REWRITTEN = 'r',
 	KDB_RECORD_MERGED = 'm',
 	KDB_RECORD_SEALED = 's'
 } KdbVersionRecordKind;
@@ -65,6 +68,9 @@ typedef struct KdbRecordedKey
 	Oid			collations[INDEX_MAX_KEYS];
 	const ScanKeyData *operators;	/* NULL: the types' equality */
 } KdbRecordedKey;
+
+/* The same for equal keys, whatever their images are. */
+extern uint64 KdbRecordedKeyHash(const KdbRecordedKey *key);
 
 typedef struct KdbVersionRecord
 {

@@ -117,7 +117,7 @@ is(scalar(grep { !/^\w+ \.\.\. ok$/ } @lines), 0, '... a line "name ... ok" for 
 my %items = map { /^(\w+)/ => 1 } @lines;
 foreach my $item (
 	qw(connection server_version shared_preload_libraries wal_level track_commit_timestamp
-	wal_writer_delay output_plugin_libraries launcher max_worker_processes max_logical_replication_workers
+	old_snapshot_threshold wal_writer_delay output_plugin_libraries launcher max_worker_processes max_logical_replication_workers
 	max_replication_slots max_wal_senders replica_identities clock))
 {
 	ok($items{$item}, "... one of them for $item");
@@ -177,13 +177,13 @@ $node->safe_psql('postgres', 'ALTER SUBSCRIPTION lanes DISABLE; ALTER SUBSCRIPTI
 my $stock = PostgreSQL::Test::Cluster->new('stock');
 $stock->init;
 $stock->append_conf('postgresql.conf',
-	"shared_preload_libraries = ''\ntrack_commit_timestamp = off\nwal_writer_delay = 200ms\nmax_logical_replication_workers = 1");
+	"shared_preload_libraries = ''\ntrack_commit_timestamp = off\nold_snapshot_threshold = 1h\nwal_writer_delay = 200ms\nmax_logical_replication_workers = 1");
 $stock->append_conf('postgresql.conf', "output_plugin_libraries = 'pgoutput, test_decoding'")
   if $describe =~ /^output_plugin_libraries\t/m;
 $stock->start;
 ($exit, $out) = run_program('krahodb', 'check', $stock->connstr('postgres'));
 is($exit, 3, 'check of a plain server: exit code 3');
-foreach my $item (qw(shared_preload_libraries wal_level track_commit_timestamp wal_writer_delay max_logical_replication_workers max_wal_senders),
+foreach my $item (qw(shared_preload_libraries wal_level track_commit_timestamp old_snapshot_threshold wal_writer_delay max_logical_replication_workers max_wal_senders),
 	$describe =~ /^output_plugin_libraries\t/m ? 'output_plugin_libraries' : ())
 {
 	like($out, qr/^$item \.\.\. MISSING: .+; (set|add) $item|^$item \.\.\. MISSING: .+; add krahodb to $item/m,

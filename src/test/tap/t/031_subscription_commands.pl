@@ -179,4 +179,16 @@ like($stderr, qr/WARNING:  conflicts of subscription "s" cannot be detected.*"tr
 	'ALTER SUBSCRIPTION s SET (origin = any, conflict_resolution = default, insert_exists = default)');
 unlike($stderr, qr/WARNING/, 'no warning if nothing needs them');
 
+# ---- with a setting that lets vacuum pass the horizon ------------------------------
+
+$sub->append_conf('postgresql.conf', "track_commit_timestamp = on\nold_snapshot_threshold = 1h");
+my $log_offset = -s $sub->logfile;
+$sub->restart;
+(undef, undef, $stderr) = $sub->psql('postgres', 'ALTER SUBSCRIPTION s SET (conflict_resolution = last_update_wins)');
+like($stderr, qr/WARNING:  deleted rows are not kept for resolving conflicts of subscription "s".*"old_snapshot_threshold" lets vacuum/s,
+	'warning with old_snapshot_threshold');
+$sub->wait_for_log(qr/WARNING:.*deleted rows are not kept for resolving conflicts because "old_snapshot_threshold" is set/, $log_offset);
+(undef, undef, $stderr) = $sub->psql('postgres', 'ALTER SUBSCRIPTION s SET (conflict_resolution = default)');
+unlike($stderr, qr/WARNING/, 'no warning if no deleted rows are needed');
+
 done_testing();

@@ -139,6 +139,16 @@ like($error, qr/cannot commit because this server's clock is \d+ ms behind the n
 	'and says why');
 is(value_of($right, 6), '', 'without a trace');
 
+# What is recorded now is not older than what was committed before: the horizon may pass it
+# only behind that.  (right has never had the row that is deleted.)
+$left->safe_psql('postgres', q{ALTER PUBLICATION p SET (publish = 'delete')});
+$left->safe_psql('postgres', q{INSERT INTO t VALUES (7, 'not sent')});
+$left->safe_psql('postgres', q{ALTER PUBLICATION p SET (publish = 'insert, update, delete, truncate')});
+$left->safe_psql('postgres', 'DELETE FROM t WHERE id = 7');
+wait_streams(1, [ $left, 'right_from_left' ]);
+is($right->safe_psql('postgres', join(' UNION ALL ', map { "SELECT stamp >= newest_commit FROM krahodb.version_records_$_, krahodb.clock WHERE kind = 'd'" } 1 .. 4)),
+	't', 'a record is not older than the newest commit');
+
 set_clock($_, '+3601') foreach @nodes;
 wait_streams(2, @streams);
 is(value_of($left, 5), 'an hour ahead', 'nothing is lost when the clocks are right again');

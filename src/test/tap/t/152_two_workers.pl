@@ -171,6 +171,64 @@ foreach my $newest (1, 0)
 	is_equal_on([ $mesh->nodes ], 'SELECT * FROM t ORDER BY id', $name);
 }
 
+# ---- deferrable keys -------------------------------------------------------------------
+
+# The engine lets a deferrable key be taken twice until it looks, which it does not where
+# changes are applied.  One worker has looked for rows in the way and is about to write;
+# another one writes an older row with the value meanwhile.  A CHECK constraint holds the
+# first one between the two.
+$_->safe_psql('postgres', q{
+	CREATE TABLE d (id int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED, v text);
+	CREATE FUNCTION held(v text) RETURNS bool LANGUAGE plpgsql AS $$
+	BEGIN
+		IF v = 'held' AND current_setting('session_replication_role') = 'replica' THEN
+			PERFORM pg_advisory_xact_lock_shared(1);
+		END IF;
+		RETURN true;
+	END $$;
+	ALTER PUBLICATION pub ADD TABLE d}) foreach $mesh->nodes;
+$third->safe_psql('postgres', 'ALTER TABLE d ADD CHECK (held(v))');
+foreach my $node ($mesh->nodes)
+{
+	$node->safe_psql('postgres', "ALTER SUBSCRIPTION $_ REFRESH PUBLICATION WITH (copy_data = false)")
+	  foreach map { $_->[1] } grep { $_->[1] =~ /^@{[$node->name]}_/ } $mesh->streams;
+}
+$mesh->settle;
+
+my $gate = $third->background_psql('postgres');
+
+sub deferrable
+{
+	my ($name, $older, $newer, $expected) = @_;
+
+	$mesh->pause;
+	$mesh->on(2 => $older, 1 => $newer);
+	$gate->query_safe('SELECT pg_advisory_lock(1)');
+	$mesh->release('31');
+	wait_for_lock('31');
+	$mesh->deliver('32');
+	$gate->query_safe('SELECT pg_advisory_unlock(1)');
+	$mesh->deliver(qw(31 12 13 21 23));
+	$mesh->settle;
+	is(is_equal_on([ $mesh->nodes ], 'SELECT id, u FROM d ORDER BY id', "deferrable, $name"), $expected,
+		"deferrable, $name: one of them");
+	return;
+}
+
+deferrable('a run of inserts',
+	q{INSERT INTO d VALUES (10, 77, 'older')},
+	q{INSERT INTO d SELECT g, CASE g WHEN 3 THEN 77 END, CASE WHEN g > 1 THEN 'held' END FROM generate_series(1, 4) g},
+	"1|\n2|\n3|77\n4|");
+deferrable('an insert',
+	q{INSERT INTO d VALUES (11, 78, 'older')},
+	q{INSERT INTO d VALUES (5, 78, 'held')},
+	"1|\n2|\n3|77\n4|\n5|78");
+deferrable('an update',
+	q{INSERT INTO d VALUES (12, 79, 'older')},
+	q{UPDATE d SET u = 79, v = 'held' WHERE id = 4},
+	"1|\n2|\n3|77\n4|79\n5|78");
+$gate->quit;
+
 is($mesh->errors, 0, 'no error');
 $mesh->stop;
 done_testing();
