@@ -97,6 +97,9 @@ extern MemoryContext KdbApplyMessageContext;
 extern void KdbApplyBeginStep(void);
 extern void KdbApplyEndStep(void);
 
+/* In a step: what is read from now on, by functions of triggers, is what is committed by now. */
+extern void KdbApplyFreshSnapshot(void);
+
 /* Message functions of transaction.c. */
 extern void KdbApplyBegin(const KdbWireMessage *message);
 extern void KdbApplyCommit(const KdbWireMessage *message);

@@ -686,7 +686,10 @@ aim(Change *change, KdbApplyRelation *rel, TupleTableSlot *key)
 			change->row = KdbRouteRow(rel, change->target, change->row);
 	}
 	if (change->target->fires)
+	{
 		KdbApplyRelationsCloseOthers(rel, change->target);
+		KdbApplyFreshSnapshot();
+	}
 }
 
 /*

@@ -33,7 +33,8 @@
  *
  * SNAPSHOT.  One is pushed at the first change and stays; after each change its
  * command id follows.  All changes are made by key, on the rows' newest
- * versions, so an older snapshot decides nothing.
+ * versions, so an older snapshot decides nothing.  Triggers may see it: before they
+ * fire it is taken anew.
  */
 #include "postgres.h"
 
@@ -92,6 +93,14 @@ KdbApplyEndStep(void)
 	CommandCounterIncrement();
 	if (GetActiveSnapshot()->curcid != GetCurrentCommandId(false))
 		UpdateActiveSnapshotCommandId();
+}
+
+/* See apply_private.h. */
+void
+KdbApplyFreshSnapshot(void)
+{
+	PopActiveSnapshot();
+	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
 void

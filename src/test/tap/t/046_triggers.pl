@@ -1,6 +1,7 @@
 # Triggers that fire when changes are applied, and what they do to other tables.
 # What goes wrong here: a table that the same transaction has changed before is still
-# open, and commands that need it for themselves are refused.
+# open, and commands that need it for themselves are refused; what others have committed
+# since the transaction began is not seen.
 
 use strict;
 use warnings;
@@ -70,5 +71,29 @@ COMMIT;
 EOS
 $publisher->wait_for_catchup('sub');
 is(on_subscriber('SELECT * FROM parted ORDER BY id'), '2|3', 'likewise another partition');
+
+# ---- what a trigger sees -----------------------------------------------------------------
+
+$_->safe_psql('postgres', 'CREATE TABLE seen (id int PRIMARY KEY, n int); CREATE TABLE gate (id int PRIMARY KEY)')
+  foreach $publisher, $subscriber;
+on_subscriber(<<'EOS');
+CREATE TABLE flag (id int);
+CREATE FUNCTION flags() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT count(*) FROM public.flag';
+CREATE FUNCTION note_flags() RETURNS trigger STABLE LANGUAGE plpgsql AS $$ BEGIN new.n := public.flags(); RETURN new; END $$;
+CREATE TRIGGER note_flags BEFORE INSERT ON seen FOR EACH ROW EXECUTE FUNCTION note_flags();
+ALTER TABLE seen ENABLE ALWAYS TRIGGER note_flags;
+ALTER SUBSCRIPTION sub REFRESH PUBLICATION;
+EOS
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+my $session = $subscriber->background_psql('postgres');
+$session->query_safe('BEGIN; LOCK TABLE gate');
+on_publisher('BEGIN; INSERT INTO seen VALUES (1), (2); INSERT INTO gate VALUES (1); INSERT INTO seen VALUES (3); COMMIT');
+$subscriber->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_locks WHERE relation = 'gate'::regclass AND NOT granted")
+  or die 'does not wait';
+on_subscriber('INSERT INTO flag VALUES (1)');
+$session->query_safe('COMMIT');
+$session->quit;
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT id, n FROM seen ORDER BY id'), "1|0\n2|0\n3|1", 'a trigger sees what was committed before its change');
 
 done_testing();
