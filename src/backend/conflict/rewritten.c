@@ -29,8 +29,12 @@
 #include "krahodb/conflict.h"
 #include "krahodb/version_record.h"
 
-/* A record stays at least until the command's transaction has ended so long ago. */
-#define KEEP_US		(60 * USECS_PER_SEC)
+/*
+ * A record is kept at least so long, and until the horizon has passed that time.  It must outlive
+ * the moment when the horizon passes the commit, which may come long after the command if
+ * the transaction goes on.
+ */
+#define KEEP_US		(3600 * USECS_PER_SEC)
 
 /* See conflict.h. */
 void
