@@ -530,7 +530,7 @@ list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
 		if (!HeapTupleIsValid(tuple))
 			continue;
 		if (((Form_pg_subscription) GETSTRUCT(tuple))->subdbid == MyDatabaseId &&
-			!peers[i].excluded && peers[i].frontier >= since && floor.node != 0 &&
+			!peers[i].excluded && peers[i].streamed >= since && floor.node != 0 &&
 			is_applied(peers[i].subid, relid))
 			put_floor(&listing, floor, position_in_snapshot(&peers[i]));
 		ReleaseSysCache(tuple);

@@ -109,6 +109,7 @@ typedef struct KdbPeer
 
 	/* what is known */
 	TimestampTz frontier;
+	TimestampTz streamed;		/* the same for tables that are not being synchronised */
 	TimestampTz received;
 	TimestampTz seen_until;		/* received, if it is known to receive what is written here */
 	RepOriginId origin;

@@ -40,6 +40,11 @@
  * peer does not tell, and is taken to have received all: with stock nodes
  * only the first level is promised.
  *
+ * STREAMED.  Whoever copies a table from here needs to know that all peers' changes of that table are
+ * applied until the horizon; other tables may be synchronised meanwhile.  So the
+ * same time is noted as soon as the stream has passed L.  (If it waited for the tables, two nodes that
+ * copy from each other would wait for each other.)
+ *
  * A measurement belongs to a stream and a server: with another stream, and when
  * the connection breaks, it starts over, as positions may mean something else.
  * (It goes on when we close the connection for its age: a stream that is behind
@@ -436,9 +441,11 @@ look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
 		peer->durable = progress->durable;
 		note_alive(peer, now);
 	}
-	if (XLogRecPtrIsInvalid(target) || progress->durable < target || !progress->tables_ready)
+	if (XLogRecPtrIsInvalid(target) || progress->durable < target)
 		return;
-	end_measurement(peer, now);
+	peer->streamed = Max(peer->streamed, peer->measured);
+	if (progress->tables_ready)
+		end_measurement(peer, now);
 }
 
 /* ---- judging --------------------------------------------------------------- */

@@ -103,6 +103,7 @@ publish_peer(KdbSharedPeer *shared, const KdbPeer *peer)
 	shared->excluded = peer->excluded;
 	shared->since = peer->since;
 	shared->frontier = peer->frontier;
+	shared->streamed = peer->streamed;
 	shared->received = peer->received;
 	strlcpy(shared->reason, reason.data, sizeof(shared->reason));
 	pfree(reason.data);

@@ -73,8 +73,9 @@
  * while something is written, seldom else.
  *
  * AFTER A RESTART the horizon is the one before, until all peers have been asked, and
- * the slot's xmin is the one of the last checkpoint or older.  What the frontiers of
- * peers are is not known meanwhile, so who copies a table from here has to wait.  A standby that is
+ * the slot's xmin is the one of the last checkpoint or older.  How far the streams of
+ * peers are is not known meanwhile, so who copies a table from here has to wait for that; not for
+ * more, as it may be the one that peers of this server wait for.  A standby that is
  * promoted has no slot and begins anew; what was deleted shortly before is not
  * protected.
  */
@@ -208,6 +209,22 @@ least_horizon(void)
 	return least;
 }
 
+/* Is it known how far all streams are that count? */
+static bool
+streams_are_known(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, KdbPeers)
+	{
+		KdbPeer    *peer = lfirst(lc);
+
+		if (!peer->excluded && peer->streamed == 0)
+			return false;
+	}
+	return true;
+}
+
 /* The order matters: see the top of this file. */
 static void
 move_to(TimestampTz horizon, KdbTicks now)
@@ -333,7 +350,7 @@ make_round(void)
 	horizon = least_horizon();
 	move_horizon(horizon, now);
 	KdbPublishPeers();
-	if (horizon != 0)
+	if (streams_are_known())
 		pg_atomic_write_u32(&KdbHorizon->measured, 1);
 	return ROUND_PAUSE;
 }

@@ -64,6 +64,7 @@ typedef struct KdbSharedPeer
 	bool		excluded;		/* stale, and nothing of it is applied any more */
 	TimestampTz since;			/* in this state */
 	TimestampTz frontier;		/* all that it committed until then is applied; 0: unknown */
+	TimestampTz streamed;		/* the same for tables that are not being synchronised */
 	TimestampTz received;		/* and all that it wrote before it had applied the changes
 								 * of all others until then; 0: unknown */
 	char		reason[256];	/* for people; may be empty */
@@ -75,8 +76,8 @@ typedef struct KdbHorizonShared
 	pg_atomic_uint64 asked_at;	/* when a peer wanted to know how far we are, TimestampTz */
 	pg_atomic_uint32 holders;	/* sessions that keep it where it is */
 	pg_atomic_uint32 moving;	/* the worker is moving it and the slot */
-	pg_atomic_uint32 measured;	/* since the server started, all peers' frontiers have been
-								 * known, and are shown below */
+	pg_atomic_uint32 measured;	/* since the server started, it has been known how far all
+								 * peers' streams are ("streamed"), and is shown below */
 	Latch	   *latch;			/* of the horizon worker, NULL if none runs */
 
 	LWLock	   *lock;			/* of what follows */
