@@ -94,13 +94,14 @@ fetch_relation(KdbRemoteTable *table)
 	List	   *rows;
 	char	  **row;
 
-	query = psprintf("SELECT c.oid::pg_catalog.text, c.relkind::pg_catalog.text"
+	query = psprintf("SELECT c.oid::pg_catalog.text, c.relkind::pg_catalog.text,"
+					 " pg_catalog.has_table_privilege(c.oid, 'SELECT')::pg_catalog.text"
 					 " FROM pg_catalog.pg_class c"
 					 " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 					 " WHERE n.nspname = %s AND c.relname = %s",
 					 quote_literal_cstr(table->nspname),
 					 quote_literal_cstr(table->relname));
-	rows = query_strings(table, query, 2, "table");
+	rows = query_strings(table, query, 3, "table");
 	if (rows == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -110,6 +111,7 @@ fetch_relation(KdbRemoteTable *table)
 	row = linitial(rows);
 	table->relid = parse_oid(row[0]);
 	table->relkind = row[1][0];
+	table->readable = row[2] != NULL && row[2][0] == 't';
 }
 
 /*

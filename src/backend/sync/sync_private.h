@@ -119,6 +119,7 @@ typedef struct KdbRemoteTable
 	char	   *relname;
 	Oid			relid;			/* there */
 	char		relkind;
+	bool		readable;		/* by us; if not, some of its columns may be */
 	List	   *columns;		/* of String: those that are replicated, in their order */
 	List	   *attnums;		/* of int: theirs there */
 	List	   *types;			/* of Oid: theirs there */
