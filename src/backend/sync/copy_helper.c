@@ -153,6 +153,7 @@ static KdbCopyJob *
 make_job(void)
 {
 	KdbCopyJob *job;
+	remote_command("SET idle_in_transaction_session_timeout = 0");
 	MemoryContext oldcontext;
 	Relation	rel;
 	Oid			subid;

@@ -134,6 +134,28 @@ is($sub->safe_psql('postgres', 'SELECT count(*), count(*) FILTER (WHERE id % 2 =
 	'9999|9999', 'policies of a partitioned table hold for its partitions');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION guarded');
 
+# ---- sessions that idle -----------------------------------------------------------------
+
+# The worker's session at the publisher holds the snapshot and has nothing to do while it
+# waits here.
+$pub->safe_psql('postgres', 'GRANT SELECT ON keyed TO reader');
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit');
+subscribe('keyed', 'reader');
+wait_until_held('copy_range_after_commit');
+ok( $pub->poll_query_until(
+		'postgres', q{
+	SELECT count(*) > 1 FROM pg_stat_activity
+	WHERE usename = 'reader' AND state = 'idle in transaction' AND clock_timestamp() - state_change > '1 s'}),
+	'sessions idle in a transaction');
+let_go();
+wait_ready();
+is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'sessions that idle are not ended');
+is(in_ranges(), 1, 'in ranges');
+my @starts = slurp_file($sub->logfile, $offset) =~ /table synchronization worker for subscription "keyed", table "keyed" has started/g;
+is(scalar @starts, 1, 'in one attempt');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+
 $sub->stop;
 $pub->stop;
 done_testing();
