@@ -231,6 +231,7 @@ copy_phase(const char *slotname, bool kept_slot)
 	KdbSyncNoteCopied(kept_slot ? remote_position() : startpos);
 	if (job != NULL)
 	{
+		KdbCopyLockForSession(job->relid);
 		KdbSyncStampCopy();
 		CommitTransactionCommand();
 		KdbCopyRunRanges(job);

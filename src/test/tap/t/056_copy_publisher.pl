@@ -156,6 +156,39 @@ my @starts = slurp_file($sub->logfile, $offset) =~ /table synchronization worker
 is(scalar @starts, 1, 'in one attempt');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
 
+# ---- locks that are left behind ------------------------------------------------------------
+
+# A worker that ends between two ranges is not in a transaction.
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit');
+subscribe('keyed');
+wait_until_held('copy_range_after_commit');
+$sub->safe_psql('postgres', 'ALTER SUBSCRIPTION keyed DISABLE; DROP SUBSCRIPTION keyed');
+let_go();
+is($sub->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE relation = 'keyed'::regclass}),
+	'0', 'a subscription that is dropped while it copies leaves no lock');
+
+# ---- TRUNCATE here ----------------------------------------------------------------------------
+
+# It waits while the copy looks at what an earlier attempt has left, and must go on waiting
+# until the copy is complete: ranges that were found to be there would be gone.
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit@4');
+subscribe('keyed');
+wait_until_held('copy_range_after_commit');
+$sub->stop('immediate');
+arm_fault($sub, 'sync_before_copy=wait');
+$offset = -s $sub->logfile;
+$sub->start;
+wait_until_held('sync_before_copy');
+my $truncate = start_psql('TRUNCATE keyed');
+let_go();
+ok($truncate->finish, 'TRUNCATE') or diag($err);
+wait_ready();
+like(slurp_file($sub->logfile, $offset), qr/is copied in \d+ ranges, [1-9]\d* of which are here/, 'ranges were kept');
+is($sub->safe_psql('postgres', 'SELECT count(*) FROM keyed'), '0', 'TRUNCATE has waited for the end of the copy');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+
 $sub->stop;
 $pub->stop;
 done_testing();
