@@ -168,6 +168,24 @@ let_go();
 is($sub->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE relation = 'keyed'::regclass}),
 	'0', 'a subscription that is dropped while it copies leaves no lock');
 
+# ---- locks here ------------------------------------------------------------------------------
+
+# Who wants a lock on the table waits for the worker; its helpers must not wait behind him,
+# as the worker waits for them.
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit');
+subscribe('keyed');
+$sub->poll_query_until('postgres',
+	q{SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'krahodb copy worker' AND wait_event_type = 'Extension'})
+  or die 'timed out waiting for the helpers';
+my $index = start_psql('CREATE INDEX keyed_t ON keyed (t)');
+let_go();
+wait_ready();
+ok($index->finish, 'CREATE INDEX while a table is copied') or diag($err);
+is(in_ranges(), 1, 'in ranges');
+is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'the copy does not wait for who waits for it');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed; DROP INDEX keyed_t');
+
 # ---- TRUNCATE here ----------------------------------------------------------------------------
 
 # It waits while the copy looks at what an earlier attempt has left, and must go on waiting
