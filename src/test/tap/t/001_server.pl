@@ -162,6 +162,8 @@ $node->safe_psql('postgres', 'CREATE ROLE plain LOGIN');
 ($exit, $out) = run_program('krahodb', 'check', "$connstr user=plain");
 is($exit, 3, 'check as a role that may not see the launcher: exit code 3');
 like($out, qr/^launcher \.\.\. MISSING: this role may not see it; /m, '... says so');
+like($out, qr/^output_plugin_libraries \.\.\. MISSING: this role may not see it; /m, '... as of a setting that is hidden from it')
+  if $describe =~ /^output_plugin_libraries\t/m;
 unlike($out, qr/^shared_preload_libraries \.\.\. MISSING/m, '... but sees that this is KrahoDB');
 
 $node->safe_psql('postgres', q{CREATE SUBSCRIPTION lanes CONNECTION 'host=/nowhere' PUBLICATION p
