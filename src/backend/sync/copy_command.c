@@ -59,12 +59,13 @@ append_range(StringInfo command, const KdbRemoteTable *table, const KdbCopyRange
 
 /*
  * When the row's transaction was committed where it was written.  NULL where
- * the publisher does not keep that, or no longer.
+ * the publisher does not keep that, or no longer, or we may not ask for it.
  */
 static void
-append_time(StringInfo command)
+append_time(StringInfo command, const KdbRemoteTable *table)
 {
-	if (walrcv_server_version(LogRepWorkerWalRcvConn) < EXACT_EPOCH_VERSION)
+	if (walrcv_server_version(LogRepWorkerWalRcvConn) < EXACT_EPOCH_VERSION ||
+		!table->readable)
 		appendStringInfoString(command, "NULL");
 	else
 		appendStringInfoString(command,
@@ -82,7 +83,7 @@ append_what(StringInfo command, const KdbRemoteTable *table, const KdbCopySource
 		return;
 	if (table->columns != NIL)
 		appendStringInfoString(command, ", ");
-	append_time(command);
+	append_time(command, table);
 }
 
 /*

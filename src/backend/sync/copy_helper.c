@@ -13,11 +13,21 @@
  *
  * Rows that are in the way are the leader's to resolve: the range is given back.
  * Any other error ends the helper, and the leader does what it had begun.
+ *
+ * LOCKS.  Who wants a lock on the table that conflicts with the copy (CREATE INDEX,
+ * TRUNCATE) waits for the leader, who holds it until the copy is complete; in the end the
+ * leader waits for its helpers.  A helper that waited for the table would wait behind the
+ * former, and all three for good: the deadlock detector does not know what the leader
+ * waits for.  So a helper takes the lock when it can have it at once, and keeps it for its
+ * session; if it cannot, it leaves the ranges to the leader.  For other locks (a key that
+ * somebody is inserting) it does not wait longer than HELPER_LOCK_TIMEOUT: the leader then
+ * copies the range, and its waiting can be seen.
  */
 #include "postgres.h"
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/pg_inherits.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -28,6 +38,8 @@
 #include "replication/worker_internal.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "storage/spin.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
@@ -44,11 +56,16 @@
 
 #include "sync_private.h"
 
+#define HELPER_LOCK_TIMEOUT	"10s"
+
 static KdbCopyHelperRequest request;
 static KdbSharedCopy *copy;
 
 /* What the code that works for a subscription asks for. */
 static LogicalRepWorker stand_in;
+
+/* Does the session hold the table and its partitions? */
+static bool locked = false;
 
 static void
 count_workers(int change)
@@ -65,6 +82,7 @@ leave(int code, Datum arg)
 	replorigin_session_origin = InvalidRepOriginId;
 	replorigin_session_origin_lsn = InvalidXLogRecPtr;
 	replorigin_session_origin_timestamp = 0;
+	KdbCopyUnlockAtExit();
 	count_workers(-1);
 }
 
@@ -99,6 +117,8 @@ connect_to_database(void)
 
 	load_file("libpqwalreceiver", false);
 	KdbWorkerConnectToDatabase(stand_in.dbid, stand_in.userid);
+	if (LockTimeout == 0)
+		SetConfigOption("lock_timeout", HELPER_LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
 
 	ApplyContext = AllocSetContextCreate(TopMemoryContext, "ApplyContext",
 										 ALLOCSET_DEFAULT_SIZES);
@@ -133,6 +153,7 @@ connect_to_publisher(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not connect to the publisher: %s", err)));
+	remote_command("SET idle_in_transaction_session_timeout = 0");
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ");
 	remote_command(psprintf("SET TRANSACTION SNAPSHOT %s", quote_literal_cstr(copy->snapshot)));
 }
@@ -146,6 +167,28 @@ snapshot_xmin(void)
 						  "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
 						  1, "snapshot");
 	return strtou64(((char **) linitial(rows))[0], NULL, 10);
+}
+
+/* The table and its partitions, for the session; false if somebody is in the way. */
+static bool
+lock_table(void)
+{
+	ListCell   *lc;
+
+	if (locked)
+		return true;
+	StartTransactionCommand();
+	locked = true;
+	foreach(lc, find_all_inheritors(stand_in.relid, NoLock, NULL))
+	{
+		LockRelId	lock = {.dbId = MyDatabaseId, .relId = lfirst_oid(lc)};
+
+		locked = locked && ConditionalLockRelationOid(lock.relId, RowExclusiveLock);
+		if (locked)
+			LockRelationIdForSession(&lock, RowExclusiveLock);
+	}
+	CommitTransactionCommand();
+	return locked;
 }
 
 /* NULL if the table there is not what the plan was made for any more. */
@@ -208,6 +251,7 @@ copy_or_give_back(const KdbCopyJob *job, int range)
 		HOLD_INTERRUPTS();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
+		locked = false;			/* the engine lets go of the session's locks, too */
 		RESUME_INTERRUPTS();
 		KdbCopyReceiveSkip();
 		give_back(range);
@@ -226,12 +270,15 @@ KdbCopyHelperMain(Datum main_arg)
 	connect_to_database();
 	before_shmem_exit(leave, (Datum) 0);
 	count_workers(1);
+	if (!lock_table())
+		proc_exit(0);
 	connect_to_publisher();
 	job = make_job();
 	KDB_FAULT_POINT("copy_helper_started");
 
 	KdbCopyReceiveCount(copy);
-	while (job != NULL && KdbCopyTakeRange(copy, KDB_RANGE_TODO, request.number, &range))
+	while (job != NULL && lock_table() &&
+		   KdbCopyTakeRange(copy, KDB_RANGE_TODO, request.number, &range))
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (ConfigReloadPending)

@@ -11,6 +11,9 @@
  * - it is smaller than two ranges;
  * - the publisher has no TID range scans (before 14), or keeps rows of it in
  *	 something else than a heap: foreign partitions, other access methods;
+ * - the role that we are there may not read each relation as a whole (some columns
+ *	 only, or a partitioned table without its partitions), or policies hide rows of it:
+ *	 a range asks the partitions, and for system columns;
  * - triggers fire for the copied rows here: they would see the ranges as separate
  *	 commands, and their effects could not be taken back with the rows of a range;
  * - it is no heap here, or a publication here sends its deletes but it has nothing
@@ -50,7 +53,7 @@ typedef struct Leaf
 	Oid			relid;
 	Oid			filenode;
 	BlockNumber pages;
-	bool		heap;			/* an ordinary table, kept in a heap */
+	bool		ranges;			/* can be read in ranges of its pages, by us */
 } Leaf;
 
 static List *
@@ -68,6 +71,10 @@ fetch_leaves(const KdbRemoteTable *table)
 						   "SELECT c.oid, pg_catalog.pg_relation_filenode(c.oid),"
 						   " pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8,"
 						   " c.relkind = 'r' AND a.amname = 'heap'"
+						   " AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
+						   " AND NOT pg_catalog.row_security_active(c.oid)");
+	appendStringInfo(&query, " AND NOT pg_catalog.row_security_active(%u::pg_catalog.oid)", table->relid);
+	appendStringInfoString(&query,
 						   " FROM pg_catalog.pg_class c"
 						   " LEFT JOIN pg_catalog.pg_am a ON a.oid = c.relam WHERE ");
 	appendStringInfo(&query, which, table->relid);
@@ -80,7 +87,7 @@ fetch_leaves(const KdbRemoteTable *table)
 		leaf->relid = strtoul(row[0], NULL, 10);
 		leaf->filenode = row[1] ? strtoul(row[1], NULL, 10) : 0;
 		leaf->pages = row[2] ? strtoul(row[2], NULL, 10) : 0;
-		leaf->heap = row[3] != NULL && row[3][0] == 't';
+		leaf->ranges = row[3] != NULL && row[3][0] == 't';
 		leaves = lappend(leaves, leaf);
 	}
 	return leaves;
@@ -192,7 +199,7 @@ KdbCopyPlanMake(const KdbRemoteTable *table, Relation rel, uint64 sysid, TimeLin
 	List	   *leaves;
 	ListCell   *lc;
 
-	if (KdbCopyWorkersPerTable == 0 ||
+	if (KdbCopyWorkersPerTable == 0 || !table->readable ||
 		walrcv_server_version(LogRepWorkerWalRcvConn) < TID_RANGE_SCAN_VERSION ||
 		!target_allows_ranges(rel))
 		return NULL;
@@ -200,7 +207,7 @@ KdbCopyPlanMake(const KdbRemoteTable *table, Relation rel, uint64 sysid, TimeLin
 	leaves = fetch_leaves(table);
 	foreach(lc, leaves)
 	{
-		if (!((Leaf *) lfirst(lc))->heap)
+		if (!((Leaf *) lfirst(lc))->ranges)
 			return NULL;
 	}
 	plan->sysid = sysid;

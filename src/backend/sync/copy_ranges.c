@@ -28,7 +28,11 @@
  *
  * LOCKS.  Between two ranges no transaction holds the table.  As with a copy in one
  * transaction, nobody is to truncate, alter or drop it before the copy is complete,
- * so the leader's session locks it, and the partitions that there are.
+ * so the leader's session locks it, and the partitions that there are.  It does so before
+ * the transaction ends that has looked at what is here from an earlier attempt: who
+ * waits for the table to truncate it would come in between.  Helpers: see
+ * copy_helper.c.  At the publisher it is the leader's transaction that holds all
+ * partitions, as pg_partition_tree() locks them (copy_plan.c).
  */
 #include "postgres.h"
 
@@ -41,6 +45,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "storage/spin.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -125,6 +130,17 @@ KdbCopyEnd(void)
 	announced = NULL;
 }
 
+/*
+ * The engine lets go of a session's locks when a transaction is aborted, but not when a
+ * process ends outside of one: they would stay until the server is restarted.
+ */
+void
+KdbCopyUnlockAtExit(void)
+{
+	AbortOutOfAnyTransaction();
+	LockReleaseAll(DEFAULT_LOCKMETHOD, true);
+}
+
 /* When the leader ends, however. */
 static void
 end_copy(int code, Datum arg)
@@ -140,6 +156,7 @@ end_copy(int code, Datum arg)
 			(void) WaitForBackgroundWorkerShutdown(helpers[i].handle);
 	}
 	KdbCopyEnd();
+	KdbCopyUnlockAtExit();
 }
 
 /*
@@ -151,7 +168,8 @@ KdbCopyAnnounce(Oid relid, const KdbCopyJob *job)
 {
 	KdbSharedCopy *copy = &KdbCopies->copies[MyLogicalRepWorker - KdbLauncherAttach()->workers];
 
-	before_shmem_exit(end_copy, (Datum) 0);
+	if (session_locks == NIL)
+		before_shmem_exit(end_copy, (Datum) 0);
 	Assert(copy->subid == InvalidOid);
 	copy->dbid = MyDatabaseId;
 	copy->userid = MyLogicalRepWorker->userid;
@@ -412,14 +430,14 @@ copy_left(const KdbCopyJob *job)
 	}
 }
 
-/* Until the copy is complete or the session ends. */
-static void
-lock_for_session(Oid relid)
+/* Until the copy is complete or the session ends.  See sync_private.h. */
+void
+KdbCopyLockForSession(Oid relid)
 {
 	MemoryContext oldcontext;
 	ListCell   *lc;
 
-	StartTransactionCommand();
+	before_shmem_exit(end_copy, (Datum) 0);
 	oldcontext = MemoryContextSwitchTo(TopMemoryContext);
 	session_locks = find_all_inheritors(relid, RowExclusiveLock, NULL);
 	MemoryContextSwitchTo(oldcontext);
@@ -429,7 +447,6 @@ lock_for_session(Oid relid)
 
 		LockRelationIdForSession(&lock, RowExclusiveLock);
 	}
-	CommitTransactionCommand();
 }
 
 static void
@@ -454,7 +471,7 @@ unlock_for_session(void)
 void
 KdbCopyRunRanges(KdbCopyJob *job)
 {
-	lock_for_session(job->relid);
+	Assert(session_locks != NIL);
 	KdbCopyAnnounce(job->relid, job);
 
 	ereport(LOG,

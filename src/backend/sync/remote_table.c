@@ -20,7 +20,7 @@
 #include "sync_private.h"
 
 /* Longer than any query's row. */
-#define MAX_COLUMNS	3
+#define MAX_COLUMNS	4
 
 /*
  * Ask for rows of ncolumns (not more than MAX_COLUMNS) columns of type text;
@@ -31,7 +31,7 @@ static List *
 query_strings(const KdbRemoteTable *table, const char *query, int ncolumns,
 			  const char *what)
 {
-	Oid			types[MAX_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID};
+	Oid			types[MAX_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	List	   *rows = NIL;
 	WalRcvExecResult *res;
 	TupleTableSlot *slot;
@@ -94,13 +94,14 @@ fetch_relation(KdbRemoteTable *table)
 	List	   *rows;
 	char	  **row;
 
-	query = psprintf("SELECT c.oid::pg_catalog.text, c.relkind::pg_catalog.text"
+	query = psprintf("SELECT c.oid::pg_catalog.text, c.relkind::pg_catalog.text,"
+					 " pg_catalog.has_table_privilege(c.oid, 'SELECT')::pg_catalog.text"
 					 " FROM pg_catalog.pg_class c"
 					 " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 					 " WHERE n.nspname = %s AND c.relname = %s",
 					 quote_literal_cstr(table->nspname),
 					 quote_literal_cstr(table->relname));
-	rows = query_strings(table, query, 2, "table");
+	rows = query_strings(table, query, 3, "table");
 	if (rows == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -110,6 +111,7 @@ fetch_relation(KdbRemoteTable *table)
 	row = linitial(rows);
 	table->relid = parse_oid(row[0]);
 	table->relkind = row[1][0];
+	table->readable = row[2] != NULL && row[2][0] == 't';
 }
 
 /*
@@ -140,6 +142,10 @@ fetch_column_list(const KdbRemoteTable *table, const char *publications)
 	return rows == NIL ? NULL : ((char **) linitial(rows))[0];
 }
 
+/*
+ * A column list may name all that there are: its length says nothing, as dropped and
+ * generated columns count in the table's.
+ */
 static void
 fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version)
 {
@@ -149,22 +155,30 @@ fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version
 	initStringInfo(&query);
 	appendStringInfo(&query,
 					 "SELECT a.attname::pg_catalog.text, a.attnum::pg_catalog.text,"
-					 " a.atttypid::pg_catalog.oid::pg_catalog.text"
+					 " a.atttypid::pg_catalog.oid::pg_catalog.text,");
+	if (column_list == NULL)
+		appendStringInfoString(&query, " 'true'");
+	else
+		appendStringInfo(&query, " (a.attnum = ANY (%s::pg_catalog.int2vector))::pg_catalog.text",
+						 quote_literal_cstr(column_list));
+	appendStringInfo(&query,
 					 " FROM pg_catalog.pg_attribute a"
 					 " WHERE a.attrelid = %u AND a.attnum > 0"
 					 " AND NOT a.attisdropped",
 					 table->relid);
 	if (server_version >= 120000)
 		appendStringInfoString(&query, " AND a.attgenerated = ''");
-	if (column_list != NULL)
-		appendStringInfo(&query, " AND a.attnum = ANY (%s::pg_catalog.int2vector)",
-						 quote_literal_cstr(column_list));
 	appendStringInfoString(&query, " ORDER BY a.attnum");
 
-	foreach(lc, query_strings(table, query.data, 3, "table"))
+	foreach(lc, query_strings(table, query.data, 4, "table"))
 	{
 		char	  **row = lfirst(lc);
 
+		if (row[3][0] != 't')
+		{
+			table->partial = true;
+			continue;
+		}
 		table->columns = lappend(table->columns, makeString(row[0]));
 		table->attnums = lappend_int(table->attnums, atoi(row[1]));
 		table->types = lappend_oid(table->types, parse_oid(row[2]));
@@ -220,6 +234,6 @@ KdbSyncFetchRemoteTable(char *nspname, char *relname)
 	fetch_columns(table, column_list, server_version);
 	if (server_version >= 150000)
 		fetch_filters(table, publications);
-	table->partial = column_list != NULL || table->filters != NIL;
+	table->partial = table->partial || table->filters != NIL;
 	return table;
 }

@@ -119,6 +119,7 @@ typedef struct KdbRemoteTable
 	char	   *relname;
 	Oid			relid;			/* there */
 	char		relkind;
+	bool		readable;		/* by us; if not, some of its columns may be */
 	List	   *columns;		/* of String: those that are replicated, in their order */
 	List	   *attnums;		/* of int: theirs there */
 	List	   *types;			/* of Oid: theirs there */
@@ -248,7 +249,12 @@ extern KdbCopyJob *KdbCopyPrepare(Relation rel, KdbRemoteTable *table,
 								  uint64 sysid, TimeLineID timeline,
 								  XLogRecPtr startpos, bool kept_slot);
 
-/* copy_ranges.c: not in a transaction */
+/*
+ * copy_ranges.c.  The first in the transaction that has prepared the copy, the others
+ * not in a transaction.
+ */
+extern void KdbCopyLockForSession(Oid relid);
+extern void KdbCopyUnlockAtExit(void);
 extern void KdbCopyRunRanges(KdbCopyJob *job);
 extern bool KdbCopyTakeRange(struct KdbSharedCopy *copy, uint8 state, uint8 taker, int *range);
 extern void KdbCopyOneRange(const KdbCopyJob *job, struct KdbSharedCopy *copy, int range,

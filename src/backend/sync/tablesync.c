@@ -114,6 +114,7 @@ begin_datasync(const char *slotname, char state, bool kept_slot)
 /*
  * Begin a transaction at the publisher that shows the table as of a new slot, or as
  * of now if there is a slot already, from which the stream will begin earlier then.
+ * It has nothing to do while rows are looked at here, or others copy ranges.
  */
 static XLogRecPtr
 begin_remote_transaction(const char *slotname, bool kept_slot)
@@ -123,6 +124,8 @@ begin_remote_transaction(const char *slotname, bool kept_slot)
 	KdbCopiedRowNewTime();
 	KdbSyncVersionsPrepare();
 	KDB_FAULT_POINT("copy_horizon_held");
+	remote_command("SET idle_in_transaction_session_timeout = 0",
+				   "table copy could not start transaction on publisher");
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ",
 				   "table copy could not start transaction on publisher");
 	if (kept_slot)
@@ -228,6 +231,7 @@ copy_phase(const char *slotname, bool kept_slot)
 	KdbSyncNoteCopied(kept_slot ? remote_position() : startpos);
 	if (job != NULL)
 	{
+		KdbCopyLockForSession(job->relid);
 		KdbSyncStampCopy();
 		CommitTransactionCommand();
 		KdbCopyRunRanges(job);

@@ -14,6 +14,9 @@
 
 #define WAL_WRITER_DELAY_LIMIT	10	/* ms */
 
+/* The server has output_plugin_libraries from this minor release on. */
+#define PLUGIN_LIST_VERSION		150019
+
 #define RESTART(setting)	"set " setting " in postgresql.conf and restart the server"
 
 static void
@@ -146,8 +149,13 @@ static void
 check_output_plugin(KdbFindings *findings, PGconn *conn)
 {
 	char	   *list = setting(conn, "output_plugin_libraries");
+	bool		hidden = list == NULL && PQserverVersion(conn) >= PLUGIN_LIST_VERSION &&
+		strcmp(KdbQueryValue(conn, "SELECT pg_catalog.pg_has_role(current_user, 'pg_read_all_settings', 'USAGE')"), "f") == 0;
 
-	if (list == NULL)
+	if (hidden)
+		KdbMissing(findings, "output_plugin_libraries", NULL, "this role may not see it",
+				   "ask as a superuser or a member of pg_monitor");
+	else if (list == NULL)
 		KdbFound(findings, "output_plugin_libraries", "not needed by this server");
 	else if (list_contains(list, "krahodb_output"))
 		KdbFound(findings, "output_plugin_libraries", list);

@@ -23,7 +23,7 @@ static const char tables_query[] =
 " JOIN pg_catalog.pg_class leaf ON leaf.oid = part.oid"
 " WHERE (p.pubupdate OR p.pubdelete) AND leaf.relkind = 'r' AND NOT CASE leaf.relreplident"
 "  WHEN 'f' THEN true"
-"  WHEN 'd' THEN EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = leaf.oid AND i.indisprimary AND i.indisvalid)"
+"  WHEN 'd' THEN EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = leaf.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid)"
 "  WHEN 'i' THEN EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = leaf.oid AND i.indisreplident AND i.indisvalid)"
 "  ELSE false END";
 

@@ -151,6 +151,9 @@ ok(!$answer->{ok}, '... says that it is not ok');
 my ($identities) = grep { $_->{name} eq 'replica_identities' } @{ $answer->{items} };
 like($identities->{value}, qr/"no ""key"/, '... with a name that needs escaping');
 ok($identities->{action}, '... and what to do');
+$node->safe_psql('postgres', 'CREATE TABLE late (a int PRIMARY KEY DEFERRABLE); ALTER PUBLICATION p SET TABLE late');
+($exit, $out) = run_program('krahodb', 'check', $connstr);
+like($out, qr/^replica_identities \.\.\. MISSING: .*public\.late; /m, 'a deferrable key is no identity');
 $node->safe_psql('postgres', 'ALTER PUBLICATION p SET (publish = insert)');
 ($exit) = run_program('krahodb', 'check', $connstr);
 is($exit, 0, 'tables of which only inserts are published need no identity');
@@ -159,6 +162,8 @@ $node->safe_psql('postgres', 'CREATE ROLE plain LOGIN');
 ($exit, $out) = run_program('krahodb', 'check', "$connstr user=plain");
 is($exit, 3, 'check as a role that may not see the launcher: exit code 3');
 like($out, qr/^launcher \.\.\. MISSING: this role may not see it; /m, '... says so');
+like($out, qr/^output_plugin_libraries \.\.\. MISSING: this role may not see it; /m, '... as of a setting that is hidden from it')
+  if $describe =~ /^output_plugin_libraries\t/m;
 unlike($out, qr/^shared_preload_libraries \.\.\. MISSING/m, '... but sees that this is KrahoDB');
 
 $node->safe_psql('postgres', q{CREATE SUBSCRIPTION lanes CONNECTION 'host=/nowhere' PUBLICATION p

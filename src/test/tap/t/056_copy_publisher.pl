@@ -1,0 +1,212 @@
+# What goes wrong here: the role that a table is copied by may read less than all of it,
+# sessions that idle in a transaction are ended at the publisher, and others want locks on the table
+# here, or the worker ends with those that it has.  A table that can be copied as a whole is not to
+# fail because it is copied in ranges, and no range may be lost.
+
+use strict;
+use warnings;
+
+use KrahoDB::Nodes;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $pub = krahodb_node('pub');
+my $sub = krahodb_node('sub', conf => <<'EOC');
+krahodb.copy_range_size = 64kB
+krahodb.copy_workers_per_table = 3
+EOC
+
+my $parted = sub {
+	my ($name) = @_;
+	return "CREATE TABLE $name (id int, t text) PARTITION BY RANGE (id);"
+	  . join '', map { "CREATE TABLE ${name}_$_ PARTITION OF $name FOR VALUES FROM ($_ * 5000) TO (($_ + 1) * 5000);" } 0 .. 3;
+};
+my @parted = qw(granted guarded);
+foreach my $node ($pub, $sub)
+{
+	$node->safe_psql('postgres',
+		'CREATE TABLE keyed (id int PRIMARY KEY, t text, secret text);' . join '', map { $parted->($_) } @parted);
+}
+foreach my $table ('keyed', @parted)
+{
+	my $via_root = $table eq 'keyed' ? '' : 'WITH (publish_via_partition_root)';
+	my $columns = $table eq 'keyed' ? '(id, t)' : '';
+
+	$pub->safe_psql(
+		'postgres', qq{
+		INSERT INTO $table SELECT g, 'row ' || g || repeat('x', 80) FROM generate_series(1, 19999) g;
+		CREATE PUBLICATION $table FOR TABLE $table $columns $via_root});
+}
+$pub->safe_psql(
+	'postgres', q{
+	CREATE ROLE reader LOGIN REPLICATION;
+	ALTER ROLE reader SET idle_in_transaction_session_timeout = '200ms';
+	GRANT SELECT (id, t) ON keyed TO reader;
+	GRANT SELECT ON granted TO reader;
+	GRANT SELECT ON guarded, guarded_0, guarded_1, guarded_2, guarded_3 TO reader;
+	ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+	CREATE POLICY even ON guarded USING (id % 2 = 0)});
+
+my $offset;
+
+sub subscribe
+{
+	my ($name, $user, $options) = @_;
+	my $connstr = connstr($pub) . ($user ? " user=$user" : '');
+
+	$offset = -s $sub->logfile;
+	$sub->safe_psql('postgres',
+		"CREATE SUBSCRIPTION $name CONNECTION '$connstr' PUBLICATION $name" . ($options ? " WITH ($options)" : ''));
+	return;
+}
+
+sub wait_ready
+{
+	$sub->poll_query_until('postgres',
+		"SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel")
+	  or die "timed out waiting for the tables to be ready";
+	return;
+}
+
+sub in_ranges { return slurp_file($sub->logfile, $offset) =~ /is copied in \d+ ranges/ ? 1 : 0; }
+
+sub hold_at
+{
+	my ($fault) = @_;
+
+	arm_fault($sub, "$fault=wait");
+	reload_settings($sub);
+	return;
+}
+
+sub wait_until_held
+{
+	my ($name) = @_;
+
+	$sub->wait_for_log(qr/fault point "$name" reached/, $offset);
+	return;
+}
+
+sub let_go
+{
+	disarm_fault($sub);
+	reload_settings($sub);
+	return;
+}
+
+my ($out, $err);
+
+# A command that has to wait for keyed; returns when it does.
+sub start_psql
+{
+	my ($command) = @_;
+
+	($out, $err) = ('', '');
+	my $psql = IPC::Run::start([ 'psql', '-X', '-d', $sub->connstr('postgres'), '-c', $command ], '>', \$out, '2>', \$err);
+	$sub->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_locks WHERE relation = 'keyed'::regclass AND NOT granted})
+	  or die "timed out waiting for $command";
+	return $psql;
+}
+
+# ---- what the role may read ------------------------------------------------------------
+
+# Reading pages needs system columns and partitions: such tables are copied as a whole.
+my $rows = 'SELECT count(*), sum(id), md5(string_agg(t, \',\' ORDER BY id))';
+subscribe('keyed', 'reader');
+wait_ready();
+is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'some columns');
+is(in_ranges(), 0, 'as a whole');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed; DELETE FROM keyed WHERE id % 2 = 0');
+subscribe('keyed', 'reader', 'insert_exists = apply_remote');
+wait_ready();
+is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'some columns, and rows that are there');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+
+subscribe('granted', 'reader');
+wait_ready();
+is_equal_on([ $pub, $sub ], "$rows FROM granted", 'a partitioned table, but not its partitions');
+is(in_ranges(), 0, 'as a whole');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION granted');
+
+subscribe('guarded', 'reader');
+wait_ready();
+is($sub->safe_psql('postgres', 'SELECT count(*), count(*) FILTER (WHERE id % 2 = 0) FROM guarded'),
+	'9999|9999', 'policies of a partitioned table hold for its partitions');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION guarded');
+
+# ---- sessions that idle -----------------------------------------------------------------
+
+# The worker's session at the publisher holds the snapshot and has nothing to do while it
+# waits here.
+$pub->safe_psql('postgres', 'GRANT SELECT ON keyed TO reader');
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit');
+subscribe('keyed', 'reader');
+wait_until_held('copy_range_after_commit');
+ok( $pub->poll_query_until(
+		'postgres', q{
+	SELECT count(*) > 1 FROM pg_stat_activity
+	WHERE usename = 'reader' AND state = 'idle in transaction' AND clock_timestamp() - state_change > '1 s'}),
+	'sessions idle in a transaction');
+let_go();
+wait_ready();
+is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'sessions that idle are not ended');
+is(in_ranges(), 1, 'in ranges');
+my @starts = slurp_file($sub->logfile, $offset) =~ /table synchronization worker for subscription "keyed", table "keyed" has started/g;
+is(scalar @starts, 1, 'in one attempt');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+
+# ---- locks that are left behind ------------------------------------------------------------
+
+# A worker that ends between two ranges is not in a transaction.
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit');
+subscribe('keyed');
+wait_until_held('copy_range_after_commit');
+$sub->safe_psql('postgres', 'ALTER SUBSCRIPTION keyed DISABLE; DROP SUBSCRIPTION keyed');
+let_go();
+is($sub->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE relation = 'keyed'::regclass}),
+	'0', 'a subscription that is dropped while it copies leaves no lock');
+
+# ---- locks here ------------------------------------------------------------------------------
+
+# Who wants a lock on the table waits for the worker; its helpers must not wait behind him,
+# as the worker waits for them.
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit');
+subscribe('keyed');
+$sub->poll_query_until('postgres',
+	q{SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'krahodb copy worker' AND wait_event_type = 'Extension'})
+  or die 'timed out waiting for the helpers';
+my $index = start_psql('CREATE INDEX keyed_t ON keyed (t)');
+let_go();
+wait_ready();
+ok($index->finish, 'CREATE INDEX while a table is copied') or diag($err);
+is(in_ranges(), 1, 'in ranges');
+is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'the copy does not wait for who waits for it');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed; DROP INDEX keyed_t');
+
+# ---- TRUNCATE here ----------------------------------------------------------------------------
+
+# It waits while the copy looks at what an earlier attempt has left, and must go on waiting
+# until the copy is complete: ranges that were found to be there would be gone.
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+hold_at('copy_range_after_commit@4');
+subscribe('keyed');
+wait_until_held('copy_range_after_commit');
+$sub->stop('immediate');
+arm_fault($sub, 'sync_before_copy=wait');
+$offset = -s $sub->logfile;
+$sub->start;
+wait_until_held('sync_before_copy');
+my $truncate = start_psql('TRUNCATE keyed');
+let_go();
+ok($truncate->finish, 'TRUNCATE') or diag($err);
+wait_ready();
+like(slurp_file($sub->logfile, $offset), qr/is copied in \d+ ranges, [1-9]\d* of which are here/, 'ranges were kept');
+is($sub->safe_psql('postgres', 'SELECT count(*) FROM keyed'), '0', 'TRUNCATE has waited for the end of the copy');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+
+$sub->stop;
+$pub->stop;
+done_testing();
