@@ -173,6 +173,9 @@ extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
 extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);
 
+/* To be called now and then by who does not read the stream for long. */
+extern void KdbFeedbackWhileBusy(void);
+
 /*
  * progress.c: for the retention horizon; only apply workers report.  Clear: a worker
  * is about to take that slot of the engine's array.  SeenUntil: see KdbSetStreamSeenUntil.

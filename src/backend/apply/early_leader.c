@@ -405,14 +405,12 @@ wait_until_over(void)
 	{
 		int			rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 								   NAP, PG_WAIT_EXTENSION);
-		TimestampTz now = GetCurrentTimestamp();
 
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if ((rc & WL_TIMEOUT) && has_stopped() && !is_over())
 			restart();
-		if (KdbFeedbackDue(now))
-			KdbFeedbackSend(InvalidXLogRecPtr, now, false, false);
+		KdbFeedbackWhileBusy();
 	}
 }
 

@@ -187,7 +187,6 @@ wait_for_lanes(uint64 seq)
 	pg_memory_barrier();
 	while (!KdbLaneIsCommitted(group, seq))
 	{
-		TimestampTz now;
 		int			rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 								   NAP, PG_WAIT_EXTENSION);
 
@@ -197,9 +196,7 @@ wait_for_lanes(uint64 seq)
 		AcceptInvalidationMessages();
 		KdbSubscriptionReread();
 		KdbLeaderReap();
-		now = GetCurrentTimestamp();
-		if (KdbFeedbackDue(now))
-			KdbFeedbackSend(InvalidXLogRecPtr, now, false, false);
+		KdbFeedbackWhileBusy();
 	}
 	pg_atomic_write_u64(&group->leader_waits_for, 0);
 	KdbLeaderReap();

@@ -19,6 +19,7 @@
 #include "apply_private.h"
 
 #define LOG_EVERY	1000		/* replayed changes per DEBUG1 line */
+#define REPORT_EVERY	16		/* replayed changes per look whether a report is due */
 
 struct KdbSpoolReader
 {
@@ -151,7 +152,10 @@ KdbSpoolReplay(TransactionId xid)
 	KdbApplyEndStep();
 
 	while (KdbSpoolReaderApply(reader))
-		;
+	{
+		if (reader->nread % REPORT_EVERY == 0)
+			KdbFeedbackWhileBusy();
+	}
 
 	elog(DEBUG1, "replayed " UINT64_FORMAT " (all) changes from file \"%s\"",
 		 reader->nread, reader->name);

@@ -3,7 +3,8 @@
 #
 # What can go wrong: a subtransaction that was rolled back stays, since the publisher had it
 # in a file of its own; the subscriber goes back to the definition of a table that came with
-# the first part; parts of several transactions, changes of tables and unfinished rows
+# the first part; the subscriber, which applies the whole file at the end, is taken for dead
+# meanwhile; parts of several transactions, changes of tables and unfinished rows
 # between them.
 
 use strict;
@@ -77,6 +78,29 @@ finish($session, 'ROLLBACK TO s', "INSERT INTO t VALUES (3, 'stays')", 'COMMIT')
 wait_streams(1, [ $publisher, 'sub' ]);
 is(on_subscriber('SELECT string_agg(id::text, \',\' ORDER BY id) FROM t'), '1,3',
 	'a subtransaction with a very large row is rolled back');
+
+# ---- an apply that takes longer than the publisher waits for an answer ---------------------
+
+on_publisher("ALTER SYSTEM SET wal_sender_timeout = '2s'");
+reload_settings($publisher);
+on_subscriber(q{
+	CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+	DECLARE start timestamptz := clock_timestamp();
+	BEGIN
+		WHILE clock_timestamp() < start + interval '1 ms' LOOP END LOOP;
+		RETURN NEW;
+	END $$;
+	CREATE TRIGGER slow BEFORE INSERT ON other FOR EACH ROW EXECUTE FUNCTION slow();
+	ALTER TABLE other ENABLE ALWAYS TRIGGER slow;});
+on_publisher("INSERT INTO other SELECT g, repeat('x', 50) FROM generate_series(1, 5000) g");
+wait_streams(1, [ $publisher, 'sub' ]);
+is(on_subscriber('SELECT count(*) FROM other'), 5000, 'a transaction that takes long to apply');
+ok(!$publisher->log_contains(qr/terminating walsender process due to replication timeout/),
+	'... does not cost the connection');
+is(on_subscriber('SELECT subenabled FROM pg_subscription'), 't', '... nor the subscription');
+on_publisher('ALTER SYSTEM RESET wal_sender_timeout');
+reload_settings($publisher);
+on_subscriber('ALTER TABLE other DISABLE TRIGGER slow');
 
 # ---- parts of several transactions -------------------------------------------------------------
 
