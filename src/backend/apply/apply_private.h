@@ -177,7 +177,7 @@ extern bool KdbFeedbackDue(TimestampTz now);
 
 /*
  * Call it often where something takes long and the stream is not looked at, between
- * messages: the publisher is told once a second that there is somebody, so that it does
+ * messages: the publisher is told now and then that there is somebody, so that it does
  * not end the connection after wal_sender_timeout.
  */
 extern void KdbFeedbackWhileBusy(void);

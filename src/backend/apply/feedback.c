@@ -22,6 +22,11 @@
  * KDB_FEEDBACK_FLUSH_DELAY; the WAL writer would take up to two rounds of
  * wal_writer_delay.  Under load it never gets there, so bulk applying has the
  * full benefit of asynchronous commit.
+ *
+ * While the worker is busy with what has arrived, it does not read: a transaction from a
+ * file, a wait for lanes.  A publisher that asks whether it is still there would get no
+ * answer for as long, and end the connection after wal_sender_timeout.  So it is told
+ * without having asked, every KDB_FEEDBACK_BUSY_INTERVAL.
  */
 #include "postgres.h"
 
@@ -37,6 +42,7 @@
 #define KDB_FEEDBACK_PAIRS			1024	/* even */
 #define KDB_FEEDBACK_FLUSH_DELAY	3	/* ms */
 #define KDB_FEEDBACK_INTERVAL		1000	/* ms, while the stream does not pause */
+#define KDB_FEEDBACK_BUSY_INTERVAL	250 /* ms, while nothing is read of it */
 
 typedef struct FlushPair
 {
@@ -213,12 +219,29 @@ KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
  * See apply_private.h.  Forced, because the publisher may have asked for an answer behind
  * what has not been read yet.  What was reported as received has been applied or is in
  * the file of a transaction that has not been committed: no position is ahead of that.
+ *
+ * A lost connection is not noticed here, but where it is read from: a transaction that
+ * has arrived whole is applied before.
  */
 void
 KdbFeedbackWhileBusy(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	MemoryContext context = CurrentMemoryContext;
 
-	if (KdbFeedbackDue(now))
+	if (!TimestampDifferenceExceeds(reported_at, now, KDB_FEEDBACK_BUSY_INTERVAL))
+		return;
+	PG_TRY();
+	{
 		KdbFeedbackSend(InvalidXLogRecPtr, now, true, false);
+	}
+	PG_CATCH();
+	{
+		if (geterrcode() != ERRCODE_CONNECTION_FAILURE)
+			PG_RE_THROW();
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		reported_at = now;
+	}
+	PG_END_TRY();
 }

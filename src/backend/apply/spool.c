@@ -124,9 +124,17 @@ KdbSpoolFiles(void)
 {
 	if (MyLogicalRepWorker->stream_fileset == NULL)
 	{
+		MemoryContext context = CurrentMemoryContext;
 		FileSet    *set = MemoryContextAlloc(ApplyContext, sizeof(FileSet));
+		bool		own_transaction = !IsTransactionState();
 
+		/* Outside of transactions the engine does not look temp_tablespaces up. */
+		if (own_transaction)
+			StartTransactionCommand();
 		FileSetInit(set);
+		if (own_transaction)
+			CommitTransactionCommand();
+		MemoryContextSwitchTo(context);
 		MyLogicalRepWorker->stream_fileset = set;
 	}
 	return MyLogicalRepWorker->stream_fileset;

@@ -44,11 +44,20 @@ action_published(const PublicationActions *actions, ReorderBufferChangeType type
 	}
 }
 
-/* Changes inside a stream block carry their (sub)transaction's id. */
+/*
+ * Changes inside a stream block carry their (sub)transaction's id.  From then on the
+ * subscriber has to be told if it is rolled back.  The engine marks it for that at the end
+ * of the block, but not if it has read more than 4096 changes of it back from a file
+ * there: it takes the subtransaction for an empty one then.
+ */
 static TransactionId
-stream_xid(const KdbOutput *output, const ReorderBufferTXN *txn)
+stream_xid(const KdbOutput *output, ReorderBufferTXN *txn)
 {
-	return output->in_stream ? txn->xid : InvalidTransactionId;
+	if (!output->in_stream)
+		return InvalidTransactionId;
+	if (txn->toptxn != NULL)
+		txn->txn_flags |= RBTXN_IS_STREAMED;
+	return txn->xid;
 }
 
 static TupleTableSlot *

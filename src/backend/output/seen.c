@@ -446,6 +446,19 @@ send_entries(LogicalDecodingContext *ctx, KdbMessagePosition position,
 }
 
 /*
+ * A part of a streamed transaction begins.  At its end there is no catalog snapshot, so the
+ * tables are looked at here; if they change behind this, that is known when it ends.
+ */
+void
+KdbOutputSeenLook(LogicalDecodingContext *ctx)
+{
+	KdbOutputSeen *seen = KdbOutputOf(ctx)->seen;
+
+	if (seen != NULL)
+		check_tables(seen);
+}
+
+/*
  * Send what has changed of the vector, for the transaction that is decoded now
  * and whose commit or prepare record begins at lsn.  in_transaction: there is a
  * catalog snapshot.  More messages of the transaction must follow.

@@ -28,6 +28,7 @@ KdbOutputStreamStart(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 
 	Assert(!output->in_stream);
 	KdbHoldBeforeTransaction(ctx, txn);
+	KdbOutputSeenLook(ctx);
 	logicalrep_write_stream_start(KdbMessageStart(ctx, position), txn->xid, first_block);
 	KdbMessageEnd(ctx, position);
 

@@ -2,8 +2,9 @@
 #
 # What goes wrong here: such a transaction is rolled back, wholly or in part, after it has
 # been applied here; an earlier one waits for it, which waits for its turn; it needs what an
-# earlier one has not done yet; it fails; it is prepared, skipped; settings and tables change
-# under it; it, its leader, the server and the connection are killed at each step.
+# earlier one has not done yet; it fails; it is prepared, skipped; its file is not where it
+# is to be; settings and tables change under it; it, its leader, the server and the
+# connection are killed at each step.
 
 use strict;
 use warnings;
@@ -349,6 +350,26 @@ foreach my $fault (qw(early_begin early_change@1000 early_before_commit apply_be
 	start_after_kill($subscriber);
 	check_equal("killed at $fault");
 }
+
+# ---- where the file is ------------------------------------------------------------------------
+
+my $place = $subscriber->basedir . '/space';
+mkdir $place;
+on_subscriber("CREATE TABLESPACE space LOCATION '$place'");
+on_subscriber('ALTER SUBSCRIPTION sub DISABLE');
+wait_for('SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL', 'end of the worker');
+on_subscriber("ALTER SYSTEM SET temp_tablespaces = 'space'");
+reload_settings($subscriber);
+on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
+wait_until_ready();
+my $placed = begin(rows());
+wait_until_applied();
+my @files = glob "$place/*/pgsql_tmp/*/*.changes.*";
+is(scalar(@files), 1, 'the file is in the temporary tablespace');
+finish($placed, 'COMMIT');
+check_equal('a file in a temporary tablespace');
+on_subscriber('ALTER SYSTEM RESET temp_tablespaces');
+reload_settings($subscriber);
 
 # ---- two-phase ------------------------------------------------------------------------------
 
