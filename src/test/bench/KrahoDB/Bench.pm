@@ -50,14 +50,16 @@ our @EXPORT = qw(
   setting
 );
 
-# Settings of all servers, but with BENCH_SETTINGS=initdb.  The timeouts are off
-# because a walsender that is held answers nobody.
+# Settings of all servers, but with BENCH_SETTINGS=initdb.  (KrahoDB's initdb sets
+# wal_writer_delay to 2ms.)  The timeouts are off because a walsender that is held
+# answers nobody.
 my $alike = <<'EOC';
 shared_buffers = 512MB
 max_wal_size = 16GB
 checkpoint_timeout = 1h
 autovacuum = off
 synchronous_commit = off
+wal_writer_delay = 200ms
 logical_decoding_work_mem = 128MB
 track_commit_timestamp = on
 max_connections = 40

@@ -49,7 +49,7 @@ sub delays
 	my ($out, $err) = ('', '');
 	my $ok = IPC::Run::run([ $program, connstr($publisher), connstr($c->{subscriber}), 2000, $rows ],
 		'>', \$out, '2>', \$err);
-	$load->signal('INT');
+	$load->signal('TERM');	# a shell's background jobs ignore INT
 	eval { $load->finish };
 	die "$program: $err" unless $ok;
 	return split /\n/, $out;
