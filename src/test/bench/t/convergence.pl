@@ -12,6 +12,7 @@ use warnings;
 
 use KrahoDB::Bench;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $rows = setting('ROWS', 300_000);
 my $transactions = setting('TRANSACTIONS', 30_000);
@@ -51,11 +52,14 @@ check_equal(qw(pgbench_accounts own));
 
 my $own = 'own transactions of a node';
 
-# CPU seconds of the sessions of a server that have ended.
+# CPU seconds of the sessions of a server that have ended; once all have.
 sub ended_sessions
 {
 	my ($node) = @_;
 	my ($pid) = PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid') =~ /^([0-9]+)/;
+	my $sessions = "pgrep -P $pid -f '^postgres: [^ ]+ [^ ]+ .local. (idle|UPDATE|COMMIT)'";
+
+	usleep(10_000) while qx($sessions) ne '';
 	my ($rest) = PostgreSQL::Test::Utils::slurp_file("/proc/$pid/stat") =~ /\) (.*)/;
 	my @fields = split ' ', $rest;
 
