@@ -47,24 +47,14 @@ prepare_probe(UniqueProbe *probe, TupleTableSlot *slot)
 {
 	KdbApplyTarget *target = probe->target;
 	IndexInfo  *info = probe->info;
-	ExprContext *econtext = GetPerTupleExprContext(target->estate);
 	Oid		   *procs = info->ii_ExclusionOps ? info->ii_ExclusionProcs : info->ii_UniqueProcs;
 	uint16	   *strategies = info->ii_ExclusionOps ? info->ii_ExclusionStrats : info->ii_UniqueStrats;
 
-	econtext->ecxt_scantuple = slot;
-	if (info->ii_Predicate != NIL)
-	{
-		if (info->ii_PredicateState == NULL)
-			info->ii_PredicateState = ExecPrepareQual(info->ii_Predicate, target->estate);
-		if (!ExecQual(info->ii_PredicateState, econtext))
-			return false;
-	}
-	FormIndexDatum(info, slot, target->estate, probe->values, probe->isnull);
+	if (!KdbFormIndexValues(info, slot, target->estate, probe->values, probe->isnull))
+		return false;
 	probe->nkeys = info->ii_NumIndexKeyAttrs;
 	for (int i = 0; i < probe->nkeys; i++)
 	{
-		if (probe->isnull[i] && !info->ii_NullsNotDistinct)
-			return false;
 		ScanKeyEntryInitialize(&probe->key[i],
 							   probe->isnull[i] ? SK_ISNULL | SK_SEARCHNULL : 0,
 							   i + 1, strategies[i], InvalidOid,

@@ -27,12 +27,9 @@
 
 #include "krahodb/conflict.h"
 
-/*
- * The transaction that ended a tuple, or InvalidTransactionId if it is still
- * alive, never lived, or its end is not settled.
- */
-static TransactionId
-ended_by(TupleTableSlot *slot)
+/* See conflict.h. */
+TransactionId
+KdbTupleEndedBy(TupleTableSlot *slot)
 {
 	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
 	HeapTupleHeader tuple = heap->base.tuple->t_data;
@@ -80,7 +77,7 @@ KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
 	while (KdbTupleScanNext(&scan))
 	{
 		KdbLocalRow candidate = {0};
-		TransactionId xmax = ended_by(scratch);
+		TransactionId xmax = KdbTupleEndedBy(scratch);
 
 		if (!TransactionIdIsValid(xmax))
 			continue;

@@ -141,28 +141,39 @@ prepare(Relation rel, Relation index)
 	return result;
 }
 
+/* See conflict.h. */
+bool
+KdbFormIndexValues(IndexInfo *info, TupleTableSlot *slot, EState *estate, Datum *values, bool *isnull)
+{
+	GetPerTupleExprContext(estate)->ecxt_scantuple = slot;
+	if (info->ii_Predicate != NIL)
+	{
+		if (info->ii_PredicateState == NULL)
+			info->ii_PredicateState = ExecPrepareQual(info->ii_Predicate, estate);
+		if (!ExecQual(info->ii_PredicateState, GetPerTupleExprContext(estate)))
+			return false;
+	}
+	FormIndexDatum(info, slot, estate, values, isnull);
+	for (int i = 0; i < info->ii_NumIndexKeyAttrs; i++)
+	{
+		if (isnull[i] && !info->ii_NullsNotDistinct)
+			return false;
+	}
+	return true;
+}
+
 /* Into left_out->key; false if it is not in the index, or not with a value. */
 static bool
 form_values(KdbLeftOut *left_out, TupleTableSlot *slot)
 {
 	IndexInfo  *info = left_out->info;
-	ExprContext *econtext = GetPerTupleExprContext(left_out->estate);
 	Datum		values[INDEX_MAX_KEYS];
 	bool		isnull[INDEX_MAX_KEYS];
 
-	econtext->ecxt_scantuple = slot;
-	if (info->ii_Predicate != NIL)
-	{
-		if (info->ii_PredicateState == NULL)
-			info->ii_PredicateState = ExecPrepareQual(info->ii_Predicate, left_out->estate);
-		if (!ExecQual(info->ii_PredicateState, econtext))
-			return false;
-	}
-	FormIndexDatum(info, slot, left_out->estate, values, isnull);
+	if (!KdbFormIndexValues(info, slot, left_out->estate, values, isnull))
+		return false;
 	for (int i = 0; i < left_out->key.n; i++)
 	{
-		if (isnull[i] && !info->ii_NullsNotDistinct)
-			return false;
 		left_out->key.values[i] = values[i];
 		left_out->key.isnull[i] = isnull[i];
 	}
@@ -174,20 +185,10 @@ form_values(KdbLeftOut *left_out, TupleTableSlot *slot)
 static bool
 ended_between(TupleTableSlot *slot, TransactionId from, TransactionId until)
 {
-	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
-	HeapTupleHeader tuple = heap->base.tuple->t_data;
-	TransactionId xmax = InvalidTransactionId;
+	TransactionId xmax = KdbTupleEndedBy(slot);
 
-	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	if (!HeapTupleHeaderXminInvalid(tuple) &&
-		!(tuple->t_infomask & HEAP_XMAX_INVALID) &&
-		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
-		xmax = HeapTupleHeaderGetUpdateXid(tuple);
-	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
-
-	return TransactionIdIsNormal(xmax) &&
-		!TransactionIdPrecedes(xmax, from) && TransactionIdPrecedes(xmax, until) &&
-		!TransactionIdIsInProgress(xmax) && TransactionIdDidCommit(xmax);
+	return TransactionIdIsNormal(xmax) && !TransactionIdIsCurrentTransactionId(xmax) &&
+		!TransactionIdPrecedes(xmax, from) && TransactionIdPrecedes(xmax, until);
 }
 
 static void

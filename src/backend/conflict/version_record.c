@@ -227,18 +227,6 @@ keep_us(void)
 	return Max(GetCurrentTimestamp() - horizon, KEEP_US);
 }
 
-/*
- * The time, not before any timestamp that was committed here: a clock that was set back says
- * less, and the horizon would pass the record before what it is about.
- */
-static TimestampTz
-time_here(void)
-{
-	TimestampTz committed = (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max);
-
-	return Max(GetCurrentTimestamp(), committed);
-}
-
 /* See version_record.h. */
 void
 KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecordedKey *key,
@@ -246,7 +234,7 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 {
 	Datum		values[NCOLUMNS];
 	bool		isnull[NCOLUMNS] = {false};
-	TimestampTz stamp = Max(time_here(), record->version.ts);
+	TimestampTz stamp = Max(KdbTimeHere(), record->version.ts);
 	MemoryContext context;
 	MemoryContext old;
 

@@ -161,15 +161,6 @@ publish_horizon(TimestampTz horizon)
 		pg_atomic_write_u64(&KdbHorizon->time, (uint64) horizon);
 }
 
-/* The time, not before any timestamp that was committed here. */
-static TimestampTz
-time_now(void)
-{
-	TimestampTz committed = (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max);
-
-	return Max(GetCurrentTimestamp(), committed);
-}
-
 static void
 note_candidate(KdbTicks now)
 {
@@ -181,7 +172,7 @@ note_candidate(KdbTicks now)
 		now < candidate.noted_at + (next == candidate.next_xid ? IDLE_PAUSE : ROUND_PAUSE))
 		return;
 	candidate.xid = GetOldestActiveTransactionId();
-	candidate.time = time_now();
+	candidate.time = KdbTimeHere();
 	candidate.next_xid = next;
 	candidate.noted_at = now;
 	candidate.valid = true;

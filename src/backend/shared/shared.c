@@ -87,6 +87,15 @@ start_shared(void)
 	LWLockRelease(AddinShmemInitLock);
 }
 
+/* See shared.h. */
+TimestampTz
+KdbTimeHere(void)
+{
+	TimestampTz committed = (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max);
+
+	return Max(GetCurrentTimestamp(), committed);
+}
+
 void
 KdbSharedInit(void)
 {

@@ -34,6 +34,19 @@ extern void KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 extern void KdbTransactionVersionForget(void);
 
 /*
+ * The transaction that ended a tuple, or InvalidTransactionId if it is still
+ * alive, never lived, or its end is not settled.
+ */
+extern TransactionId KdbTupleEndedBy(TupleTableSlot *slot);
+
+/*
+ * The values that a row has in an index; into the executor's memory for a tuple.  False if it
+ * cannot violate the index: it is outside a partial one, or has NULLs that are distinct.
+ */
+extern bool KdbFormIndexValues(struct IndexInfo *info, TupleTableSlot *slot, struct EState *estate,
+							   Datum *values, bool *isnull);
+
+/*
  * left_out.c: an index may lack dead tuples that must still be found.  Lacks: the
  * transaction before which those have ended, or InvalidTransactionId if it lacks none that
  * matter; and do those matter still?

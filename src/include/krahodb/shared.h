@@ -52,6 +52,12 @@ typedef struct KdbSharedState
 /* Set in every process of a server that preloads KrahoDB. */
 extern KdbSharedState *KdbShared;
 
+/*
+ * The time, not before any timestamp that was committed here under the clock rule: a clock that
+ * was set back says less, and the horizon would pass what is stamped with it too early.
+ */
+extern TimestampTz KdbTimeHere(void);
+
 /* Install the shared memory hooks; once, from _PG_init. */
 extern void KdbSharedInit(void);
 

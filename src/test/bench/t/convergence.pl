@@ -59,7 +59,9 @@ sub ended_sessions
 	my ($pid) = PostgreSQL::Test::Utils::slurp_file($node->data_dir . '/postmaster.pid') =~ /^([0-9]+)/;
 	my $sessions = "pgrep -P $pid -f '^postgres: [^ ]+ [^ ]+ .local. (idle|UPDATE|COMMIT)'";
 
-	usleep(10_000) while qx($sessions) ne '';
+	my $looks = 1000;
+	usleep(10_000) while qx($sessions) ne '' && $looks-- > 0;
+	die 'sessions do not end' if $looks < 0;
 	my ($rest) = PostgreSQL::Test::Utils::slurp_file("/proc/$pid/stat") =~ /\) (.*)/;
 	my @fields = split ' ', $rest;
 
