@@ -222,6 +222,9 @@ extern void KdbSubscriptionReread(void);
 extern void KdbWorkerConnect(void);
 extern void KdbWorkerLoadSubscription(void);
 
+/* wal_writer.c: once per process that applies, when it has its database */
+extern void KdbWalWriterSpare(void);
+
 /* worker.c: the registered table synchronisation, see apply.h; never NULL */
 extern const KdbSyncCallbacks *KdbSync;
 

@@ -265,6 +265,7 @@ KdbWorkerConnect(void)
 
 	/* Registered last, so it runs before the engine aborts the open transaction. */
 	before_shmem_exit(reset_origin_on_exit, (Datum) 0);
+	KdbWalWriterSpare();
 }
 
 static void

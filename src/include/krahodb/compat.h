@@ -17,4 +17,7 @@
 #error "KrahoDB supports PostgreSQL 15; this is another major version"
 #endif
 
+/* Does each asynchronous commit wake the WAL writer that has not flushed a full page? */
+#define KDB_ASYNC_COMMIT_WAKES_WAL_WRITER	(PG_VERSION_NUM < 170000)
+
 #endif							/* KRAHODB_COMPAT_H */
