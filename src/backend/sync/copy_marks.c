@@ -29,18 +29,22 @@
 #include "commands/seclabel.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
 
 #include "krahodb/copy_marks.h"
 
 #include "sync_private.h"
 
+/* Under a snapshot: a plan may be so long that pg_seclabel stores it out of line. */
 static void
 set_label(Oid relid, int number, const char *text)
 {
 	ObjectAddress object;
 
 	ObjectAddressSubSet(object, SubscriptionRelRelationId, relid, number);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	SetSecurityLabel(&object, KDB_COPY_LABEL_PROVIDER, text);
+	PopActiveSnapshot();
 }
 
 void
@@ -148,12 +152,16 @@ KdbCopyUnmark(Oid relid, int range)
 void
 KdbCopyUnmarkAll(Oid relid)
 {
-	Relation	rel = table_open(SecLabelRelationId, RowExclusiveLock);
-	SysScanDesc scan = begin_scan(rel, relid);
+	Relation	rel;
+	SysScanDesc scan;
 	HeapTuple	tuple;
 
+	PushActiveSnapshot(GetTransactionSnapshot());
+	rel = table_open(SecLabelRelationId, RowExclusiveLock);
+	scan = begin_scan(rel, relid);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 		CatalogTupleDelete(rel, &tuple->t_self);
 	systable_endscan(scan);
 	table_close(rel, RowExclusiveLock);
+	PopActiveSnapshot();
 }

@@ -17,7 +17,9 @@
  *
  * The engine's initdb names the pg_ctl beside its own argv[0] in its closing
  * words.  It is started under our argv[0] where the engine's programs are linked
- * beside us, so that it names the one that the user has in PATH.
+ * beside us, so that it names the one that the user has in PATH.  Where the engine was
+ * installed with all its directories below one, it would look for its input files beside
+ * that argv[0] too: it is told where they are, by an option in front of the user's.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -170,6 +172,29 @@ engine_argv0(char *own_argv0)
 	return access(server, X_OK) == 0 ? own_argv0 : ENGINE_INITDB;
 }
 
+/*
+ * The engine's arguments: the user's, behind the directory of the input files (an -L of the
+ * user's comes later and wins).  --help and --version count only where they are the first.
+ */
+static char **
+engine_arguments(int argc, char **argv)
+{
+	char	  **result = malloc((argc + 3) * sizeof(char *));
+	int			n = 0;
+
+	if (result == NULL)
+		fail("out of memory");
+	result[n++] = engine_argv0(argv[0]);
+	if (argc < 2 || (strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-?") != 0 &&
+					 strcmp(argv[1], "--version") != 0 && strcmp(argv[1], "-V") != 0))
+	{
+		result[n++] = "-L";
+		result[n++] = ENGINE_SHAREDIR;
+	}
+	memcpy(result + n, argv + 1, argc * sizeof(char *));
+	return result;
+}
+
 static void
 forward_signal(int signo)
 {
@@ -182,7 +207,7 @@ forward_signal(int signo)
  * signal, so are we.
  */
 static int
-run_engine_initdb(char **argv)
+run_engine_initdb(int argc, char **argv)
 {
 	int			status;
 
@@ -192,8 +217,7 @@ run_engine_initdb(char **argv)
 		fail("could not start \"%s\": %s", ENGINE_INITDB, strerror(errno));
 	if (child == 0)
 	{
-		argv[0] = engine_argv0(argv[0]);
-		execv(ENGINE_INITDB, argv);
+		execv(ENGINE_INITDB, engine_arguments(argc, argv));
 		fail("could not execute \"%s\": %s", ENGINE_INITDB, strerror(errno));
 	}
 
@@ -239,7 +263,7 @@ main(int argc, char **argv)
 {
 	InitdbArguments arguments = parse_arguments(argc, argv);
 	bool		existed = is_cluster(arguments.datadir);
-	int			exit_code = run_engine_initdb(argv);
+	int			exit_code = run_engine_initdb(argc, argv);
 
 	if (exit_code == 0 && !existed && is_cluster(arguments.datadir))
 		append_settings(arguments.datadir, arguments.sync);
