@@ -63,6 +63,11 @@
  *	                                    would come before that
  *	n = n + 100 of 14 arrives           109
  *
+ * COPIES.  A row of an initial copy is one version, older than all, though it consists of
+ * contributions that are newer than the horizon.  The publisher has listed them (merged_listed.c),
+ * and they are in a SEALED record of the copy: they count instead of its row version, each behind
+ * the horizon or not by its own version.
+ *
  * ORDER.  Only that of contributions of the same version matters: in a chain as the
  * chain goes, of several chains in one transaction as they ended, which the command
  * ids of their last versions tell.
@@ -144,7 +149,10 @@ read_records(KdbConverge *c, RecordLook *look)
 	if (!KdbVersionRecordsAny(side->target->relid, &side->target->records))
 		return;
 	KdbKeyOfRow(side->target, side->key, &key);
-	KdbVersionRecordsOfKey(side->target->relid, &key, look_at_record, look);
+	if (c->merged->as_of)
+		KdbVersionRecordsOfKeyIn(side->target->relid, &key, c->merged->as_of, look_at_record, look);
+	else
+		KdbVersionRecordsOfKey(side->target->relid, &key, look_at_record, look);
 }
 
 static int
@@ -349,6 +357,7 @@ is_behind(const History *history, const KdbRowVersion *version)
 	return !version->own && version->version.ts <= history->horizon;
 }
 
+/* A copy's records have other versions than its row shows. */
 static bool
 is_record_behind(const History *history, const KdbContributed *record)
 {
@@ -656,7 +665,7 @@ must_lock(const History *history)
 	KdbConvergeSide *side = KdbSideOf(history->c, KDB_KEY_NEW);
 	KdbRecordedKey key;
 
-	if (history->change->key_locked || is_live(history))
+	if (history->change->as_of || history->change->key_locked || is_live(history))
 		return false;
 	KdbLaneMustBeFirst();
 	KdbKeyOfRow(side->target, side->key, &key);
@@ -712,5 +721,6 @@ KdbMergedReadHistory(KdbConverge *c)
 	change->foreign_records = count_foreign(look.found);
 	change->recording = look.own;
 	change->recording_known = true;
+	change->live = is_live(&history);
 	change->history_known = true;
 }

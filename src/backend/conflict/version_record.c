@@ -481,11 +481,11 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 
 		read_record(slot, &record);
 		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
-			record.kind == KDB_RECORD_REWRITTEN ||
-			record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
+			record.kind == KDB_RECORD_REWRITTEN)
 			continue;
 		values_of(column(slot, REC_KEY), nkeys, &key);
 		image = slot_getattr(slot, REC_CLAIMED + 1, &no_claim);
+		no_claim |= record.kind != KDB_RECORD_CLAIM;
 		if (!no_claim)
 			values_of(image, INDEX_MAX_KEYS, &claimed);
 		callback(arg, &record, &key, DatumGetObjectId(column(slot, REC_INDEX)),

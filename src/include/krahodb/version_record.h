@@ -23,6 +23,7 @@
  *	SEALED	what transactions of the versions in its image have contributed to the
  *			merged columns of the key is in MERGED records of the transaction of
  *			version "shown" as well, and these count instead
+ *			(an initial copy has such records of the keys that it brings)
  *
  * Records are only added.  Of several that apply the greatest version counts, as
  * versions of a key only grow.  TRUTH and KILLED apply only while the heap shows
