@@ -216,6 +216,8 @@ note_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *rec
 	for (int i = 0; i < key.n; i++)
 	{
 		key.types[i] = TupleDescAttr(target->tupdesc, target->key_attnum[i] - 1)->atttypid;
+		if (!KdbRecordedValueFits(&key, i, key.types[i]))
+			return;
 		key.collations[i] = target->key_template[i].sk_collation;
 	}
 	note_key(listing, &key);
