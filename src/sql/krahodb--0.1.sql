@@ -392,6 +392,22 @@ RETURNS SETOF record
 LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_table_versions';
 
+-- Of keys with anything newer: what has been contributed to their merged columns, as four
+-- fields for each column: name, delta, max or min, kind of the contribution, value.
+CREATE FUNCTION merged_history(
+	"table" regclass,
+	since bigint,
+	OUT key bigint,
+	OUT live boolean,
+	OUT columns text[],
+	OUT "values" text[],
+	OUT "time" bigint,
+	OUT node text,
+	OUT contributed text[])
+RETURNS SETOF record
+LANGUAGE C STRICT VOLATILE
+AS 'MODULE_PATHNAME', 'krahodb_merged_history';
+
 CREATE VIEW horizon AS
 	SELECT
 		h.horizon,

@@ -364,6 +364,29 @@ KdbConvergeCopied(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *r
 	}
 }
 
+/* What was contributed to the merged columns of a key there; live: to a row that is copied. */
+void
+KdbConvergeCopiedHistory(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row,
+						 bool live, List *contributions, TimestampTz since)
+{
+	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row};
+	KdbVersion	version;
+	KdbLocalRow dead = {0};
+
+	if (!target->converging || target->nmerged == 0)
+		return;
+	if (!context_ready)
+		begin_transaction();
+	c.context = &context;
+	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
+	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
+	version = copied_version(target, row->slot, context.version);
+	if (live && KdbTrueDeath(&c, target, row->slot, &dead) && dead.version_known &&
+		KdbVersionCompare(dead.version, version) > 0)
+		live = false;			/* it will not be here */
+	KdbMergedCopied(&c, live, contributions, since);
+}
+
 static void
 report_copied(KdbConverge *c, const KdbLocalRow *local)
 {

@@ -150,6 +150,12 @@ extern void KdbMergedBeforePut(KdbConverge *c, const KdbMergePut *put, TupleTabl
 							   TupleTableSlot *local);
 extern void KdbMergedAfterPut(KdbConverge *c);
 
+/*
+ * merged_copied.c: record what the publisher of a copy has listed (of KdbCopiedContribution) for the
+ * key; has_row: there will be a row that contains it.  since: its horizon.
+ */
+extern void KdbMergedCopied(KdbConverge *c, bool has_row, List *contributions, TimestampTz since);
+
 /* Has another worker contributed to the key since its history was read? */
 extern bool KdbMergedOvertaken(KdbConverge *c);
 

@@ -119,36 +119,61 @@ take_columns(List *columns, const KdbCopiedVersion *version)
 	}
 }
 
-/* See apply.h. */
-void
-KdbApplyCopiedVersion(List *columns, const KdbCopiedVersion *version)
+/* Begin with what is said of a key: the row with its columns, and the table that it belongs to. */
+static KdbApplyTarget *
+begin_version(List *columns, const KdbCopiedVersion *version, KdbApplyRelation **rel, KdbRemoteRow **row)
 {
-	KdbVersion	true_version = {version->time, version->node};
-	KdbRemoteRow *row;
-	KdbApplyRelation *rel;
 	KdbApplyTarget *target;
 	TupleTableSlot *routed;
 
 	KdbApplyBeginStep();
 	take_columns(columns, version);
-	rel = KdbApplyRelationOpen(insert.u.row.relid, RowExclusiveLock);
-	KdbConvertTuple(rel, &insert.u.row.new_row, rel->remote.slot, rel->remote.sent);
-	row = &rel->remote;
-	if (rel->partitioned)
+	*rel = KdbApplyRelationOpen(insert.u.row.relid, RowExclusiveLock);
+	KdbConvertTuple(*rel, &insert.u.row.new_row, (*rel)->remote.slot, (*rel)->remote.sent);
+	*row = &(*rel)->remote;
+	if ((*rel)->partitioned)
 	{
-		target = KdbRoute(rel, row->slot, &routed);
-		row = KdbRouteRow(rel, target, row);
+		target = KdbRoute(*rel, (*row)->slot, &routed);
+		*row = KdbRouteRow(*rel, target, *row);
+		return target;
 	}
-	else
-	{
-		if (rel->target == NULL)
-			rel->target = KdbTargetOpen(rel->localreloid, RowExclusiveLock, rel);
-		target = rel->target;
-	}
-	KdbConvergeCopied(rel, target, row, (KdbVersionRecordKind) version->kind, true_version);
+	if ((*rel)->target == NULL)
+		(*rel)->target = KdbTargetOpen((*rel)->localreloid, RowExclusiveLock, *rel);
+	return (*rel)->target;
+}
+
+static void
+end_version(KdbApplyTarget *target)
+{
 	ExecClearTuple(target->local);
 	KdbApplyEndStep();
 	MemoryContextReset(KdbApplyMessageContext);
+}
+
+/* See apply.h. */
+void
+KdbApplyCopiedVersion(List *columns, const KdbCopiedVersion *version)
+{
+	KdbVersion	true_version = {version->time, version->node};
+	KdbApplyRelation *rel;
+	KdbRemoteRow *row;
+	KdbApplyTarget *target = begin_version(columns, version, &rel, &row);
+
+	KdbConvergeCopied(rel, target, row, (KdbVersionRecordKind) version->kind, true_version);
+	end_version(target);
+}
+
+/* See apply.h. */
+void
+KdbApplyCopiedHistory(List *columns, const KdbCopiedVersion *key, bool live,
+					  List *contributions, TimestampTz since)
+{
+	KdbApplyRelation *rel;
+	KdbRemoteRow *row;
+	KdbApplyTarget *target = begin_version(columns, key, &rel, &row);
+
+	KdbConvergeCopiedHistory(rel, target, row, live, contributions, since);
+	end_version(target);
 }
 
 /* See apply.h. */

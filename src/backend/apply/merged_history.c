@@ -28,6 +28,11 @@
  * count; so it does not matter which of them are left.  Nothing that is newer than the
  * horizon has been removed.
  *
+ * The chain's first versions, and with them the greatest, may be gone while records that are older are
+ * left: of changes that had come to the key when it was dead.  None of them counts beside the row that
+ * lives.  An INSERT has overwritten them; an update that has revived the key has sealed them; or it was
+ * of the same transaction as they, then its row contains all of these (with_row).
+ *
  * SEALS.  That works as long as the row lives: whatever contributes leaves a version in the
  * last chain, and the last one behind the horizon contains all that is.  It does not
  * once the row has been deleted:
@@ -57,6 +62,11 @@
  *	                          10        the same; without the seal 6@10, and +3@8
  *	                                    would come before that
  *	n = n + 100 of 14 arrives           109
+ *
+ * COPIES.  A row of an initial copy is one version, older than all, though it consists of
+ * contributions that are newer than the horizon.  The publisher has listed them (merged_listed.c),
+ * and they are in a SEALED record of the copy: they count instead of its row version, each behind
+ * the horizon or not by its own version.
  *
  * ORDER.  Only that of contributions of the same version matters: in a chain as the
  * chain goes, of several chains in one transaction as they ended, which the command
@@ -88,6 +98,7 @@ typedef struct History
 	List	   *records;		/* of KdbContributed, not sealed */
 	Transactions sealed;
 	Transactions recorded;		/* that have any of these */
+	Transactions with_row;		/* of these, those that have left a row version */
 	List	   *versions;		/* of KdbRowVersion, in the order of their places */
 	List	   *behind;			/* of KdbRowVersion: cut off, see above */
 	List	   *result;			/* of KdbContributed */
@@ -138,7 +149,10 @@ read_records(KdbConverge *c, RecordLook *look)
 	if (!KdbVersionRecordsAny(side->target->relid, &side->target->records))
 		return;
 	KdbKeyOfRow(side->target, side->key, &key);
-	KdbVersionRecordsOfKey(side->target->relid, &key, look_at_record, look);
+	if (c->merged->as_of)
+		KdbVersionRecordsOfKeyIn(side->target->relid, &key, c->merged->as_of, look_at_record, look);
+	else
+		KdbVersionRecordsOfKey(side->target->relid, &key, look_at_record, look);
 }
 
 static int
@@ -239,15 +253,27 @@ add_unsealed(History *history, List *records)
 	}
 }
 
+/*
+ * A transaction may have found the key dead, and brought it back with another change:
+ * then its row version contains both.
+ */
 static void
 note_recorded(History *history)
 {
 	ListCell   *lc;
 
 	begin_transactions(&history->recorded, list_length(history->records));
+	begin_transactions(&history->with_row, list_length(history->records));
 	foreach(lc, history->records)
-		history->recorded.versions[history->recorded.n++] = ((KdbContributed *) lfirst(lc))->shown;
+	{
+		const KdbContributed *record = lfirst(lc);
+
+		history->recorded.versions[history->recorded.n++] = record->shown;
+		if (record->has_row)
+			history->with_row.versions[history->with_row.n++] = record->shown;
+	}
 	sort_transactions(&history->recorded);
+	sort_transactions(&history->with_row);
 }
 
 /*
@@ -331,6 +357,13 @@ is_behind(const History *history, const KdbRowVersion *version)
 	return !version->own && version->version.ts <= history->horizon;
 }
 
+/* A copy's records have other versions than its row shows. */
+static bool
+is_record_behind(const History *history, const KdbContributed *record)
+{
+	return !record->own && record->version.ts <= history->horizon;
+}
+
 /* The last version of a chain that is behind the horizon, or NULL. */
 static KdbRowVersion *
 find_cut(const History *history, KdbRowVersion *first)
@@ -358,54 +391,76 @@ take_out(History *history, KdbContributed *base, const KdbColumnContribution *co
 	}
 }
 
-/* Take out what newer transactions have contributed before the cut. */
+/* Take out what newer transactions have contributed up to the cut; recorded: who records there. */
 static void
-take_out_newer(History *history, KdbRowVersion *first, KdbRowVersion *cut, KdbContributed *base)
+take_out_newer(History *history, KdbRowVersion *first, KdbRowVersion *cut,
+			   const Transactions *recorded, KdbContributed *base)
 {
 	KdbColumnContribution *step = palloc_array(KdbColumnContribution, history->change->n);
-	Transactions newer;
 	ListCell   *lc;
 
-	begin_transactions(&newer, list_length(history->versions));
 	for (KdbRowVersion *v = first; v != cut; v = v->following)
 	{
-		if (is_behind(history, v))
+		if (is_behind(history, v) || has_transaction(recorded, v->version))
 			continue;
-		if (has_transaction(&history->recorded, v->version))
-		{
-			newer.versions[newer.n++] = v->version;
-			continue;
-		}
 		step_of(history, v, step);
 		take_out(history, base, step);
 	}
-	sort_transactions(&newer);
 	foreach(lc, history->records)
 	{
 		KdbContributed *record = lfirst(lc);
 
-		if (has_transaction(&newer, record->shown))
+		if (has_transaction(recorded, record->shown) && !is_record_behind(history, record))
 			take_out(history, base, record->columns);
 	}
 }
 
-/* What is behind the horizon, as one assignment. */
-static void
-add_base(History *history, KdbRowVersion *first, KdbRowVersion *cut, uint64 place)
+/*
+ * The version of what is behind the horizon.  Of the row that lives it is all that is, whatever
+ * version was the last to leave one in the heap: what it lacks was overwritten, as
+ * the changes to a dead key are by the INSERT that began the row.
+ */
+static KdbVersion
+version_behind(const History *history, const KdbRowVersion *first, const KdbRowVersion *cut,
+			   const Transactions *recorded, bool live)
 {
 	KdbVersion	greatest = {0, 0};
-	KdbContributed *base;
+	ListCell   *lc;
 
-	for (KdbRowVersion *v = first; v != cut->following; v = v->following)
+	for (const KdbRowVersion *v = first; v != cut->following; v = v->following)
 	{
-		if (!is_behind(history, v))
-			continue;
-		history->behind = lappend(history->behind, v);
-		if (KdbVersionCompare(v->version, greatest) > 0)
+		if (is_behind(history, v) && KdbVersionCompare(v->version, greatest) > 0)
 			greatest = v->version;
 	}
-	base = add_assignment(history, cut, greatest, place);
-	take_out_newer(history, first, cut, base);
+	foreach(lc, history->records)
+	{
+		const KdbContributed *record = lfirst(lc);
+
+		if ((live || has_transaction(recorded, record->shown)) && is_record_behind(history, record) &&
+			KdbVersionCompare(record->version, greatest) > 0)
+			greatest = record->version;
+	}
+	return greatest;
+}
+
+/* What is behind the horizon, as one assignment. */
+static void
+add_base(History *history, KdbRowVersion *first, KdbRowVersion *cut, uint64 place, bool live)
+{
+	Transactions recorded;
+	KdbContributed *base;
+
+	begin_transactions(&recorded, list_length(history->versions));
+	for (KdbRowVersion *v = first; v != cut->following; v = v->following)
+	{
+		if (has_transaction(&history->recorded, v->version))
+			recorded.versions[recorded.n++] = v->version;
+		if (is_behind(history, v))
+			history->behind = lappend(history->behind, v);
+	}
+	sort_transactions(&recorded);
+	base = add_assignment(history, cut, version_behind(history, first, cut, &recorded, live), place);
+	take_out_newer(history, first, cut, &recorded, base);
 }
 
 /* What else is in a sealed chain was written by who has sealed it, and is recorded. */
@@ -430,7 +485,7 @@ add_chain(History *history, KdbRowVersion *first)
 	while (last->following)
 		last = last->following;
 	if (cut)
-		add_base(history, first, cut, place_of(cut, last, position++));
+		add_base(history, first, cut, place_of(cut, last, position++), !TransactionIdIsValid(last->ender));
 	for (KdbRowVersion *v = first; v; v = v->following)
 	{
 		uint64		place = place_of(v, last, position++);
@@ -473,8 +528,10 @@ add_records(History *history)
 	{
 		KdbContributed *record = lfirst(lc);
 
-		if (!has_transaction(&behind, record->shown) &&
-			(record->own || !record->has_row || has_transaction(&present, record->shown)))
+		if (has_transaction(&behind, record->shown) && is_record_behind(history, record))
+			continue;
+		if (record->own || !has_transaction(&history->with_row, record->shown) ||
+			has_transaction(&present, record->shown))
 			history->result = lappend(history->result, record);
 	}
 }
@@ -608,7 +665,7 @@ must_lock(const History *history)
 	KdbConvergeSide *side = KdbSideOf(history->c, KDB_KEY_NEW);
 	KdbRecordedKey key;
 
-	if (history->change->key_locked || is_live(history))
+	if (history->change->as_of || history->change->key_locked || is_live(history))
 		return false;
 	KdbLaneMustBeFirst();
 	KdbKeyOfRow(side->target, side->key, &key);
@@ -664,5 +721,6 @@ KdbMergedReadHistory(KdbConverge *c)
 	change->foreign_records = count_foreign(look.found);
 	change->recording = look.own;
 	change->recording_known = true;
+	change->live = is_live(&history);
 	change->history_known = true;
 }

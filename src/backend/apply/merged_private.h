@@ -6,6 +6,8 @@
  *	merged_rows.c		versions of a row in the heap
  *	merged_history.c	what all writes since the horizon have contributed to a key
  *	merged_records.c	contributions as they are recorded
+ *	merged_listed.c		histories of the keys of a table, for whoever copies it
+ *	merged_copied.c		and here, as the publisher has listed them
  *	converge_merged.c	a change's way through the convergence rules
  *
  * What they mean is src/common/merge_columns.c.
@@ -67,6 +69,7 @@ struct KdbMergedChange
 	KdbColumnContribution *own; /* what the write contributes */
 	Datum	   *written;		/* values of the new row */
 	bool	   *written_null;
+	Snapshot	as_of;			/* what the history is read with; NULL: what there is now */
 
 	KdbContributed *history;
 	int			nhistory;
@@ -74,6 +77,7 @@ struct KdbMergedChange
 	int			nearlier;
 	bool		others_count;	/* the history has contributions of other transactions */
 	bool		unsealed;		/* such as are in row versions */
+	bool		live;			/* there was a row when it was read */
 	bool		key_locked;		/* see merged_history.c */
 	int			foreign_records;	/* other transactions' records of the key, when it was read */
 	bool		history_known;
@@ -110,6 +114,10 @@ extern void KdbMergedTakeOut(const KdbMergedColumn *column, KdbColumnContributio
 extern Oid	KdbMergedChangeType(const KdbMergedColumn *column);
 
 /* ---- merged_records.c ---- */
+
+/* The type of a contribution's value: of a change, and of a value that is wide, the wide one. */
+extern Oid	KdbMergedContributionType(const KdbMergedColumn *column,
+									  const KdbColumnContribution *contribution);
 
 extern bytea *KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *columns,
 							  bool has_row);

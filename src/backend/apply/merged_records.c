@@ -34,9 +34,9 @@ typedef struct ColumnHeader
 	Oid			type;
 } ColumnHeader;
 
-/* A value that others were taken out of has no bounds: it stays in the wide type. */
-static Oid
-type_of(const KdbMergedColumn *column, const KdbColumnContribution *contribution)
+/* See merged_private.h: a value that others were taken out of has no bounds. */
+Oid
+KdbMergedContributionType(const KdbMergedColumn *column, const KdbColumnContribution *contribution)
 {
 	return contribution->kind == KDB_CONTRIBUTES_CHANGE || contribution->wide ?
 		KdbMergedChangeType(column) : column->type;
@@ -73,7 +73,7 @@ KdbMergedEncode(const KdbMergedChange *change, const KdbColumnContribution *colu
 
 		head.attnum = change->columns[i]->attnum;
 		head.kind = (char) columns[i].kind;
-		head.type = type_of(change->columns[i], &columns[i]);
+		head.type = KdbMergedContributionType(change->columns[i], &columns[i]);
 		appendBinaryStringInfo(&image, (char *) &head, sizeof(head));
 		value = flat_value(head.type, columns[i].value, isnull);
 		get_typlenbyval(head.type, &len, &byval);
@@ -128,7 +128,7 @@ take_column(const KdbMergedChange *change, const ColumnHeader *head, Datum value
 	column->value = value;
 	column->wide = column->kind == KDB_CONTRIBUTES_VALUE && head->type != change->columns[i]->type &&
 		head->type == KdbMergedChangeType(change->columns[i]);
-	type = type_of(change->columns[i], column);
+	type = KdbMergedContributionType(change->columns[i], column);
 	if (type != head->type && !isnull)
 		column->value = converted(value, head->type, type);
 }

@@ -9,6 +9,9 @@
  *
  * What vacuum may remove counts as removed: its out-of-line values are in another table, which
  * may have been vacuumed already.
+ *
+ * Who lists histories for others (merged_listed.c) reads what a snapshot shows: later transactions
+ * have neither written nor ended anything.
  */
 #include "postgres.h"
 
@@ -21,23 +24,33 @@
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 #include "utils/datum.h"
+#include "utils/snapmgr.h"
 
 #include "merged_private.h"
 
+/* Is it over, for whoever reads? */
+static bool
+is_over(const KdbMergedChange *change, TransactionId xid)
+{
+	return change->as_of ? !XidInMVCCSnapshot(xid, change->as_of) : !TransactionIdIsInProgress(xid);
+}
+
 /* What the header says; false if the version never lived, or does not yet. */
 static bool
-read_header(TupleTableSlot *slot, KdbRowVersion *version)
+read_header(const KdbMergedChange *change, TupleTableSlot *slot, KdbRowVersion *version)
 {
 	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
 	HeapTupleHeader tuple = heap->base.tuple->t_data;
-	bool		settled;
+	bool		frozen;
+	bool		committed;
 	bool		invalid;
 	bool		ended;
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
 	version->writer = HeapTupleHeaderGetRawXmin(tuple);
-	settled = HeapTupleHeaderXminCommitted(tuple) || HeapTupleHeaderXminFrozen(tuple);
-	invalid = HeapTupleHeaderXminInvalid(tuple) && !HeapTupleHeaderXminFrozen(tuple);
+	frozen = HeapTupleHeaderXminFrozen(tuple);
+	committed = HeapTupleHeaderXminCommitted(tuple);
+	invalid = HeapTupleHeaderXminInvalid(tuple) && !frozen;
 	ended = !(tuple->t_infomask & HEAP_XMAX_INVALID) &&
 		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask);
 	version->ender = ended ? HeapTupleHeaderGetUpdateXid(tuple) : InvalidTransactionId;
@@ -51,24 +64,25 @@ read_header(TupleTableSlot *slot, KdbRowVersion *version)
 	if (invalid || !TransactionIdIsValid(version->writer))
 		return false;
 	version->own = TransactionIdIsCurrentTransactionId(version->writer);
-	return version->own || settled ||
-		(!TransactionIdIsInProgress(version->writer) && TransactionIdDidCommit(version->writer));
+	if (version->own || frozen || (committed && change->as_of == NULL))
+		return true;
+	return is_over(change, version->writer) && (committed || TransactionIdDidCommit(version->writer));
 }
 
 static bool
-has_ended(TransactionId ender)
+has_ended(const KdbMergedChange *change, TransactionId ender)
 {
 	return TransactionIdIsValid(ender) &&
 		(TransactionIdIsCurrentTransactionId(ender) ||
-		 (!TransactionIdIsInProgress(ender) && TransactionIdDidCommit(ender)));
+		 (is_over(change, ender) && TransactionIdDidCommit(ender)));
 }
 
 /* May vacuum have removed what this version points to? */
 static bool
-is_removable(const KdbRowVersion *version, TransactionId oldest)
+is_removable(const KdbMergedChange *change, const KdbRowVersion *version, TransactionId oldest)
 {
 	return TransactionIdIsNormal(version->ender) &&
-		TransactionIdPrecedes(version->ender, oldest) && has_ended(version->ender);
+		TransactionIdPrecedes(version->ender, oldest) && has_ended(change, version->ender);
 }
 
 static void
@@ -77,7 +91,7 @@ read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 	KdbMergedChange *change = c->merged;
 	KdbLocalRow row = {0};
 
-	if (!has_ended(version->ender))
+	if (!has_ended(change, version->ender))
 		version->ender = InvalidTransactionId;
 	if (version->own)
 		version->version = c->context->version;
@@ -124,7 +138,7 @@ read_versions(KdbConverge *c)
 	{
 		KdbRowVersion *version = palloc0(sizeof(KdbRowVersion));
 
-		if (!read_header(target->scratch, version) || is_removable(version, oldest))
+		if (!read_header(c->merged, target->scratch, version) || is_removable(c->merged, version, oldest))
 			continue;
 		read_version(c, target->scratch, version);
 		versions = lappend(versions, version);

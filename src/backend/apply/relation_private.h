@@ -223,6 +223,14 @@ extern int	KdbRemoteColumn(KdbApplyRelation *rel, const char *name);
 extern KdbApplyTarget *KdbTargetOpen(Oid relid, LOCKMODE lockmode,
 									 KdbApplyRelation *remote);
 extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
+
+/*
+ * As much of a target as finding a key's row versions and records needs, for a session that only
+ * reads: rel is open, what is built is in the current memory context.  False, and nothing to be
+ * closed, if rows have no key.
+ */
+extern bool KdbTargetOpenToRead(KdbApplyTarget *target, Relation rel);
+extern void KdbTargetCloseRead(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
 extern void KdbTargetsCloseOthers(KdbApplyTarget *target);
 
@@ -401,6 +409,8 @@ extern void KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target,
 								 KdbRemoteRow *row);
 extern void KdbConvergeCopied(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  KdbRemoteRow *row, KdbVersionRecordKind kind, KdbVersion version);
+extern void KdbConvergeCopiedHistory(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row,
+									 bool live, List *contributions, TimestampTz since);
 extern void KdbConvergeDelete(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  TupleTableSlot *old);
 

@@ -236,7 +236,7 @@ build_indexes(KdbApplyTarget *target)
 
 /* Scan keys on the identity index, but for the values. */
 static void
-build_key(KdbApplyTarget *target)
+build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 {
 	Relation	index;
 	oidvector  *opclass;
@@ -249,7 +249,7 @@ build_key(KdbApplyTarget *target)
 	if (!OidIsValid(target->identity_index))
 		return;
 
-	index = index_open(target->identity_index, RowExclusiveLock);
+	index = index_open(target->identity_index, lockmode);
 	datum = SysCacheGetAttr(INDEXRELID, index->rd_indextuple,
 							Anum_pg_index_indclass, &isnull);
 	Assert(!isnull);
@@ -345,7 +345,7 @@ build_target(KdbApplyTarget *target)
 	old = MemoryContextSwitchTo(target->context);
 	build_executor_state(target);
 	build_slots(target);
-	build_key(target);
+	build_key(target, RowExclusiveLock);
 	MemoryContextSwitchTo(target->estate->es_query_cxt);
 	build_indexes(target);
 	MemoryContextSwitchTo(target->context);
@@ -494,6 +494,41 @@ KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
 	if (target->fires)
 		(void) KdbLaneSettle(); /* triggers may read what earlier transactions write */
 	return target;
+}
+
+/* See relation_private.h. */
+bool
+KdbTargetOpenToRead(KdbApplyTarget *target, Relation rel)
+{
+	memset(target, 0, sizeof(KdbApplyTarget));
+	target->relid = RelationGetRelid(rel);
+	target->rel = rel;
+	target->context = CurrentMemoryContext;
+	build_slots(target);
+	build_key(target, AccessShareLock);
+	if (!OidIsValid(target->identity_index))
+		return false;
+	KdbTargetBuildMerged(target);
+	target->relinfo = makeNode(ResultRelInfo);
+	target->relinfo->ri_IndexRelationDescs = palloc_array(Relation, 1);
+	target->relinfo->ri_IndexRelationDescs[0] = index_open(target->identity_index, AccessShareLock);
+	target->nindexes = 1;
+	target->index_oids = palloc_array(Oid, 1);
+	target->index_oids[0] = target->identity_index;
+	target->left_out = palloc0_array(KdbLeftOut *, 1);
+	target->lacks_before = palloc_array(TransactionId, 1);
+	target->lacks_before[0] = KdbIndexLacksBefore(target->relinfo->ri_IndexRelationDescs[0]);
+	target->lacks_tuples = TransactionIdIsValid(target->lacks_before[0]);
+	target->indexes_open = true;
+	return true;
+}
+
+/* See relation_private.h. */
+void
+KdbTargetCloseRead(KdbApplyTarget *target)
+{
+	ExecClearTuple(target->scratch);
+	index_close(target->relinfo->ri_IndexRelationDescs[0], NoLock);
 }
 
 /* See relation_private.h. */

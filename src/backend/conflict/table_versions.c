@@ -292,6 +292,12 @@ list_heap(Listing *listing)
 
 /* ---- records ---- */
 
+static Oid
+type_of_column(const Listing *listing, AttrNumber attnum)
+{
+	return TupleDescAttr(RelationGetDescr(listing->rel), attnum - 1)->atttypid;
+}
+
 /* The columns of an index that claims can be sent of: plain ones. */
 static bool
 add_claimed(Listing *listing, Line *line, Oid index, const KdbRecordedKey *claimed)
@@ -308,7 +314,8 @@ add_claimed(Listing *listing, Line *line, Oid index, const KdbRecordedKey *claim
 	}
 	form = (Form_pg_index) GETSTRUCT(tuple);
 	for (int i = 0; ok && i < form->indnkeyatts && i < claimed->n; i++)
-		ok = form->indkey.values[i] > 0;
+		ok = form->indkey.values[i] > 0 &&
+			KdbRecordedValueFits(claimed, i, type_of_column(listing, form->indkey.values[i]));
 	for (int i = 0; ok && i < form->indnkeyatts && i < claimed->n; i++)
 	{
 		bool		is_key = false;
@@ -322,6 +329,19 @@ add_claimed(Listing *listing, Line *line, Oid index, const KdbRecordedKey *claim
 	return ok;
 }
 
+/* False if a column has got another type since. */
+static bool
+add_key(Listing *listing, Line *line, const KdbRecordedKey *key)
+{
+	for (int i = 0; i < key->n; i++)
+	{
+		if (!KdbRecordedValueFits(key, i, type_of_column(listing, listing->keys[i])))
+			return false;
+		add_column(listing, line, listing->keys[i], key->values[i], key->isnull[i]);
+	}
+	return true;
+}
+
 static void
 list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key,
 			Oid index, const KdbRecordedKey *claimed)
@@ -330,14 +350,15 @@ list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 	MemoryContext old = MemoryContextSwitchTo(listing->context);
 	Line	   *line = palloc0(sizeof(Line));
 
-	for (int i = 0; i < key->n; i++)
-		add_column(listing, line, listing->keys[i], key->values[i], key->isnull[i]);
-	if (record->kind == KDB_RECORD_TRUTH)
-		put_line(listing, 't', record->version, line);
-	else if (record->kind == KDB_RECORD_DEAD)
-		put_line(listing, 'd', record->version, line);
-	else if (record->kind == KDB_RECORD_CLAIM && claimed && add_claimed(listing, line, index, claimed))
-		put_line(listing, 'c', record->version, line);
+	if (add_key(listing, line, key))
+	{
+		if (record->kind == KDB_RECORD_TRUTH)
+			put_line(listing, 't', record->version, line);
+		else if (record->kind == KDB_RECORD_DEAD)
+			put_line(listing, 'd', record->version, line);
+		else if (record->kind == KDB_RECORD_CLAIM && claimed && add_claimed(listing, line, index, claimed))
+			put_line(listing, 'c', record->version, line);
+	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(listing->context);
 }

@@ -6,7 +6,9 @@
  * them by the types' own hash functions, so that equal keys have equal hashes
  * whatever their images are (1.0 and 1.00).  Found by the hash, compared by the
  * types' equality.  The hash covers types and collations: a column that
- * changes its type has no records any more, as its values are others.
+ * changes its type has no records any more, as its values are others.  Where records
+ * are not found by the hash of their key (claims of its values, and all of a table) the stored values
+ * must at least have the form of such a type.
  *
  * WHO SEES THEM.  They are looked for with a dirty snapshot, and a transaction in
  * progress that has added one is waited for: it is another worker that deletes
@@ -163,6 +165,29 @@ image_of(const KdbRecordedKey *key)
 	return result;
 }
 
+/* Is this the image of a stored value of that type, as far as one can tell? */
+static bool
+has_form(const char *image, Oid type)
+{
+	int			length;
+	int16		typlen;
+	bool		byval;
+	uint32		header;
+
+	memcpy(&length, image, sizeof(length));
+	get_typlenbyval(type, &typlen, &byval);
+	if (length == -2)
+		return true;			/* NULL */
+	if (byval || length < 0)
+		return byval && length == -1;
+	if (typlen != -1)
+		return typlen == -2 || length == typlen;
+	if (length < VARHDRSZ)
+		return false;
+	memcpy(&header, image + sizeof(length), sizeof(header));
+	return VARATT_IS_4B_U(&header) && VARSIZE_4B(&header) == (Size) length;
+}
+
 static bool
 same_value(const KdbRecordedKey *key, int i, Datum stored)
 {
@@ -196,7 +221,7 @@ same_key(const KdbRecordedKey *key, Datum image)
 		bool		isnull;
 		Datum		value;
 
-		if (p >= copy + size)
+		if (p >= copy + size || !has_form(p, key->types[i]))
 			return false;
 		value = datumRestore(&p, &isnull);
 		if (isnull != key->isnull[i])
@@ -455,9 +480,17 @@ values_of(Datum image, int n, KdbRecordedKey *key)
 	memset(key, 0, sizeof(KdbRecordedKey));
 	while (key->n < n && p < end)
 	{
+		key->images[key->n] = p;
 		key->values[key->n] = datumRestore(&p, &key->isnull[key->n]);
 		key->n++;
 	}
+}
+
+/* See version_record.h. */
+bool
+KdbRecordedValueFits(const KdbRecordedKey *key, int i, Oid type)
+{
+	return key->images[i] != NULL && has_form(key->images[i], type);
 }
 
 /* See version_record.h. */
@@ -481,11 +514,11 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 
 		read_record(slot, &record);
 		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
-			record.kind == KDB_RECORD_REWRITTEN ||
-			record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
+			record.kind == KDB_RECORD_REWRITTEN)
 			continue;
 		values_of(column(slot, REC_KEY), nkeys, &key);
 		image = slot_getattr(slot, REC_CLAIMED + 1, &no_claim);
+		no_claim |= record.kind != KDB_RECORD_CLAIM;
 		if (!no_claim)
 			values_of(image, INDEX_MAX_KEYS, &claimed);
 		callback(arg, &record, &key, DatumGetObjectId(column(slot, REC_INDEX)),

@@ -14,6 +14,9 @@
  * unique column has superseded; its key is alive then, at that version or a later one, which
  * has to be known before.
  *
+ * MERGED COLUMNS.  Of the same rows the publisher also says what their merged columns consist
+ * of (apply/merged_listed.c there), as a copied row is one value.
+ *
  * FLOORS.  This node may have streams of others that began before the copy.  Their
  * changes until the horizon have been applied by the publisher, so what they have done
  * is in the copy, or has been superseded and forgotten there; they must not be
@@ -36,6 +39,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
+#include "miscadmin.h"
 #include "replication/walreceiver.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -58,6 +62,19 @@ enum
 	NAMES,
 	VALUES,
 	NCOLUMNS
+};
+
+/* Of the histories of merged columns. */
+enum
+{
+	HISTORY_KEY,
+	HISTORY_LIVE,
+	HISTORY_NAMES,
+	HISTORY_VALUES,
+	HISTORY_TIME,
+	HISTORY_NODE,
+	HISTORY_CONTRIBUTED,
+	HISTORY_COLUMNS
 };
 
 /* The publisher's horizon, held there; 0: versions are not asked for. */
@@ -170,6 +187,67 @@ apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
 	return newest;
 }
 
+static bool
+same_history(char **row, char **other)
+{
+	return strcmp(row[HISTORY_KEY], other[HISTORY_KEY]) == 0;
+}
+
+static KdbCopiedContribution *
+read_contribution(char **row)
+{
+	KdbCopiedContribution *contribution = palloc(sizeof(KdbCopiedContribution));
+
+	contribution->time = strtoll(row[HISTORY_TIME], NULL, 10);
+	contribution->node = strtou64(row[HISTORY_NODE], NULL, 10);
+	contribution->fields = strings_of(row[HISTORY_CONTRIBUTED], &contribution->nfields);
+	return contribution;
+}
+
+/* The history that begins with row number i; returns the number of the next one. */
+static int
+apply_history(const KdbRemoteTable *table, List *rows, int i, TimestampTz *newest)
+{
+	char	  **first = list_nth(rows, i);
+	KdbCopiedVersion key = {0};
+	List	   *contributions = NIL;
+	int			nvalues;
+
+	key.names = strings_of(first[HISTORY_NAMES], &key.ncolumns);
+	key.values = strings_of(first[HISTORY_VALUES], &nvalues);
+	if (nvalues != key.ncolumns)
+		elog(ERROR, "publisher sent a key of %d columns with %d values", key.ncolumns, nvalues);
+	for (; i < list_length(rows) && same_history(first, list_nth(rows, i)); i++)
+	{
+		KdbCopiedContribution *contribution = read_contribution(list_nth(rows, i));
+
+		*newest = Max(*newest, contribution->time);
+		contributions = lappend(contributions, contribution);
+	}
+	KdbApplyCopiedHistory(table->columns, &key, first[HISTORY_LIVE][0] == 't', contributions, held);
+	return i;
+}
+
+static TimestampTz
+apply_histories(const KdbRemoteTable *table, List *rows)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB copied history",
+												  ALLOCSET_SMALL_SIZES);
+	TimestampTz newest = 0;
+
+	for (int i = 0; i < list_length(rows);)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		CHECK_FOR_INTERRUPTS();
+		i = apply_history(table, rows, i, &newest);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
+	}
+	MemoryContextDelete(context);
+	return newest;
+}
+
 /* See sync_private.h. */
 void
 KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
@@ -177,7 +255,10 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 	KdbPublisher publisher;
 	MemoryContext context;
 	MemoryContext old;
+	TimestampTz newest;
+	TimestampTz contributed;
 	List	   *rows;
+	List	   *histories;
 
 	if (held == 0)
 		return;
@@ -190,6 +271,11 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 								   " ORDER BY kind OPERATOR(pg_catalog.=) 't' DESC",
 								   table->relid, (long long) held),
 						  NCOLUMNS, "versions of rows");
+	histories = KdbStreamQuery(LogRepWorkerWalRcvConn,
+							   psprintf("SELECT key, live, columns, \"values\", \"time\", node, contributed"
+										" FROM krahodb.merged_history(%u, %lld)",
+										table->relid, (long long) held),
+							   HISTORY_COLUMNS, "histories of merged columns");
 	(void) KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT krahodb.release_horizon()", 1,
 						  "the retention horizon");
 
@@ -197,7 +283,9 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
 	KdbRememberOriginNode(replorigin_session_origin, publisher.node);
 	KdbApplyCopyBegin(table->relid, table->nspname, table->relname, table->columns);
-	KdbClockBeforeApply(apply_versions(table, rel, rows));
+	newest = apply_versions(table, rel, rows);
+	contributed = apply_histories(table, histories);
+	KdbClockBeforeApply(Max(newest, contributed));
 	KdbApplyCopyEnd();
 	KdbClockReached();
 	MemoryContextSwitchTo(old);

@@ -202,6 +202,22 @@ typedef struct KdbCopiedVersion
 extern void KdbApplyCopiedVersion(List *columns, const KdbCopiedVersion *version);
 
 /*
+ * Likewise, what has been contributed to the merged columns of a key there: fields are four
+ * for each column, its name, how it is merged, kind of the contribution, and value (text, or
+ * NULL).  since: the publisher's horizon.
+ */
+typedef struct KdbCopiedContribution
+{
+	TimestampTz time;
+	uint64		node;
+	int			nfields;
+	char	  **fields;
+} KdbCopiedContribution;
+
+extern void KdbApplyCopiedHistory(List *columns, const KdbCopiedVersion *key, bool live,
+								  List *contributions, TimestampTz since);
+
+/*
  * The time that rows of an initial copy show: as old as can be, since any change that is
  * still in flight must win against what has no true version.  (0 means "none".)
  * Another one for each copy, because true versions are recorded for what is shown.

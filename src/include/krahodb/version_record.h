@@ -23,6 +23,7 @@
  *	SEALED	what transactions of the versions in its image have contributed to the
  *			merged columns of the key is in MERGED records of the transaction of
  *			version "shown" as well, and these count instead
+ *			(an initial copy has such records of the keys that it brings)
  *
  * Records are only added.  Of several that apply the greatest version counts, as
  * versions of a key only grow.  TRUTH and KILLED apply only while the heap shows
@@ -67,6 +68,7 @@ typedef struct KdbRecordedKey
 	Oid			types[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
 	const ScanKeyData *operators;	/* NULL: the types' equality */
+	const char *images[INDEX_MAX_KEYS];	/* of values that were read from a record, else NULL */
 } KdbRecordedKey;
 
 /* The same for equal keys, whatever their images are. */
@@ -125,7 +127,8 @@ extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snaps
 /*
  * Call back for each record of the table that the active snapshot shows and whose
  * version is later than since: the values of its key and, for a claim, of the index,
- * as they were given.  nkeys: columns of the key.
+ * as they were given.  nkeys: columns of the key.  A column may have got another type since:
+ * see KdbRecordedValueFits.
  */
 typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *record,
 										const KdbRecordedKey *key, Oid index,
@@ -133,6 +136,9 @@ typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *recor
 
 extern void KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 									 KdbTableRecordCallback callback, void *arg);
+
+/* Can value number i of a record's key have been one of that type? */
+extern bool KdbRecordedValueFits(const KdbRecordedKey *key, int i, Oid type);
 
 /* Has another key claimed these values of the index at a greater version? */
 extern bool KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
