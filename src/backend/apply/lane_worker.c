@@ -184,18 +184,22 @@ is_change(char type)
 	return type == KDB_WIRE_INSERT || type == KDB_WIRE_UPDATE || type == KDB_WIRE_DELETE;
 }
 
-/* Apply it up to its end; it is committed when this returns, unless it was empty. */
+/*
+ * Apply it up to its end; it is committed when this returns, unless it was empty.  Once it
+ * is, its entry and its bytes are the leader's again, and may be another one's.
+ */
 static void
 apply(const KdbLaneTransaction *transaction, bool first)
 {
 	size_t		position;
+	size_t		end = transaction->length;
 	uint32		changes = 0;
 
 	learn_relations(transaction->relations);
 	copy_bytes(transaction);
 	KdbApplySeenSet((const KdbSeenEntry *) copy, transaction->nseen);
 	position = transaction->nseen * sizeof(KdbSeenEntry);
-	while (position < transaction->length)
+	while (position < end)
 	{
 		const char *message = copy + position + sizeof(uint32);
 		uint32		len;

@@ -292,6 +292,28 @@ on_subscriber('SELECT pg_terminate_backend(pid) FROM krahodb.lanes WHERE lane = 
 each_transaction(map { "UPDATE item SET n = n + 1 WHERE id = 1 + $_ % 40" } 1 .. 100);
 check_equal('a lane was ended');
 
+# ---- a lane that is late -----------------------------------------------------------------------
+
+# It has committed, and is held up before it takes the next one, until its entry in the table
+# of transactions is another one's, of more bytes.
+have_lanes(3);
+$log = -s $subscriber->logfile;
+arm_fault($subscriber, 'apply_after_commit=wait');
+reload_settings($subscriber);
+on_publisher("INSERT INTO event VALUES (1, 'late')");
+$subscriber->wait_for_log(qr/fault point "apply_after_commit" reached: wait/, $log);
+my $late = lanes('string_agg(pid::text, \',\') FILTER (WHERE remote_xid IS NOT NULL)');
+kill('STOP', $late) or die "cannot stop process $late";
+disarm_fault($subscriber);
+reload_settings($subscriber);
+on_publisher(join '', map { "INSERT INTO event VALUES ($_, repeat('wide', 100));\n" } 1 .. 1100);
+check_equal('a lane that is late', 'event');
+kill('CONT', $late);
+wait_for("SELECT count(*) = 0 FROM krahodb.lanes WHERE pid = $late AND remote_xid IS NOT NULL", 'lane that goes on');
+have_lanes(3);
+is(lanes("count(*) FILTER (WHERE pid = $late)"), '1', '... is still there');
+unlike(slurp_file($subscriber->logfile, $log), qr/ERROR/, '... and has made no error');
+
 # ---- crashes ----------------------------------------------------------------------------------
 
 my $workload = join '', map {
