@@ -223,6 +223,23 @@ $session->query_safe('COMMIT');
 $session->quit;
 check_equal('a unique value that an earlier transaction frees');
 
+# ---- numbers that are drawn here ------------------------------------------------------------
+
+# Who reads here by the numbers of a sequence expects them in the order of commits.
+on_subscriber('ALTER TABLE event ADD COLUMN here bigserial');
+have_lanes(2);
+$session = hold('UPDATE item SET t = NULL WHERE id = 301');
+each_transaction(
+	"BEGIN; UPDATE item SET n = 2 WHERE id = 301; INSERT INTO event VALUES (1, 'drawn'), (2, 'drawn'); COMMIT",
+	"INSERT INTO event VALUES (3, 'drawn')");
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state LIKE 'waiting%'", 'lane that waits');
+$session->query_safe('COMMIT');
+$session->quit;
+$publisher->wait_for_catchup('sub');
+is(on_subscriber("SELECT string_agg(id::text, ',' ORDER BY here) FROM event WHERE what = 'drawn'"), '1,2,3',
+	'numbers of a sequence here come in the order of the transactions');
+on_subscriber('ALTER TABLE event DROP COLUMN here');
+
 # ---- how many lanes work --------------------------------------------------------------------
 
 # As often as can be, another number of them.
