@@ -431,6 +431,23 @@ lane_loop(void)
 	}
 }
 
+/* The leader may end meanwhile, and have us cancelled: that is no error. */
+static void
+become_lane(void)
+{
+	PG_TRY();
+	{
+		KdbBecomeLane(&KdbMyLaneGroup->identity);
+	}
+	PG_CATCH();
+	{
+		if (pg_atomic_read_u32(&KdbMyLaneGroup->stopping))
+			proc_exit(0);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
 /* Entry function; main_arg is the index of the slot, bgw_extra the segment's handle. */
 void
 KdbLaneMain(Datum main_arg)
@@ -438,7 +455,7 @@ KdbLaneMain(Datum main_arg)
 	KdbLaneSlot *slot = attach(DatumGetInt32(main_arg));
 	ErrorContextCallback callback;
 
-	KdbBecomeLane(&KdbMyLaneGroup->identity);
+	become_lane();
 	KdbLaneTurnInit(slot);
 	callback.callback = KdbApplyErrorCallback;
 	callback.arg = NULL;

@@ -400,7 +400,23 @@ on_subscriber('ALTER SUBSCRIPTION sub SET (apply_workers = 1)');
 on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
 check_equal('without lanes again');
 is(lanes('count(*)'), '0', '... there are none');
+
+# Lanes that are about to begin, and wait for what DROP SUBSCRIPTION locks.
+my $worker = "FROM pg_stat_activity WHERE backend_type = 'logical replication worker'";
+my $old = on_subscriber("SELECT pid $worker");
 on_subscriber('ALTER SUBSCRIPTION sub SET (apply_workers = 2)');
+wait_for("SELECT count(*) = 1 $worker AND pid <> $old AND wait_event = 'LogicalApplyMain'", 'worker with the new setting');
+$log = -s $subscriber->logfile;
+$session = hold('LOCK TABLE pg_subscription');
+on_publisher("INSERT INTO event VALUES (1, 'first')");
+wait_for("SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'logical replication lane' AND wait_event_type = 'Lock'",
+	'lanes that begin');
+on_subscriber("SELECT pg_terminate_backend(pid) $worker");
+wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'logical replication lane'", 'end of the lanes');
+$session->query_safe('COMMIT');
+$session->quit;
+check_equal('lanes were ended when they were about to begin');
+unlike(slurp_file($subscriber->logfile, $log), qr/canceling statement/, '... without a message');
 have_lanes(2);
 on_subscriber('DROP SUBSCRIPTION sub');
 # (a worker is still shown for a moment when its place is free)
