@@ -302,6 +302,25 @@ on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = false)');
 on_publisher('UPDATE item SET n = 3 WHERE id = 2');
 check_equal('after SKIP');
 
+# A conflict that is resolved by an error is found by a lane, but is the worker's: it is tried
+# and counted once.
+on_publisher('INSERT INTO item (id, n) VALUES (310, 1)');
+$publisher->wait_for_catchup('sub');
+on_subscriber("DELETE FROM item WHERE id = 310; ALTER TABLE item SET (krahodb.conflict_resolution = 'error')");
+on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = true)');
+have_lanes(2);
+$log = -s $subscriber->logfile;
+on_publisher('UPDATE item SET n = 2 WHERE id = 310');
+wait_for("SELECT NOT subenabled FROM pg_subscription WHERE subname = 'sub'", 'subscription that disables itself');
+is(on_subscriber('SELECT sum(errors) FROM krahodb.conflict_stats'), '1', 'a conflict that is an error is one');
+like(slurp_file($subscriber->logfile, $log), qr/will restart and apply the next transaction without lanes/, '... found by a lane');
+unlike(slurp_file($subscriber->logfile, $log), qr/tries again/, '... and not tried again');
+on_subscriber('ALTER TABLE item RESET (krahodb.conflict_resolution)');
+on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = false)');
+on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
+on_publisher('DELETE FROM item WHERE id = 310');
+check_equal('after a conflict');
+
 # ---- a lane that is ended --------------------------------------------------------------------
 
 have_lanes(2);
