@@ -102,6 +102,12 @@ is(on_subscriber("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'lo
 	'3', '... as processes');
 is(on_subscriber("SELECT count(*) FROM pg_stat_subscription WHERE subname = 'sub'"), '1', '... but one worker');
 
+# The origin is in use though nothing is applied.
+wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'logical replication worker' AND wait_event = 'LogicalApplyMain'",
+	'worker that waits');
+my ($status, $out, $error) = $subscriber->psql('postgres', "SELECT pg_replication_origin_advance('pg_' || oid, '0/1') FROM pg_subscription");
+like($error, qr/replication origin with ID \d+ is already active/, 'nobody can advance the origin');
+
 # ---- dependencies -----------------------------------------------------------------------
 
 each_transaction(map { "INSERT INTO item VALUES ($_, 0, $_)" } 1 .. 100);
