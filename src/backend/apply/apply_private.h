@@ -323,6 +323,8 @@ extern PGDLLEXPORT void KdbLaneMain(Datum main_arg);
 extern bool KdbLaneSettle(void);
 /* The same, where it is too late to look again: the transaction begins again then. */
 extern void KdbLaneMustBeFirst(void);
+/* A conflict is to be an error, which is the worker's to raise. */
+extern void KdbLaneLeaveError(void);
 extern void KdbLaneBeforeCommit(void);
 extern void KdbCountMerging(bool begin);
 

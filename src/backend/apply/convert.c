@@ -200,7 +200,11 @@ KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 	ExecStoreVirtualTuple(slot);
 }
 
-/* Defaults of columns that the publisher does not have; for a row to insert. */
+/*
+ * Defaults of columns that the publisher does not have; for a row to insert.  Who reads here
+ * by the numbers of a sequence must not find a smaller one behind a greater one: a lane
+ * draws them when all earlier transactions have.
+ */
 void
 KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot)
 {
@@ -208,6 +212,8 @@ KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot)
 
 	if (rel->ndefaults == 0)
 		return;
+	if (rel->ordered_defaults)
+		(void) KdbLaneSettle();
 	econtext = CreateStandaloneExprContext();
 	for (int i = 0; i < rel->ndefaults; i++)
 	{

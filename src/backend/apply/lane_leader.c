@@ -17,8 +17,10 @@
  * applies first.
  *
  * ORIGIN.  While transactions are on their way, whoever commits has the origin
- * (lane_turn.c).  The leader takes it back when it has drained the lanes.  Without it
- * replorigin_session_origin is not set: what the leader commits then is local.
+ * (lane_turn.c).  The leader takes it back when it has drained the lanes, and when it
+ * waits for data and nothing is on its way: so nobody else can drop or advance it, as without
+ * lanes.  Without it replorigin_session_origin is not set: what the leader commits then is
+ * local.
  *
  * RELATIONS are told to the leader's own relation.c and to all lanes.  A table that
  * really changes at the publisher ends all lanes; new ones know it as it is then.
@@ -635,9 +637,10 @@ KdbLeaderLook(void)
 void
 KdbLeaderBeforeWait(void)
 {
-	if (KdbMyLaneGroup)
-	{
-		pg_atomic_write_u64(&KdbMyLaneGroup->leader_waits_for, KdbLeaderBusy() ? appended() : 0);
-		pg_memory_barrier();
-	}
+	if (KdbMyLaneGroup == NULL)
+		return;
+	pg_atomic_write_u64(&KdbMyLaneGroup->leader_waits_for, KdbLeaderBusy() ? appended() : 0);
+	pg_memory_barrier();
+	if (!KdbLeaderBusy())
+		take_origin();
 }

@@ -184,18 +184,22 @@ is_change(char type)
 	return type == KDB_WIRE_INSERT || type == KDB_WIRE_UPDATE || type == KDB_WIRE_DELETE;
 }
 
-/* Apply it up to its end; it is committed when this returns, unless it was empty. */
+/*
+ * Apply it up to its end; it is committed when this returns, unless it was empty.  Once it
+ * is, its entry and its bytes are the leader's again, and may be another one's.
+ */
 static void
 apply(const KdbLaneTransaction *transaction, bool first)
 {
 	size_t		position;
+	size_t		end = transaction->length;
 	uint32		changes = 0;
 
 	learn_relations(transaction->relations);
 	copy_bytes(transaction);
 	KdbApplySeenSet((const KdbSeenEntry *) copy, transaction->nseen);
 	position = transaction->nseen * sizeof(KdbSeenEntry);
-	while (position < transaction->length)
+	while (position < end)
 	{
 		const char *message = copy + position + sizeof(uint32);
 		uint32		len;
@@ -427,6 +431,23 @@ lane_loop(void)
 	}
 }
 
+/* The leader may end meanwhile, and have us cancelled: that is no error. */
+static void
+become_lane(void)
+{
+	PG_TRY();
+	{
+		KdbBecomeLane(&KdbMyLaneGroup->identity);
+	}
+	PG_CATCH();
+	{
+		if (pg_atomic_read_u32(&KdbMyLaneGroup->stopping))
+			proc_exit(0);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+}
+
 /* Entry function; main_arg is the index of the slot, bgw_extra the segment's handle. */
 void
 KdbLaneMain(Datum main_arg)
@@ -434,7 +455,7 @@ KdbLaneMain(Datum main_arg)
 	KdbLaneSlot *slot = attach(DatumGetInt32(main_arg));
 	ErrorContextCallback callback;
 
-	KdbBecomeLane(&KdbMyLaneGroup->identity);
+	become_lane();
 	KdbLaneTurnInit(slot);
 	callback.callback = KdbApplyErrorCallback;
 	callback.arg = NULL;

@@ -332,6 +332,7 @@ prepare_defaults(KdbApplyRelation *rel)
 			continue;
 		expr = expression_planner(expr);
 		rel->volatile_defaults |= contain_volatile_functions_not_nextval((Node *) expr);
+		rel->ordered_defaults |= contain_volatile_functions((Node *) expr);
 		rel->domains |= KdbConvertsToDomain((Node *) expr);
 		rel->default_attnums[rel->ndefaults] = i;
 		rel->default_exprs[rel->ndefaults++] = ExecInitExpr(expr, NULL);
@@ -351,6 +352,7 @@ build_local(KdbApplyRelation *rel)
 	rel->partitioned = rel->rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE;
 	rel->ndefaults = 0;
 	rel->volatile_defaults = false;
+	rel->ordered_defaults = false;
 	rel->domains = false;
 	map_columns(rel);
 	prepare_defaults(rel);

@@ -190,6 +190,7 @@ struct KdbApplyRelation
 	AttrNumber *default_attnums;	/* 0-based */
 	ExprState **default_exprs;
 	bool		volatile_defaults;	/* some are not fixed, but for nextval */
+	bool		ordered_defaults;	/* those, and nextval: they tell who was first */
 	bool		domains;		/* some convert to a domain */
 	TupleDesc	tupdesc;
 	TupleTableSlot *search;		/* virtual, format of the local table */

@@ -79,6 +79,8 @@ report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 	if (decision->conflict == KDB_CONFLICT_NONE)
 		return;
 	KdbLaneMustBeFirst();
+	if (decision->action == KDB_ACTION_ERROR)
+		KdbLaneLeaveError();
 	if (local && local->state != KDB_ROW_ABSENT)
 	{
 		sides[n].slot = local->state == KDB_ROW_LIVE ? change->target->local : NULL;

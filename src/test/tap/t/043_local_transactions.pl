@@ -66,11 +66,12 @@ my $local_pid = execute($local, 'SELECT pg_backend_pid()') + 0;
 
 # ---- waiting ----------------------------------------------------------------------
 
+# Or one of its lanes.
 sub worker_waits
 {
 	$subscriber->poll_query_until('postgres',
-		"SELECT count(*) = 1 FROM pg_stat_activity JOIN pg_stat_subscription USING (pid)
-		 WHERE subname = 'sub' AND wait_event_type = 'Lock'")
+		"SELECT count(*) = 1 FROM pg_stat_activity
+		 WHERE backend_type IN ('logical replication worker', 'logical replication lane') AND wait_event_type = 'Lock'")
 	  or die 'the worker does not wait for a lock';
 	return;
 }
@@ -158,6 +159,8 @@ is( meet(9, "UPDATE tab SET t = 'ours' WHERE id = 9",
 # The worker has changed row 11 and is about to change row 10, which a local
 # transaction has changed that waits for row 11.  That one does not look for
 # deadlocks, so the worker finds it and gives way.
+my $lanes = ($ENV{KDB_TEST_APPLY_WORKERS} || 1) > 1;
+
 sub check_deadlock
 {
 	my ($name) = @_;
@@ -176,7 +179,9 @@ sub check_deadlock
 	  or die 'the local transaction does not wait';
 	disarm_fault($subscriber);
 	reload_settings($subscriber);
-	$subscriber->wait_for_log(qr/tries again .*: deadlock detected/, $logstart);
+	# A lane repeats without a word what may not have been at its turn.
+	$subscriber->wait_for_log(qr/tries again .*: deadlock detected/, $logstart)
+	  if !$lanes;
 	finish_sql($local);
 	execute($local, 'COMMIT');
 	$publisher->wait_for_catchup('sub');
@@ -191,8 +196,13 @@ $subscriber->safe_psql('postgres',
 	'ALTER SUBSCRIPTION sub SET (conflict_resolution = apply_remote)');
 check_deadlock('deadlock');
 is(row(10) . ' ' . row(11), 'deadlock deadlock', '... and the transaction is applied');
-check_deadlock('another deadlock');
-is(row(10) . ' ' . row(11), 'another deadlock another deadlock', '... each time');
+
+# Lanes are not new processes then, and go on counting how often they were at the fault point.
+if (!$lanes)
+{
+	check_deadlock('another deadlock');
+	is(row(10) . ' ' . row(11), 'another deadlock another deadlock', '... each time');
+}
 
 $local->{in} .= "\\q\n";
 $local->{run}->finish;

@@ -23,12 +23,14 @@ my $third = $mesh->node(3);
 
 sub fetched { return $third->safe_psql('postgres', 'SELECT fetched FROM krahodb.fetch_stats'); }
 
+# The worker of the subscription or, with lanes, one of them.
 sub wait_for_event
 {
 	my ($subscription, $event) = @_;
 
 	$third->poll_query_until('postgres',
-		"SELECT wait_event_type = '$event' FROM pg_stat_activity JOIN pg_stat_subscription USING (pid) WHERE subname = '$subscription' AND backend_xmin IS NOT NULL")
+		"SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event_type = '$event' AND backend_xmin IS NOT NULL AND pid IN
+			(SELECT pid FROM pg_stat_subscription WHERE subname = '$subscription' UNION SELECT pid FROM krahodb.lanes WHERE subscription = '$subscription')")
 	  or die "$subscription does not wait";
 	return;
 }

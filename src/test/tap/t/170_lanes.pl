@@ -102,6 +102,12 @@ is(on_subscriber("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'lo
 	'3', '... as processes');
 is(on_subscriber("SELECT count(*) FROM pg_stat_subscription WHERE subname = 'sub'"), '1', '... but one worker');
 
+# The origin is in use though nothing is applied.
+wait_for("SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'logical replication worker' AND wait_event = 'LogicalApplyMain'",
+	'worker that waits');
+my ($status, $out, $error) = $subscriber->psql('postgres', "SELECT pg_replication_origin_advance('pg_' || oid, '0/1') FROM pg_subscription");
+like($error, qr/replication origin with ID \d+ is already active/, 'nobody can advance the origin');
+
 # ---- dependencies -----------------------------------------------------------------------
 
 each_transaction(map { "INSERT INTO item VALUES ($_, 0, $_)" } 1 .. 100);
@@ -223,6 +229,23 @@ $session->query_safe('COMMIT');
 $session->quit;
 check_equal('a unique value that an earlier transaction frees');
 
+# ---- numbers that are drawn here ------------------------------------------------------------
+
+# Who reads here by the numbers of a sequence expects them in the order of commits.
+on_subscriber('ALTER TABLE event ADD COLUMN here bigserial');
+have_lanes(2);
+$session = hold('UPDATE item SET t = NULL WHERE id = 301');
+each_transaction(
+	"BEGIN; UPDATE item SET n = 2 WHERE id = 301; INSERT INTO event VALUES (1, 'drawn'), (2, 'drawn'); COMMIT",
+	"INSERT INTO event VALUES (3, 'drawn')");
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state LIKE 'waiting%'", 'lane that waits');
+$session->query_safe('COMMIT');
+$session->quit;
+$publisher->wait_for_catchup('sub');
+is(on_subscriber("SELECT string_agg(id::text, ',' ORDER BY here) FROM event WHERE what = 'drawn'"), '1,2,3',
+	'numbers of a sequence here come in the order of the transactions');
+on_subscriber('ALTER TABLE event DROP COLUMN here');
+
 # ---- how many lanes work --------------------------------------------------------------------
 
 # As often as can be, another number of them.
@@ -285,12 +308,53 @@ on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = false)');
 on_publisher('UPDATE item SET n = 3 WHERE id = 2');
 check_equal('after SKIP');
 
+# A conflict that is resolved by an error is found by a lane, but is the worker's: it is tried
+# and counted once.
+on_publisher('INSERT INTO item (id, n) VALUES (310, 1)');
+$publisher->wait_for_catchup('sub');
+on_subscriber("DELETE FROM item WHERE id = 310; ALTER TABLE item SET (krahodb.conflict_resolution = 'error')");
+on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = true)');
+have_lanes(2);
+$log = -s $subscriber->logfile;
+on_publisher('UPDATE item SET n = 2 WHERE id = 310');
+wait_for("SELECT NOT subenabled FROM pg_subscription WHERE subname = 'sub'", 'subscription that disables itself');
+is(on_subscriber('SELECT sum(errors) FROM krahodb.conflict_stats'), '1', 'a conflict that is an error is one');
+like(slurp_file($subscriber->logfile, $log), qr/will restart and apply the next transaction without lanes/, '... found by a lane');
+unlike(slurp_file($subscriber->logfile, $log), qr/tries again/, '... and not tried again');
+on_subscriber('ALTER TABLE item RESET (krahodb.conflict_resolution)');
+on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = false)');
+on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
+on_publisher('DELETE FROM item WHERE id = 310');
+check_equal('after a conflict');
+
 # ---- a lane that is ended --------------------------------------------------------------------
 
 have_lanes(2);
 on_subscriber('SELECT pg_terminate_backend(pid) FROM krahodb.lanes WHERE lane = 1');
 each_transaction(map { "UPDATE item SET n = n + 1 WHERE id = 1 + $_ % 40" } 1 .. 100);
 check_equal('a lane was ended');
+
+# ---- a lane that is late -----------------------------------------------------------------------
+
+# It has committed, and is held up before it takes the next one, until its entry in the table
+# of transactions is another one's, of more bytes.
+have_lanes(3);
+$log = -s $subscriber->logfile;
+arm_fault($subscriber, 'apply_after_commit=wait');
+reload_settings($subscriber);
+on_publisher("INSERT INTO event VALUES (1, 'late')");
+$subscriber->wait_for_log(qr/fault point "apply_after_commit" reached: wait/, $log);
+my $late = lanes('string_agg(pid::text, \',\') FILTER (WHERE remote_xid IS NOT NULL)');
+kill('STOP', $late) or die "cannot stop process $late";
+disarm_fault($subscriber);
+reload_settings($subscriber);
+on_publisher(join '', map { "INSERT INTO event VALUES ($_, repeat('wide', 100));\n" } 1 .. 1100);
+check_equal('a lane that is late', 'event');
+kill('CONT', $late);
+wait_for("SELECT count(*) = 0 FROM krahodb.lanes WHERE pid = $late AND remote_xid IS NOT NULL", 'lane that goes on');
+have_lanes(3);
+is(lanes("count(*) FILTER (WHERE pid = $late)"), '1', '... is still there');
+unlike(slurp_file($subscriber->logfile, $log), qr/ERROR/, '... and has made no error');
 
 # ---- crashes ----------------------------------------------------------------------------------
 
@@ -361,7 +425,23 @@ on_subscriber('ALTER SUBSCRIPTION sub SET (apply_workers = 1)');
 on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
 check_equal('without lanes again');
 is(lanes('count(*)'), '0', '... there are none');
+
+# Lanes that are about to begin, and wait for what DROP SUBSCRIPTION locks.
+my $worker = "FROM pg_stat_activity WHERE backend_type = 'logical replication worker'";
+my $old = on_subscriber("SELECT pid $worker");
 on_subscriber('ALTER SUBSCRIPTION sub SET (apply_workers = 2)');
+wait_for("SELECT count(*) = 1 $worker AND pid <> $old AND wait_event = 'LogicalApplyMain'", 'worker with the new setting');
+$log = -s $subscriber->logfile;
+$session = hold('LOCK TABLE pg_subscription');
+on_publisher("INSERT INTO event VALUES (1, 'first')");
+wait_for("SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'logical replication lane' AND wait_event_type = 'Lock'",
+	'lanes that begin');
+on_subscriber("SELECT pg_terminate_backend(pid) $worker");
+wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'logical replication lane'", 'end of the lanes');
+$session->query_safe('COMMIT');
+$session->quit;
+check_equal('lanes were ended when they were about to begin');
+unlike(slurp_file($subscriber->logfile, $log), qr/canceling statement/, '... without a message');
 have_lanes(2);
 on_subscriber('DROP SUBSCRIPTION sub');
 # (a worker is still shown for a moment when its place is free)
