@@ -109,7 +109,8 @@ AS 'MODULE_PATHNAME', 'krahodb_clock_state';
 CREATE VIEW clock AS SELECT * FROM krahodb.clock_state();
 
 -- Processes that apply beside a subscription's worker (apply_workers).  waits_for is the
--- earliest transaction that a lane waits for, and the lane that has it.
+-- earliest transaction that a lane waits for, and the lane that has it.  For locks of
+-- other sessions see the view.
 CREATE FUNCTION lane_states(
 	OUT subid oid,
 	OUT lane integer,
@@ -130,15 +131,20 @@ CREATE VIEW lanes AS
 		s.subname AS subscription,
 		l.lane,
 		l.pid,
-		l.state,
+		CASE WHEN b.pid IS NOT NULL THEN 'waiting for a lock' ELSE l.state END AS state,
 		l.since,
 		l.remote_xid,
 		l.waits_for_xid,
-		l.waits_for_pid,
+		COALESCE(b.pid, l.waits_for_pid) AS waits_for_pid,
 		l.applied,
 		l.repeated
 	FROM krahodb.lane_states() l
 	JOIN pg_catalog.pg_subscription s ON s.oid = l.subid
+	LEFT JOIN LATERAL (
+		SELECT p AS pid
+		FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) p
+		WHERE l.state = 'applying'
+		LIMIT 1) b ON true
 	ORDER BY s.subname, l.lane;
 
 -- The state that a key has here, for subscribers that have to fetch a row because a
