@@ -439,7 +439,8 @@ CREATE FUNCTION copies(
 	OUT pages_done bigint,
 	OUT pages_kept bigint,
 	OUT rows bigint,
-	OUT bytes bigint)
+	OUT bytes bigint,
+	OUT rows_expected bigint)
 RETURNS SETOF record
 LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_copies';
@@ -458,14 +459,16 @@ CREATE VIEW copy_progress AS
 		k.pages_done,
 		k.pages AS pages_total,
 		k.pages_kept,
-		pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1) AS percent,
+		COALESCE(pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1),
+			LEAST(pg_catalog.round(100.0 * k.rows / k.rows_expected, 1), 99.9)) AS percent,
 		k.rows,
 		k.bytes,
 		pg_catalog.round(k.bytes / NULLIF(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - k.started), 0))::bigint
 			AS bytes_per_second,
 		pg_catalog.clock_timestamp() - k.started AS elapsed,
 		(pg_catalog.clock_timestamp() - k.started) *
-			((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0)) AS remaining
+			COALESCE((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0),
+				GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0)) AS remaining
 	FROM pg_catalog.pg_subscription_rel r
 	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
 	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid
