@@ -10,6 +10,7 @@ CREATE FUNCTION subscription_options(
 	OUT origin text,
 	OUT filter_origins integer[],
 	OUT replication_origin_id integer,
+	OUT compression text,
 	OUT run_as_owner boolean,
 	OUT apply_workers integer,
 	OUT conflict_resolution text,
@@ -34,6 +35,7 @@ CREATE VIEW subscriptions AS
 		o.origin,
 		o.filter_origins,
 		o.replication_origin_id,
+		o.compression,
 		o.run_as_owner,
 		o.apply_workers,
 		o.conflict_resolution,
@@ -107,7 +109,8 @@ AS 'MODULE_PATHNAME', 'krahodb_clock_state';
 CREATE VIEW clock AS SELECT * FROM krahodb.clock_state();
 
 -- Processes that apply beside a subscription's worker (apply_workers).  waits_for is the
--- earliest transaction that a lane waits for, and the lane that has it.
+-- earliest transaction that a lane waits for, and the lane that has it.  For locks of
+-- other sessions see the view.
 CREATE FUNCTION lane_states(
 	OUT subid oid,
 	OUT lane integer,
@@ -128,15 +131,20 @@ CREATE VIEW lanes AS
 		s.subname AS subscription,
 		l.lane,
 		l.pid,
-		l.state,
+		CASE WHEN b.pid IS NOT NULL THEN 'waiting for a lock' ELSE l.state END AS state,
 		l.since,
 		l.remote_xid,
 		l.waits_for_xid,
-		l.waits_for_pid,
+		COALESCE(b.pid, l.waits_for_pid) AS waits_for_pid,
 		l.applied,
 		l.repeated
 	FROM krahodb.lane_states() l
 	JOIN pg_catalog.pg_subscription s ON s.oid = l.subid
+	LEFT JOIN LATERAL (
+		SELECT p AS pid
+		FROM pg_catalog.unnest(pg_catalog.pg_blocking_pids(l.pid)) p
+		WHERE l.state = 'applying'
+		LIMIT 1) b ON true
 	ORDER BY s.subname, l.lane;
 
 -- The state that a key has here, for subscribers that have to fetch a row because a
@@ -447,7 +455,8 @@ CREATE FUNCTION copies(
 	OUT pages_done bigint,
 	OUT pages_kept bigint,
 	OUT rows bigint,
-	OUT bytes bigint)
+	OUT bytes bigint,
+	OUT rows_expected bigint)
 RETURNS SETOF record
 LANGUAGE C STRICT VOLATILE
 AS 'MODULE_PATHNAME', 'krahodb_copies';
@@ -466,14 +475,16 @@ CREATE VIEW copy_progress AS
 		k.pages_done,
 		k.pages AS pages_total,
 		k.pages_kept,
-		pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1) AS percent,
+		COALESCE(pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1),
+			LEAST(pg_catalog.round(100.0 * k.rows / k.rows_expected, 1), 99.9)) AS percent,
 		k.rows,
 		k.bytes,
 		pg_catalog.round(k.bytes / NULLIF(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - k.started), 0))::bigint
 			AS bytes_per_second,
 		pg_catalog.clock_timestamp() - k.started AS elapsed,
 		(pg_catalog.clock_timestamp() - k.started) *
-			((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0)) AS remaining
+			COALESCE((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0),
+				GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0)) AS remaining
 	FROM pg_catalog.pg_subscription_rel r
 	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
 	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid

@@ -30,6 +30,7 @@ typedef enum CopyColumn
 	COPY_PAGES_KEPT,
 	COPY_ROWS,
 	COPY_BYTES,
+	COPY_ROWS_EXPECTED,
 	COPY_COLUMNS
 } CopyColumn;
 
@@ -52,13 +53,15 @@ read_copy(KdbSharedCopy *copy, Datum *values, bool *nulls)
 	values[COPY_PAGES] = Int64GetDatum(copy->pages);
 	values[COPY_PAGES_DONE] = Int64GetDatum(copy->pages_done);
 	values[COPY_PAGES_KEPT] = Int64GetDatum(copy->pages_kept);
+	values[COPY_ROWS_EXPECTED] = Int64GetDatum(copy->rows_expected);
 	SpinLockRelease(&copy->mutex);
 	values[COPY_ROWS] = Int64GetDatum(pg_atomic_read_u64(&copy->rows));
 	values[COPY_BYTES] = Int64GetDatum(pg_atomic_read_u64(&copy->bytes));
 
-	/* of a table that is copied as a whole nobody has asked how large it is */
+	/* one that is copied as a whole is one piece */
 	for (int i = 0; i < COPY_COLUMNS; i++)
 		nulls[i] = !ranges && i >= COPY_RANGES && i <= COPY_PAGES_KEPT;
+	nulls[COPY_ROWS_EXPECTED] = DatumGetInt64(values[COPY_ROWS_EXPECTED]) == 0;
 	return shown;
 }
 

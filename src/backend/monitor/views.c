@@ -38,6 +38,7 @@ typedef enum subscription_column
 	SUB_ORIGIN,
 	SUB_FILTER_ORIGINS,
 	SUB_REPLICATION_ORIGIN_ID,
+	SUB_COMPRESSION,
 	SUB_RUN_AS_OWNER,
 	SUB_APPLY_WORKERS,
 	SUB_CONFLICT_RESOLUTION,
@@ -70,6 +71,7 @@ put_subscription(ReturnSetInfo *rsinfo, Oid subid)
 	values[SUB_ID] = ObjectIdGetDatum(subid);
 	values[SUB_ORIGIN] = CStringGetTextDatum(options->origin == KDB_ORIGIN_NONE ? "none" : "any");
 	values[SUB_FILTER_ORIGINS] = origin_ids_array(options);
+	values[SUB_COMPRESSION] = CStringGetTextDatum(KdbCompressionName(options->compression));
 	values[SUB_RUN_AS_OWNER] = BoolGetDatum(options->run_as_owner);
 	values[SUB_APPLY_WORKERS] = Int32GetDatum(options->apply_workers);
 	values[SUB_CONFLICT_RESOLUTION] = CStringGetTextDatum(KdbResolverName(options->conflict_resolution));

@@ -38,6 +38,14 @@
  * waits until the subscriber takes it: so what is put into the buffer without
  * waiting is less than one frame.
  *
+ * 4. THE WALSENDER IS SEEN TO HAVE CAUGHT UP.  Its loop calls itself "streaming", which is
+ *    what releases commits that wait for a synchronous subscriber, in a turn that finds
+ *    the log decoded and the connection's buffer empty.  The engine has always sent what
+ *    it has decoded by then; a frame that is given out at the end of the log may still be
+ *    in the buffer.  The loop then waits until it is sent, and goes on to wait for more
+ *    of the log without another look, for as long as nobody writes.  So the look is ours,
+ *    whenever the buffer has been flushed.
+ *
  * The position of a frame is the greatest of its messages': all that ended before
  * it has been sent when it has been read.
  *
@@ -118,10 +126,23 @@ put_behind_held_frame(char type, const char *data, size_t len)
 	engine_comm->putmessage_noblock(type, data, len);
 }
 
+/* The walsender's state, if all that it has decoded is sent and there is no more of the log. */
+static void
+note_caught_up(void)
+{
+	XLogRecPtr	position = session->reader->EndRecPtr;
+
+	/* Only this process changes its state and position. */
+	if (MyWalSnd->state == WALSNDSTATE_CATCHUP && MyWalSnd->sentPtr == position &&
+		!engine_comm->is_send_pending() && !is_flushed(position))
+		WalSndSetState(WALSNDSTATE_STREAMING);
+}
+
 static int
 flush_with_held_frame(void)
 {
 	KdbFrame   *frame = held_frame();
+	int			result;
 
 	if (frame != NULL)
 	{
@@ -131,7 +152,10 @@ flush_with_held_frame(void)
 			!KDB_FAULT_SKIPS("output_hold"))
 			give_out(frame);
 	}
-	return engine_comm->flush_if_writable();
+	result = engine_comm->flush_if_writable();
+	if (result == 0 && session != NULL && held_frame() == NULL)
+		note_caught_up();
+	return result;
 }
 
 static int

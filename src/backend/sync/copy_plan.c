@@ -72,6 +72,7 @@ fetch_leaves(const KdbRemoteTable *table)
 						   " pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::pg_catalog.int8,"
 						   " c.relkind = 'r' AND a.amname = 'heap'"
 						   " AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
+						   " AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')"
 						   " AND NOT pg_catalog.row_security_active(c.oid)");
 	appendStringInfo(&query, " AND NOT pg_catalog.row_security_active(%u::pg_catalog.oid)", table->relid);
 	appendStringInfoString(&query,

@@ -178,6 +178,7 @@ KdbCopyAnnounce(Oid relid, const KdbCopyJob *job)
 	copy->started = GetCurrentTimestamp();
 	copy->row_time = KdbCopiedRowTime;
 	copy->nworkers = 1;
+	copy->rows_expected = 0;
 	copy->pages = copy->pages_done = copy->pages_kept = 0;
 	copy->nranges = copy->nranges_done = 0;
 	pg_atomic_write_u64(&copy->rows, 0);
@@ -190,6 +191,15 @@ KdbCopyAnnounce(Oid relid, const KdbCopyJob *job)
 	SpinLockRelease(&copy->mutex);
 	announced = copy;
 	KdbCopyReceiveCount(copy);
+}
+
+/* See sync_private.h. */
+void
+KdbCopyExpectRows(uint64 rows)
+{
+	SpinLockAcquire(&announced->mutex);
+	announced->rows_expected = rows;
+	SpinLockRelease(&announced->mutex);
 }
 
 bool

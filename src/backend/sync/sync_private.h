@@ -262,6 +262,12 @@ extern void KdbCopyOneRange(const KdbCopyJob *job, struct KdbSharedCopy *copy, i
 
 /* copy_ranges.c: announce the copy in shared memory; job NULL: as a whole */
 extern void KdbCopyAnnounce(Oid relid, const KdbCopyJob *job);
+
+/* How many rows it will be, for the view; of a copy as a whole. */
+extern void KdbCopyExpectRows(uint64 rows);
+
+/* copy_estimate.c: about how many rows the publisher's table has; 0 if nobody knows */
+extern uint64 KdbCopyEstimateRows(const KdbRemoteTable *table);
 extern void KdbCopyEnd(void);
 
 /* copy_helper.c */

@@ -187,6 +187,7 @@ copy_whole(Relation rel, const KdbRemoteTable *table, bool kept_slot)
 	KdbCopySource source = {.again = kept_slot};
 
 	KdbCopyAnnounce(RelationGetRelid(rel), NULL);
+	KdbCopyExpectRows(KdbCopyEstimateRows(table));
 	(void) KdbSyncCopyRows(rel, table, &source,
 						   kept_slot ? KDB_COPY_MERGE :
 						   KdbSyncExistingRowsResolved() ? KDB_COPY_RESOLVE : KDB_COPY_FAIL);

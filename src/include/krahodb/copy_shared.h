@@ -50,6 +50,7 @@ typedef struct KdbSharedCopy
 	char		snapshot[KDB_COPY_SNAPSHOT_LEN];	/* exported at the publisher */
 	XLogRecPtr	startpos;		/* where the stream will begin */
 	int			nworkers;		/* that copy now, the leader among them */
+	uint64		rows_expected;	/* of a table that is copied as a whole; 0: unknown */
 	uint64		pages;			/* of all ranges */
 	uint64		pages_done;
 	uint64		pages_kept;		/* of them, those that an earlier attempt had copied */

@@ -74,7 +74,7 @@ CREATE SUBSCRIPTION regress_all CONNECTION 'dbname=none' PUBLICATION p
 		  conflict_resolution = FIRST_update_wins, insert_exists = skip, update_origin_differs = apply_remote,
 		  update_exists = keep_local, update_deleted = insert, update_missing = error,
 		  delete_origin_differs = last_update_wins, delete_missing = error,
-		  multiple_unique_conflicts = error, run_as_owner = off, apply_workers = 64, binary = true);
+		  multiple_unique_conflicts = error, run_as_owner = off, apply_workers = 64, compression = ZSTD, binary = true);
 RESET ROLE;
 SELECT * FROM labels();
 SELECT subscription, owner, enabled, origin, filter_origins, run_as_owner, conflict_resolution

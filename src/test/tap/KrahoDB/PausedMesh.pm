@@ -10,7 +10,7 @@ use KrahoDB::Nodes;
 use Test::More;
 
 # Started nodes; %params: names => [names], schema => SQL for each of them, which
-# makes the extension and the publications, publications => their names, with commas,
+# makes the extension and the publications, or a function that returns it for a number, publications => their names, with commas,
 # options => more options of the subscriptions, conf => of the servers.
 sub new
 {
@@ -18,7 +18,10 @@ sub new
 	my $self = bless { streams => [] }, $class;
 
 	$self->{nodes} = [ map { krahodb_node($_, conf => $params{conf}) } @{ $params{names} } ];
-	$_->safe_psql('postgres', $params{schema}) foreach $self->nodes;
+	foreach my $number (1 .. $self->nodes)
+	{
+		$self->on($number => ref $params{schema} ? $params{schema}->($number) : $params{schema});
+	}
 	foreach my $node ($self->nodes)
 	{
 		foreach my $from (grep { $_ != $node } $self->nodes)

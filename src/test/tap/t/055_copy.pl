@@ -463,6 +463,27 @@ check_copy('keyed', 'the rate limit was lifted while the copy ran');
 is($sub->safe_psql('postgres', 'SELECT count(*) FROM krahodb.copy_progress'), '0', 'nothing is copied any more');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
 
+# A copy as a whole counts rows, of those that statistics or a look at some pages tell of.
+$sub->append_conf('postgresql.conf', 'krahodb.copy_workers_per_table = 0');
+foreach my $statistics ('SELECT', 'ANALYZE keyed')
+{
+	my $rows = $pub->safe_psql('postgres', "$statistics; SELECT count(*) FROM keyed");
+
+	$sub->adjust_conf('postgresql.conf', 'krahodb.copy_rate_limit', '200kB');
+	reload_settings($sub);
+	$sub->safe_psql('postgres', 'TRUNCATE keyed');
+	subscribe('keyed');
+	ok($sub->poll_query_until('postgres', qq{SELECT count(*) = 1 FROM krahodb.copy_progress
+		WHERE ranges_total IS NULL AND percent BETWEEN 10 AND 90 AND remaining > '0 s' AND rows / percent * 100 / $rows BETWEEN 0.9 AND 1.1}),
+		"progress of a copy as a whole, $statistics");
+	$sub->adjust_conf('postgresql.conf', 'krahodb.copy_rate_limit', '0');
+	reload_settings($sub);
+	check_copy('keyed', 'as a whole');
+	$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+}
+$sub->adjust_conf('postgresql.conf', 'krahodb.copy_workers_per_table', '3');
+reload_settings($sub);
+
 # ---- stock publisher ------------------------------------------------------------------
 
 my $stock = stock_node('stock');

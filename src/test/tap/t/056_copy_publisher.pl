@@ -134,6 +134,19 @@ is($sub->safe_psql('postgres', 'SELECT count(*), count(*) FILTER (WHERE id % 2 =
 	'9999|9999', 'policies of a partitioned table hold for its partitions');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION guarded');
 
+# May read the partitions, but not say their names.
+$pub->safe_psql(
+	'postgres', q{
+	CREATE SCHEMA hidden;
+	ALTER TABLE granted_1 SET SCHEMA hidden;
+	GRANT SELECT ON granted_0, hidden.granted_1, granted_2, granted_3 TO reader});
+$sub->safe_psql('postgres', 'TRUNCATE granted');
+subscribe('granted', 'reader');
+wait_ready();
+is_equal_on([ $pub, $sub ], "$rows FROM granted", 'a partition in a schema without USAGE');
+is(in_ranges(), 0, 'as a whole');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION granted');
+
 # ---- sessions that idle -----------------------------------------------------------------
 
 # The worker's session at the publisher holds the snapshot and has nothing to do while it

@@ -186,6 +186,9 @@ wait_for(<<'EOF', 'lane that waits for the one that touched its key');
 SELECT count(*) = 1 FROM krahodb.lanes l JOIN pg_locks k ON k.pid = l.waits_for_pid AND NOT k.granted
 WHERE l.state = 'waiting for an earlier transaction'
 EOF
+is( on_subscriber("SELECT count(*) FROM krahodb.lanes WHERE state = 'waiting for a lock' AND waits_for_pid = "
+		  . $session->query_safe('SELECT pg_backend_pid()')),
+	'1', 'the view says who has the lock');
 $session->query_safe('COMMIT');
 $session->quit;
 check_equal('transactions on one key');
