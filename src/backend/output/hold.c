@@ -22,10 +22,6 @@
  *	  function, and look whether the log goes on behind the record.
  *	When the log grows just behind our look, whoever flushed it wakes the walsender,
  *	so it decodes on and comes here again.
- *    The second gives out what may not fit into the connection at once.  The engine's plugins
- *    have no such output: they wait at each write.  So the loop, which takes a walsender for
- *    caught up only when it has nothing to send, goes on to the wait for WAL, and would leave
- *    it in the state "catchup" until more is written.  The state is set before that wait.
  *
  * 3. THE WAIT IS SHORT.  The frame is given out when it is full, when HOLD_LOG bytes
  *    of the log have been decoded since its first transaction ended (whoever wrote
@@ -165,8 +161,6 @@ read_page(XLogReaderState *reader, XLogRecPtr page, int length, XLogRecPtr recor
 
 	if (frame != NULL && !is_flushed(page + length - 1) && !KDB_FAULT_SKIPS("output_hold"))
 		give_out(frame);
-	if (session != NULL && MyWalSnd->state == WALSNDSTATE_CATCHUP && !is_flushed(page + length - 1))
-		WalSndSetState(WALSNDSTATE_STREAMING);
 	return engine_page_read(reader, page, length, record, buffer);
 }
 

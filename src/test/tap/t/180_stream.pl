@@ -122,28 +122,6 @@ pass('a transaction of which nothing is published waits for nothing');
 $publisher->adjust_conf('postgresql.conf', 'synchronous_standby_names', undef);
 reload_settings($publisher);
 
-# ---- a walsender that has sent everything is streaming -----------------------------------
-
-# The last frame of a backlog finds the connection full, as the worker is slower.  Nothing is
-# written behind it that would bring the walsender back into its loop.
-foreach my $round (1 .. 5)
-{
-	sql('DELETE FROM t');
-	$publisher->wait_for_catchup('sub');
-	$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION sub DISABLE');
-	sql("SET synchronous_commit = off",
-		"; DO \$\$ BEGIN FOR i IN 1..3000 LOOP INSERT INTO t VALUES (i, repeat('x', 1000)); COMMIT; END LOOP; END \$\$");
-	$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION sub ENABLE');
-	my $lsn = sql('SELECT pg_current_wal_insert_lsn()');
-	$publisher->poll_query_until('postgres',
-		"SELECT state = 'streaming' OR pg_current_wal_insert_lsn() <> '$lsn' FROM pg_stat_replication WHERE replay_lsn >= '$lsn'")
-	  or die 'not applied';
-	is(sql('SELECT state, pg_current_wal_insert_lsn() FROM pg_stat_replication'), "streaming|$lsn",
-		"the walsender of a slow worker has caught up, round $round");
-}
-sql('DELETE FROM t');
-$publisher->wait_for_catchup('sub');
-
 # ---- nothing overtakes a held frame ---------------------------------------------------
 
 # With this the frame is held for good: only what would overtake it brings it out.
