@@ -241,7 +241,7 @@ $session = hold('UPDATE item SET t = NULL WHERE id = 301');
 each_transaction(
 	"BEGIN; UPDATE item SET n = 2 WHERE id = 301; INSERT INTO event VALUES (1, 'drawn'), (2, 'drawn'); COMMIT",
 	"INSERT INTO event VALUES (3, 'drawn')");
-wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state LIKE 'waiting%'", 'lane that waits');
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state = 'waiting for an earlier transaction'", 'lane that waits');
 $session->query_safe('COMMIT');
 $session->quit;
 $publisher->wait_for_catchup('sub');
