@@ -25,6 +25,7 @@
 #include "lib/stringinfo.h"
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
+#include "replication/logicallauncher.h"
 #include "utils/inval.h"
 #include "utils/syscache.h"
 
@@ -274,7 +275,11 @@ KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options)
 	return false;
 }
 
-/* The workers and the launcher watch pg_subscription. */
+/*
+ * The workers watch pg_subscription.  The launcher does not, and the engine wakes it for
+ * enabled subscriptions only; but it decides whether the clock rule holds, and tells the horizon
+ * worker of a new peer, which counts although it is disabled.
+ */
 void
 KdbSubscriptionOptionsChanged(Oid subid)
 {
@@ -286,6 +291,7 @@ KdbSubscriptionOptionsChanged(Oid subid)
 	CacheInvalidateHeapTuple(rel, tuple, NULL);
 	ReleaseSysCache(tuple);
 	table_close(rel, NoLock);
+	ApplyLauncherWakeupAtCommit();
 }
 
 void
