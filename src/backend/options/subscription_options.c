@@ -40,8 +40,7 @@ static const char *const single_options[] = {
 	"conflict_resolution",
 	"compression",
 	"run_as_owner",
-	"apply_workers"
-};
+	"apply_workers"};
 
 /* The mark of a stale subscription: a TimestampTz in decimal. */
 #define STALE_SINCE		"stale_since"
@@ -78,7 +77,7 @@ static TimestampTz
 read_stale_since(const char *value)
 {
 	char	   *end;
-	long long	since;
+	long long since;
 
 	errno = 0;
 	since = strtoll(value, &end, 10);

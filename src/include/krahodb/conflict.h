@@ -110,9 +110,13 @@ typedef struct KdbRewrite
 	CommandId	last;
 } KdbRewrite;
 
-/* Those of a table; start with zeros, and anew when the table has changed. */
+/*
+ * Those of a table; start with zeros, and anew when the table has changed.  With a
+ * snapshot, those that it shows: whoever is about to add one is not waited for.
+ */
 typedef struct KdbRewrites
 {
+	Snapshot	snapshot;
 	bool		known;
 	int			n;
 	KdbRewrite *list;			/* in the context that was given */
