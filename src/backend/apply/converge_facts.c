@@ -383,7 +383,7 @@ written_version(KdbApplyTarget *target, TupleTableSlot *slot, KdbVersion *versio
 	KdbLocalRow row = {0};
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	xmin = HeapTupleHeaderGetRawXmin(tuple);
+	xmin = KdbTupleWriter(tuple);
 	settled = HeapTupleHeaderXminCommitted(tuple) || HeapTupleHeaderXminFrozen(tuple);
 	invalid = HeapTupleHeaderXminInvalid(tuple);
 	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);

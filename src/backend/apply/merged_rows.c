@@ -35,7 +35,7 @@ read_header(TupleTableSlot *slot, KdbRowVersion *version)
 	bool		ended;
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	version->writer = HeapTupleHeaderGetRawXmin(tuple);
+	version->writer = KdbTupleWriter(tuple);
 	settled = HeapTupleHeaderXminCommitted(tuple) || HeapTupleHeaderXminFrozen(tuple);
 	invalid = HeapTupleHeaderXminInvalid(tuple) && !HeapTupleHeaderXminFrozen(tuple);
 	ended = !(tuple->t_infomask & HEAP_XMAX_INVALID) &&

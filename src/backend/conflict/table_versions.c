@@ -186,7 +186,7 @@ look_at_tuple(TupleTableSlot *slot, Snapshot snapshot, Tuple *result)
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
 	result->live = HeapTupleSatisfiesVisibility(heap->base.tuple, snapshot, heap->buffer);
-	result->xmin = HeapTupleHeaderGetRawXmin(tuple);
+	result->xmin = KdbTupleWriter(tuple);
 	frozen = HeapTupleHeaderXminFrozen(tuple);
 	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
 		xmax = HeapTupleHeaderGetUpdateXid(tuple);
@@ -630,6 +630,7 @@ krahodb_table_versions(PG_FUNCTION_ARGS)
 
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, get_relkind_objtype(get_rel_relkind(relid)), get_rel_name(relid));
+	KdbTransactionVersionForget();
 	InitMaterializedSRF(fcinfo, 0);
 	/* what policies hide stays hidden; so nothing is said at all */
 	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)

@@ -575,6 +575,7 @@ krahodb_row_state(PG_FUNCTION_ARGS)
 	Datum		result;
 	int			level;
 
+	KdbTransactionVersionForget();
 	asked.named = open_named(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	check_privileges(asked.named, list_concat_copy(columns, key_columns));
 	level = KdbStreamTextFormats();

@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 #include "access/genam.h"
+#include "access/htup.h"
 #include "access/skey.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
@@ -32,6 +33,12 @@ extern void KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 
 /* Transaction ids may mean others from now on: at least once in a while. */
 extern void KdbTransactionVersionForget(void);
+
+/*
+ * The transaction that wrote a tuple; FrozenTransactionId if its id has come round again, so
+ * that it would be taken for a recent one.
+ */
+extern TransactionId KdbTupleWriter(HeapTupleHeader tuple);
 
 /*
  * The transaction that ended a tuple, or InvalidTransactionId if it is still
