@@ -33,7 +33,7 @@ void
 KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key)
 {
 	key->n = target->nkeys;
-	key->operators = NULL;
+	key->operators = target->own_key_equality ? target->key_template : NULL;
 	for (int i = 0; i < target->nkeys; i++)
 	{
 		AttrNumber	attnum = target->key_attnum[i];

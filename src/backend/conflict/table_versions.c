@@ -89,6 +89,7 @@ typedef struct Listing
 	int			nkeys;
 	AttrNumber	keys[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
+	const ScanKeyData *equality;	/* NULL: that of the types */
 	Bitmapset  *columns;		/* attribute numbers of what is sent with a row */
 	bool		has_unique;		/* other unique keys than the identity */
 	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
@@ -242,6 +243,7 @@ death_of(Listing *listing, TupleTableSlot *slot, KdbVersion shown)
 	if (!KdbVersionRecordsAny(RelationGetRelid(listing->rel), &listing->records))
 		return shown;
 	key.n = listing->nkeys;
+	key.operators = listing->equality;
 	for (int i = 0; i < key.n; i++)
 	{
 		key.values[i] = slot_getattr(slot, listing->keys[i], &key.isnull[i]);
@@ -354,6 +356,7 @@ static void
 find_keys(Listing *listing)
 {
 	Oid			oid = RelationGetReplicaIndex(listing->rel);
+	KdbRecordedKey types = {0};
 	Relation	index;
 
 	if (!OidIsValid(oid))
@@ -362,13 +365,15 @@ find_keys(Listing *listing)
 	if (!OidIsValid(oid))
 		return;
 	index = index_open(oid, AccessShareLock);
-	listing->nkeys = index->rd_index->indnkeyatts;
+	listing->nkeys = types.n = index->rd_index->indnkeyatts;
 	for (int i = 0; i < listing->nkeys; i++)
 	{
 		listing->keys[i] = index->rd_index->indkey.values[i];
 		listing->collations[i] = index->rd_indcollation[i];
 		listing->columns = bms_add_member(listing->columns, listing->keys[i]);
+		types.types[i] = TupleDescAttr(RelationGetDescr(listing->rel), listing->keys[i] - 1)->atttypid;
 	}
+	listing->equality = KdbIndexOwnEquality(index, &types);
 	index_close(index, AccessShareLock);
 }
 

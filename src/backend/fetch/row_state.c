@@ -301,6 +301,8 @@ open_index(Asked *asked)
 	asked->nkeys = asked->key.n = IndexRelationGetNumberOfKeyAttributes(asked->index);
 	for (int i = 0; i < asked->nkeys; i++)
 		set_key(asked, i);
+	if (KdbIndexHasOwnEquality(asked->index, &asked->key))
+		asked->key.operators = asked->scan_keys;
 }
 
 /* ---- what is here ---------------------------------------------------------- */

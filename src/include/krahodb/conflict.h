@@ -136,6 +136,17 @@ typedef struct KdbRewrites
 extern bool KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
 						   MemoryContext context, TupleTableSlot *slot, TransactionId xmin);
 
+/* Fill the number, types and collations of the columns of an index. */
+extern void KdbIndexedTypes(Relation index, const struct IndexInfo *info, TupleDesc desc,
+							KdbRecordedKey *key);
+
+/*
+ * Is the equality of an index another one than that of the types, which are filled in?
+ * The second one returns it: scan keys without values, palloc'd; NULL if not.
+ */
+extern bool KdbIndexHasOwnEquality(Relation index, const KdbRecordedKey *key);
+extern const ScanKeyData *KdbIndexOwnEquality(Relation index, const KdbRecordedKey *key);
+
 /* One side of a conflict's record. */
 typedef struct KdbConflictSide
 {
