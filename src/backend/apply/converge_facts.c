@@ -33,7 +33,7 @@ void
 KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key)
 {
 	key->n = target->nkeys;
-	key->operators = NULL;
+	key->operators = target->own_key_equality ? target->key_template : NULL;
 	for (int i = 0; i < target->nkeys; i++)
 	{
 		AttrNumber	attnum = target->key_attnum[i];
@@ -383,7 +383,7 @@ written_version(KdbApplyTarget *target, TupleTableSlot *slot, KdbVersion *versio
 	KdbLocalRow row = {0};
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	xmin = HeapTupleHeaderGetRawXmin(tuple);
+	xmin = KdbTupleWriter(tuple);
 	settled = HeapTupleHeaderXminCommitted(tuple) || HeapTupleHeaderXminFrozen(tuple);
 	invalid = HeapTupleHeaderXminInvalid(tuple);
 	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);

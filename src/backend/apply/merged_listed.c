@@ -142,7 +142,7 @@ tuple_transactions(TupleTableSlot *slot, Snapshot snapshot, TransactionId *xmin,
 	bool		invalid;
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	*xmin = HeapTupleHeaderGetRawXmin(tuple);
+	*xmin = KdbTupleWriter(tuple);
 	frozen = HeapTupleHeaderXminFrozen(tuple);
 	invalid = HeapTupleHeaderXminInvalid(tuple) && !frozen;
 	*xmax = InvalidTransactionId;

@@ -47,7 +47,7 @@ read_header(const KdbMergedChange *change, TupleTableSlot *slot, KdbRowVersion *
 	bool		ended;
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	version->writer = HeapTupleHeaderGetRawXmin(tuple);
+	version->writer = KdbTupleWriter(tuple);
 	frozen = HeapTupleHeaderXminFrozen(tuple);
 	committed = HeapTupleHeaderXminCommitted(tuple);
 	invalid = HeapTupleHeaderXminInvalid(tuple) && !frozen;

@@ -132,9 +132,10 @@ KdbProgressStart(void)
 	KdbSharedProgress *progress =
 		&KdbHorizon->progress[MyLogicalRepWorker - KdbLauncherAttach()->workers];
 	uint32		stream = KdbStreamHash(MySubscription->conninfo, MySubscription->slotname);
+	XLogRecPtr	started;
 
 	/* Commits of the worker before us may not have been flushed yet. */
-	(void) replorigin_session_get_progress(true);
+	started = replorigin_session_get_progress(true);
 
 	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
 	forget_others(MySubscription->oid);
@@ -145,6 +146,7 @@ KdbProgressStart(void)
 	progress->node = publisher.node;
 	progress->incarnation = publisher.incarnation;
 	progress->tables_ready = false;
+	progress->started = started;
 	progress->durable = InvalidXLogRecPtr;
 	progress->wanted = InvalidXLogRecPtr;
 	progress->seen_until = 0;

@@ -138,6 +138,8 @@ typedef struct KdbApplyTarget
 	bool		maybe_taken;	/* a deferrable key, by the row that was just updated */
 	bool		has_generated;	/* stored generated columns */
 	bool		domains;		/* expressions convert to some */
+	bool		own_key_equality;	/* the identity index compares otherwise than its types */
+	bool	   *own_equality;	/* per index: likewise, if it is unique; conflict/index_equality.c */
 	Bitmapset **index_columns;	/* per index: table columns it depends on, NULL if expressions */
 	bool		lacks_tuples;	/* some indexes lack dead tuples; then: */
 	TransactionId *lacks_before;	/* per index: ended before, or invalid; conflict/left_out.c */

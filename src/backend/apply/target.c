@@ -211,6 +211,7 @@ build_indexes(KdbApplyTarget *target)
 	target->index_columns = palloc0_array(Bitmapset *, target->nindexes + 1);
 	target->lacks_before = palloc0_array(TransactionId, target->nindexes + 1);
 	target->left_out = palloc0_array(KdbLeftOut *, target->nindexes + 1);
+	target->own_equality = palloc0_array(bool, target->nindexes + 1);
 	target->has_unique = false;
 	target->has_deferrable = false;
 	target->has_exclusion = false;
@@ -231,6 +232,13 @@ build_indexes(KdbApplyTarget *target)
 		if (info->ii_Unique || info->ii_ExclusionOps)
 			target->lacks_before[i] = KdbIndexLacksBefore(index);
 		target->lacks_tuples |= TransactionIdIsValid(target->lacks_before[i]);
+		if (info->ii_Unique)
+		{
+			KdbRecordedKey key = {0};
+
+			KdbIndexedTypes(index, info, target->tupdesc, &key);
+			target->own_equality[i] = KdbIndexHasOwnEquality(index, &key);
+		}
 	}
 }
 
@@ -238,6 +246,7 @@ build_indexes(KdbApplyTarget *target)
 static void
 build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 {
+	KdbRecordedKey types = {0};
 	Relation	index;
 	oidvector  *opclass;
 	Datum		datum;
@@ -254,7 +263,7 @@ build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 							Anum_pg_index_indclass, &isnull);
 	Assert(!isnull);
 	opclass = (oidvector *) DatumGetPointer(datum);
-	target->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
+	target->nkeys = types.n = IndexRelationGetNumberOfKeyAttributes(index);
 	for (int i = 0; i < target->nkeys; i++)
 	{
 		Oid			family = get_opclass_family(opclass->values[i]);
@@ -270,7 +279,10 @@ build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 							   index->rd_indcollation[i],
 							   get_opcode(operator), (Datum) 0);
 		target->key_attnum[i] = index->rd_index->indkey.values[i];
+		types.types[i] = AttrNumberIsForUserDefinedAttr(target->key_attnum[i]) ?
+			TupleDescAttr(RelationGetDescr(target->rel), target->key_attnum[i] - 1)->atttypid : type;
 	}
+	target->own_key_equality = KdbIndexHasOwnEquality(index, &types);
 	index_close(index, NoLock);
 }
 

@@ -13,7 +13,6 @@
 #include "catalog/index.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "nodes/nodeFuncs.h"
 #include "storage/lmgr.h"
 #include "utils/datum.h"
 #include "utils/snapmgr.h"
@@ -261,39 +260,19 @@ KdbUniqueMatches(KdbApplyTarget *target, const KdbUniqueValues *unique,
 	return really_conflicts(&probe, existing);
 }
 
-/* Type of a column of the index; not the one that an operator class may store. */
-static Oid
-indexed_type(const UniqueProbe *probe, int column)
-{
-	const IndexInfo *info = probe->info;
-	ListCell   *expression = list_head(info->ii_Expressions);
-	AttrNumber	attnum = info->ii_IndexAttrNumbers[column];
-
-	if (attnum != 0)
-		return TupleDescAttr(probe->target->tupdesc, attnum - 1)->atttypid;
-	for (int i = 0; i < column; i++)
-	{
-		if (info->ii_IndexAttrNumbers[i] == 0)
-			expression = lnext(info->ii_Expressions, expression);
-	}
-	return exprType(lfirst(expression));
-}
-
 static void
-values_of_probe(const UniqueProbe *probe, KdbUniqueValues *unique)
+values_of_probe(const UniqueProbe *probe, bool own_equality, KdbUniqueValues *unique)
 {
 	unique->index = probe->index;
 	unique->info = probe->info;
 	unique->nkeys = probe->nkeys;
 	memcpy(unique->key, probe->key, sizeof(ScanKeyData) * probe->nkeys);
-	unique->values.n = probe->nkeys;
-	unique->values.operators = probe->info->ii_ExclusionOps ? unique->key : NULL;
+	KdbIndexedTypes(probe->index, probe->info, probe->target->tupdesc, &unique->values);
+	unique->values.operators = probe->info->ii_ExclusionOps || own_equality ? unique->key : NULL;
 	for (int i = 0; i < probe->nkeys; i++)
 	{
 		unique->values.values[i] = probe->values[i];
 		unique->values.isnull[i] = probe->isnull[i];
-		unique->values.types[i] = indexed_type(probe, i);
-		unique->values.collations[i] = probe->index->rd_indcollation[i];
 	}
 }
 
@@ -317,7 +296,7 @@ KdbForEachUnique(KdbApplyTarget *target, TupleTableSlot *slot,
 			continue;
 		if (!prepare_probe(&probe, slot))
 			continue;
-		values_of_probe(&probe, &unique);
+		values_of_probe(&probe, target->own_equality[i], &unique);
 		stop = callback(arg, &unique);
 	}
 	return stop;

@@ -29,7 +29,6 @@
 #include "catalog/pg_attribute.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "nodes/nodeFuncs.h"
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 #include "utils/rel.h"
@@ -107,21 +106,6 @@ KdbIndexStillLacks(TransactionId until)
 
 /* ---- the values of a tuple -------------------------------------------------- */
 
-static Oid
-indexed_type(const IndexInfo *info, TupleDesc desc, int column)
-{
-	ListCell   *expression = list_head(info->ii_Expressions);
-
-	if (info->ii_IndexAttrNumbers[column] != 0)
-		return TupleDescAttr(desc, info->ii_IndexAttrNumbers[column] - 1)->atttypid;
-	for (int i = 0; i < column; i++)
-	{
-		if (info->ii_IndexAttrNumbers[i] == 0)
-			expression = lnext(info->ii_Expressions, expression);
-	}
-	return exprType(lfirst(expression));
-}
-
 static KdbLeftOut *
 prepare(Relation rel, Relation index)
 {
@@ -131,13 +115,9 @@ prepare(Relation rel, Relation index)
 
 	result->info = BuildIndexInfo(index);
 	result->estate = CreateExecutorState();
-	key->n = result->info->ii_NumIndexKeyAttrs;
-	key->operators = result->info->ii_ExclusionOps ? &by_operators : NULL;
-	for (int i = 0; i < key->n; i++)
-	{
-		key->types[i] = indexed_type(result->info, RelationGetDescr(rel), i);
-		key->collations[i] = index->rd_indcollation[i];
-	}
+	KdbIndexedTypes(index, result->info, RelationGetDescr(rel), key);
+	if (result->info->ii_ExclusionOps || KdbIndexHasOwnEquality(index, key))
+		key->operators = &by_operators;
 	return result;
 }
 

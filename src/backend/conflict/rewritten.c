@@ -101,7 +101,7 @@ KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
 
 		rewrites->n = 0;
 		rewrites->list = NULL;
-		KdbVersionRecordsOfKey(relid, &none, take_rewrite, rewrites);
+		KdbVersionRecordsOfKeyIn(relid, &none, rewrites->snapshot, take_rewrite, rewrites);
 		rewrites->known = true;
 		MemoryContextSwitchTo(old);
 	}

@@ -26,7 +26,7 @@
  *
  * What nodes a table has all changes of: those whose changes a subscription of this
  * database applies that counts in the horizon and has finished copying the
- * table.
+ * table.  Until the horizon, or until when that is known of them if they are new.
  *
  * POSITIONS.  That a later change of such a node is in the copy as well, does not matter:
  * it meets its own version.  But a contribution to a merged column would count twice.
@@ -34,6 +34,9 @@
  * of it: the greater one of what had been applied when the horizon was taken hold
  * of, before the snapshot, and of the last transaction of that origin which the
  * snapshot shows.  (The latter must be a recent one, as it has been applied since.)
+ * Where no worker has reported since the server started, or none runs, the progress of
+ * the subscription's origin counts: its publisher may be away for long.  Else that is no
+ * position to rely on, as it moves before the transaction is visible.
  */
 #include "postgres.h"
 
@@ -52,8 +55,11 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
+#include "replication/origin.h"
+#include "replication/worker_internal.h"
 #include "storage/spin.h"
 #include "storage/bufmgr.h"
+#include "storage/lwlock.h"
 #include "storage/procarray.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -83,6 +89,7 @@ typedef struct Listing
 	int			nkeys;
 	AttrNumber	keys[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
+	const ScanKeyData *equality;	/* NULL: that of the types */
 	Bitmapset  *columns;		/* attribute numbers of what is sent with a row */
 	bool		has_unique;		/* other unique keys than the identity */
 	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
@@ -180,7 +187,7 @@ look_at_tuple(TupleTableSlot *slot, Snapshot snapshot, Tuple *result)
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
 	result->live = HeapTupleSatisfiesVisibility(heap->base.tuple, snapshot, heap->buffer);
-	result->xmin = HeapTupleHeaderGetRawXmin(tuple);
+	result->xmin = KdbTupleWriter(tuple);
 	frozen = HeapTupleHeaderXminFrozen(tuple);
 	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
 		xmax = HeapTupleHeaderGetUpdateXid(tuple);
@@ -236,6 +243,7 @@ death_of(Listing *listing, TupleTableSlot *slot, KdbVersion shown)
 	if (!KdbVersionRecordsAny(RelationGetRelid(listing->rel), &listing->records))
 		return shown;
 	key.n = listing->nkeys;
+	key.operators = listing->equality;
 	for (int i = 0; i < key.n; i++)
 	{
 		key.values[i] = slot_getattr(slot, listing->keys[i], &key.isnull[i]);
@@ -369,6 +377,7 @@ static void
 find_keys(Listing *listing)
 {
 	Oid			oid = RelationGetReplicaIndex(listing->rel);
+	KdbRecordedKey types = {0};
 	Relation	index;
 
 	if (!OidIsValid(oid))
@@ -377,13 +386,15 @@ find_keys(Listing *listing)
 	if (!OidIsValid(oid))
 		return;
 	index = index_open(oid, AccessShareLock);
-	listing->nkeys = index->rd_index->indnkeyatts;
+	listing->nkeys = types.n = index->rd_index->indnkeyatts;
 	for (int i = 0; i < listing->nkeys; i++)
 	{
 		listing->keys[i] = index->rd_index->indkey.values[i];
 		listing->collations[i] = index->rd_indcollation[i];
 		listing->columns = bms_add_member(listing->columns, listing->keys[i]);
+		types.types[i] = TupleDescAttr(RelationGetDescr(listing->rel), listing->keys[i] - 1)->atttypid;
 	}
+	listing->equality = KdbIndexOwnEquality(index, &types);
 	index_close(index, AccessShareLock);
 }
 
@@ -488,37 +499,102 @@ typedef struct Applied
 static Applied *applied = NULL;
 static int	napplied = 0;
 
-/* See conflict.h. */
-void
-KdbTableVersionsNote(void)
+static RepOriginId
+origin_of(Oid subid)
 {
-	if (applied == NULL)
-		applied = MemoryContextAlloc(TopMemoryContext, KdbHorizon->nprogress * sizeof(Applied));
-	napplied = 0;
+	char		name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), "pg_%u", subid);
+	return replorigin_by_name(name, true);
+}
+
+static XLogRecPtr
+noted_position(Oid subid)
+{
+	XLogRecPtr	position = InvalidXLogRecPtr;
+
+	for (int i = 0; i < napplied; i++)
+	{
+		if (applied[i].subid == subid)
+			position = Max(position, applied[i].lsn);
+	}
+	return position;
+}
+
+static KdbSharedPeer *
+read_peers(int *n)
+{
+	KdbSharedPeer *peers = palloc(mul_size(KdbHorizon->max_peers, sizeof(KdbSharedPeer)));
+
+	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
+	*n = KdbHorizon->npeers;
+	memcpy(peers, KdbHorizon->peers, *n * sizeof(KdbSharedPeer));
+	LWLockRelease(KdbHorizon->lock);
+	return peers;
+}
+
+static void
+note_reported(void)
+{
 	for (int i = 0; i < KdbHorizon->nprogress; i++)
 	{
 		KdbSharedProgress *progress = &KdbHorizon->progress[i];
 
 		SpinLockAcquire(&progress->mutex);
-		applied[napplied] = (Applied) {progress->subid, progress->durable};
+		applied[napplied] = (Applied){progress->subid, Max(progress->started, progress->durable)};
 		SpinLockRelease(&progress->mutex);
 		if (OidIsValid(applied[napplied].subid))
 			napplied++;
 	}
 }
 
-static XLogRecPtr
-position_in_snapshot(const KdbSharedPeer *peer)
+static bool
+has_worker(Oid subid)
 {
-	XLogRecPtr	position = KdbSeenLastPosition(peer->origin, KdbOriginNode(peer->origin),
-											   GetActiveSnapshot());
+	bool		found;
 
-	for (int i = 0; i < napplied; i++)
+	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
+	found = logicalrep_workers_find(subid, true) != NIL;
+	LWLockRelease(LogicalRepWorkerLock);
+	return found;
+}
+
+/*
+ * See conflict.h.  Origins are read first.  If then no worker of the subscription runs, or
+ * none has reported, none was about to commit when its origin was read, or is done with it.
+ */
+void
+KdbTableVersionsNote(void)
+{
+	int			npeers;
+	KdbSharedPeer *peers = read_peers(&npeers);
+	XLogRecPtr *positions = palloc0(mul_size(npeers, sizeof(XLogRecPtr)));
+
+	for (int i = 0; i < npeers; i++)
 	{
-		if (applied[i].subid == peer->subid)
-			position = Max(position, applied[i].lsn);
+		RepOriginId origin = origin_of(peers[i].subid);
+
+		if (origin != InvalidRepOriginId)
+			positions[i] = replorigin_get_progress(origin, false);
 	}
-	return position;
+	if (applied == NULL)
+		applied = MemoryContextAlloc(TopMemoryContext,
+									 (KdbHorizon->nprogress + KdbHorizon->max_peers) * sizeof(Applied));
+	napplied = 0;
+	note_reported();
+	for (int i = 0; i < npeers; i++)
+	{
+		if (noted_position(peers[i].subid) == InvalidXLogRecPtr || !has_worker(peers[i].subid))
+			applied[napplied++] = (Applied){peers[i].subid, positions[i]};
+	}
+}
+
+static XLogRecPtr
+position_in_snapshot(Oid subid, RepOriginId origin)
+{
+	XLogRecPtr	position = KdbSeenLastPosition(origin, KdbOriginNode(origin), GetActiveSnapshot());
+
+	return Max(position, noted_position(subid));
 }
 
 static void
@@ -532,29 +608,39 @@ put_floor(Listing *listing, KdbVersion floor, XLogRecPtr position)
 	put_line(listing, 'f', floor, &line);
 }
 
+static bool
+is_of_this_database(Oid subid)
+{
+	HeapTuple	tuple = SearchSysCache1(SUBSCRIPTIONOID, ObjectIdGetDatum(subid));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_subscription) GETSTRUCT(tuple))->subdbid == MyDatabaseId;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
 static void
 list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
 {
 	Listing		listing = {.result = result};
-	KdbSharedPeer *peers = palloc(mul_size(KdbHorizon->max_peers, sizeof(KdbSharedPeer)));
 	int			n;
+	KdbSharedPeer *peers = read_peers(&n);
 
-	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
-	n = KdbHorizon->npeers;
-	memcpy(peers, KdbHorizon->peers, n * sizeof(KdbSharedPeer));
-	LWLockRelease(KdbHorizon->lock);
 	for (int i = 0; i < n; i++)
 	{
-		KdbVersion	floor = {since, KdbOriginNode(peers[i].origin)};
-		HeapTuple	tuple = SearchSysCache1(SUBSCRIPTIONOID, ObjectIdGetDatum(peers[i].subid));
+		RepOriginId origin;
+		KdbVersion	floor;
 
-		if (!HeapTupleIsValid(tuple))
+		if (peers[i].excluded || !is_of_this_database(peers[i].subid) ||
+			!is_applied(peers[i].subid, relid))
 			continue;
-		if (((Form_pg_subscription) GETSTRUCT(tuple))->subdbid == MyDatabaseId &&
-			!peers[i].excluded && peers[i].streamed >= since && floor.node != 0 &&
-			is_applied(peers[i].subid, relid))
-			put_floor(&listing, floor, position_in_snapshot(&peers[i]));
-		ReleaseSysCache(tuple);
+		/* its worker may not have told yet */
+		origin = peers[i].origin != InvalidRepOriginId ? peers[i].origin : origin_of(peers[i].subid);
+		floor = (KdbVersion){Min(since, peers[i].streamed), KdbOriginNode(origin)};
+		if (floor.node != 0)
+			put_floor(&listing, floor, position_in_snapshot(peers[i].subid, origin));
 	}
 }
 
@@ -570,6 +656,7 @@ krahodb_table_versions(PG_FUNCTION_ARGS)
 
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, get_relkind_objtype(get_rel_relkind(relid)), get_rel_name(relid));
+	KdbTransactionVersionForget();
 	InitMaterializedSRF(fcinfo, 0);
 	/* what policies hide stays hidden; so nothing is said at all */
 	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)

@@ -6,6 +6,16 @@
  * one commits with the origin's timestamp and its own id of that origin.
  * Freezing leaves xmin in the tuple, so a frozen row still has its version as
  * long as commit timestamps of that age are kept.
+ *
+ * ROUNDS.  Transaction ids are of 32 bits and come round again.  The engine asks nothing of
+ * a frozen xmin, so it may be that of a transaction 2^32 or more before, and a recent one has
+ * the same id now.  A row must not be taken for that one's: then it would seem newer than
+ * changes that are on their way.  But nothing freezes rows of transactions that slots hold
+ * back vacuum for.  So a frozen xmin from there on is of an earlier round, once
+ * there was one.  (Or the rows were written by COPY FREEZE, into a table that was made or emptied in
+ * the same transaction: then their version is not known until the horizon has passed
+ * it.)  One before that counts as what it says; if that is wrong it is still older than
+ * the horizon.
  */
 #include "postgres.h"
 
@@ -13,6 +23,8 @@
 #include "access/htup_details.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "executor/tuptable.h"
+#include "storage/procarray.h"
 
 #include "krahodb/conflict.h"
 #include "krahodb/node.h"
@@ -44,11 +56,48 @@ static KdbLocalRow last;
 static RepOriginId last_remote_origin;
 static uint64 last_remote_node;
 
+/*
+ * Where transaction ids are, and from where on vacuum is held back.  An older answer is as
+ * good: of what was frozen since, the version is not needed.
+ */
+static bool rounds_known = false;
+static FullTransactionId next_xid;
+static TransactionId kept_from;
+
 /* See conflict.h. */
 void
 KdbTransactionVersionForget(void)
 {
 	last.xid = InvalidTransactionId;
+	rounds_known = false;
+}
+
+static bool
+is_of_earlier_round(TransactionId frozen)
+{
+	TransactionId catalog_xmin;
+	uint32		round;
+
+	if (!rounds_known)
+	{
+		ProcArrayGetReplicationSlotXmin(&kept_from, &catalog_xmin);
+		next_xid = ReadNextFullTransactionId();
+		rounds_known = true;
+	}
+	round = EpochFromFullTransactionId(next_xid);
+	if (round == 0 || (round == 1 && frozen >= XidFromFullTransactionId(next_xid)))
+		return false;
+	return TransactionIdIsNormal(frozen) && TransactionIdIsValid(kept_from) &&
+		!TransactionIdPrecedes(frozen, kept_from);
+}
+
+/* See conflict.h. */
+TransactionId
+KdbTupleWriter(HeapTupleHeader tuple)
+{
+	TransactionId xmin = HeapTupleHeaderGetRawXmin(tuple);
+
+	return HeapTupleHeaderXminFrozen(tuple) && is_of_earlier_round(xmin) ? FrozenTransactionId : xmin;
 }
 
 static void
@@ -100,10 +149,18 @@ void
 KdbLocalRowVersion(TupleTableSlot *slot, RepOriginId remote_origin,
 				   uint64 remote_node, KdbLocalRow *row)
 {
-	bool		isnull;
-	Datum		xmin = slot_getsysattr(slot, MinTransactionIdAttributeNumber, &isnull);
+	TransactionId writer;
 
-	Assert(!isnull);
+	if (TTS_IS_BUFFERTUPLE(slot) || TTS_IS_HEAPTUPLE(slot))
+		writer = KdbTupleWriter(((HeapTupleTableSlot *) slot)->tuple->t_data);
+	else
+	{
+		bool		isnull;
+		Datum		xmin = slot_getsysattr(slot, MinTransactionIdAttributeNumber, &isnull);
+
+		Assert(!isnull);
+		writer = DatumGetTransactionId(xmin);
+	}
 	row->state = KDB_ROW_LIVE;
-	KdbTransactionVersion(DatumGetTransactionId(xmin), remote_origin, remote_node, row);
+	KdbTransactionVersion(writer, remote_origin, remote_node, row);
 }

@@ -108,8 +108,9 @@ hash_of(const KdbRecordedKey *key, Oid place)
 
 	for (int i = 0; i < key->n; i++)
 	{
+		/* with the equality, as a hash that does not fit it is forgotten when that gets known */
 		TypeCacheEntry *type = lookup_type_cache(key->types[i],
-												 TYPECACHE_HASH_EXTENDED_PROC_FINFO);
+												 TYPECACHE_EQ_OPR_FINFO | TYPECACHE_HASH_EXTENDED_PROC_FINFO);
 		uint64		h = 0;
 
 		if (key->operators)

@@ -74,7 +74,8 @@ typedef struct Asked
 	int			nkeys;
 	ScanKeyData scan_keys[INDEX_MAX_KEYS];
 	KdbRecordedKey key;
-	bool		any_records;
+	KdbVersionRecordsKnown records;
+	KdbRewrites rewrites;
 	TransactionId writer;
 	Snapshot	snapshot;
 	TupleTableSlot *search;		/* virtual, rel's format: the key */
@@ -263,8 +264,8 @@ set_key(Asked *asked, int i)
 	Relation	index = asked->index;
 	AttrNumber	attnum = index->rd_index->indkey.values[i];
 	Oid			type = index->rd_opcintype[i];
-	Oid			operator = get_opfamily_member(index->rd_opfamily[i], type, type,
-											   BTEqualStrategyNumber);
+	Oid			operator= get_opfamily_member(index->rd_opfamily[i], type, type,
+											  BTEqualStrategyNumber);
 
 	if (asked->search->tts_isnull[attnum - 1])
 		ereport(ERROR,
@@ -300,6 +301,8 @@ open_index(Asked *asked)
 	asked->nkeys = asked->key.n = IndexRelationGetNumberOfKeyAttributes(asked->index);
 	for (int i = 0; i < asked->nkeys; i++)
 		set_key(asked, i);
+	if (KdbIndexHasOwnEquality(asked->index, &asked->key))
+		asked->key.operators = asked->scan_keys;
 }
 
 /* ---- what is here ---------------------------------------------------------- */
@@ -339,7 +342,7 @@ look_at_records(Truth *truth)
 {
 	const Asked *asked = truth->asked;
 
-	if (asked->any_records)
+	if (asked->records.any)
 		KdbVersionRecordsOfKeyIn(RelationGetRelid(asked->rel), &asked->key, asked->snapshot,
 								 collect_truth, truth);
 }
@@ -357,6 +360,19 @@ correct_version(const Asked *asked, KdbVersionRecordKind kind, KdbLocalRow *row)
 	return truth.applies;
 }
 
+/*
+ * A row that ALTER TABLE has written anew is not as new as the command.  What it is, is not
+ * known; but the change that is applied came before the command, or the row
+ * would be its, so the row has that or something later.  As that change's it is merged: whatever
+ * is later than that comes by its own node's stream, or has come.
+ */
+static bool
+is_rewritten(Asked *asked, KdbLocalRow *row)
+{
+	return KdbIsRewritten(RelationGetRelid(asked->rel), &asked->rewrites, &asked->records,
+						  CurrentMemoryContext, asked->slot, row->xid);
+}
+
 static bool
 find_live(Asked *asked, Found *found)
 {
@@ -365,13 +381,13 @@ find_live(Asked *asked, Found *found)
 
 	index_rescan(scan, asked->scan_keys, asked->nkeys, NULL, 0);
 	live = index_getnext_slot(scan, ForwardScanDirection, asked->slot);
-	index_endscan(scan);			/* the slot keeps its pin */
+	index_endscan(scan);		/* the slot keeps its pin */
 	if (!live)
 		return false;
 	found->state = "live";
 	KdbLocalRowVersion(asked->slot, InvalidRepOriginId, 0, &found->row);
 	found->own = !correct_version(asked, KDB_RECORD_TRUTH, &found->row) &&
-		found->row.xid == asked->writer;
+		(found->row.xid == asked->writer || is_rewritten(asked, &found->row));
 	return true;
 }
 
@@ -535,8 +551,7 @@ answer(FunctionCallInfo fcinfo, Asked *asked, Found *found, List *columns, List 
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	if (live && !KdbRowIsPublished(publications, RelationGetRelid(asked->named),
-								   reformat(asked->slot, asked->rel, asked->named)))
+	if (live && !KdbRowIsPublished(publications, RelationGetRelid(asked->named), reformat(asked->slot, asked->rel, asked->named)))
 		found->state = "filtered";
 	values[RESULT_NODE] = Int64GetDatum((int64) KdbLocalNodeIdentity());
 	values[RESULT_STATE] = CStringGetTextDatum(found->state);
@@ -557,12 +572,12 @@ krahodb_row_state(PG_FUNCTION_ARGS)
 	List	   *key_values = text_list(PG_GETARG_ARRAYTYPE_P(3));
 	List	   *columns = text_list(PG_GETARG_ARRAYTYPE_P(4));
 	List	   *publications = text_list(PG_GETARG_ARRAYTYPE_P(5));
-	KdbVersionRecordsKnown known = {0};
 	Asked		asked = {0};
 	Found		found = {0};
 	Datum		result;
 	int			level;
 
+	KdbTransactionVersionForget();
 	asked.named = open_named(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	check_privileges(asked.named, list_concat_copy(columns, key_columns));
 	level = KdbStreamTextFormats();
@@ -573,7 +588,8 @@ krahodb_row_state(PG_FUNCTION_ARGS)
 	asked.search = read_key(asked.named, key_columns, key_values);
 	open_partition(&asked);
 	open_index(&asked);
-	asked.any_records = KdbVersionRecordsAny(RelationGetRelid(asked.rel), &known);
+	(void) KdbVersionRecordsAny(RelationGetRelid(asked.rel), &asked.records);
+	asked.rewrites.snapshot = asked.snapshot;
 	asked.slot = table_slot_create(asked.rel, NULL);
 
 	find_state(&asked, &found);

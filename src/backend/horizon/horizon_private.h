@@ -109,7 +109,8 @@ typedef struct KdbPeer
 
 	/* what is known */
 	TimestampTz frontier;
-	TimestampTz streamed;		/* the same for tables that are not being synchronised */
+	TimestampTz streamed;		/* the same for tables that are not being synchronised; known
+								 * after a restart, as far as the horizon was */
 	TimestampTz received;
 	TimestampTz seen_until;		/* received, if it is known to receive what is written here */
 	RepOriginId origin;
@@ -128,6 +129,12 @@ typedef struct KdbPeer
 } KdbPeer;
 
 extern List *KdbPeers;			/* of KdbPeer *; in TopMemoryContext */
+
+/* Take over what was known when the horizon was stored last; for the start of the process. */
+extern void KdbRecallPeers(void);
+
+/* Store a horizon, with those whose streams have been applied until then. */
+extern void KdbPeersStore(TimestampTz horizon);
 
 /* Bring KdbPeers up to date with the catalogs.  Starts a transaction of its own. */
 extern void KdbReadPeers(void);

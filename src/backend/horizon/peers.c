@@ -45,6 +45,9 @@
  * same time is noted as soon as the stream has passed L.  (If it waited for the tables, two nodes that
  * copy from each other would wait for each other.)
  *
+ * That is also kept with the horizon, as far as it counted there: a peer that is away when
+ * this server starts must not keep others from joining.
+ *
  * A measurement belongs to a stream and a server: with another stream, and when
  * the connection breaks, it starts over, as positions may mean something else.
  * (It goes on when we close the connection for its age: a stream that is behind
@@ -81,6 +84,10 @@
 
 List	   *KdbPeers = NIL;
 
+/* What was known before this process: these had applied all until then. */
+static List *recalled = NIL;
+static TimestampTz recalled_horizon = 0;
+
 static KdbPeer *
 find_peer(Oid subid)
 {
@@ -92,6 +99,34 @@ find_peer(Oid subid)
 			return lfirst(lc);
 	}
 	return NULL;
+}
+
+/* See horizon_private.h. */
+void
+KdbRecallPeers(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	recalled_horizon = KdbHorizonStored(&recalled);
+	MemoryContextSwitchTo(old);
+}
+
+/* See horizon_private.h. */
+void
+KdbPeersStore(TimestampTz horizon)
+{
+	List	   *counted = NIL;
+	ListCell   *lc;
+
+	foreach(lc, KdbPeers)
+	{
+		KdbPeer    *peer = lfirst(lc);
+
+		if (!peer->excluded && peer->streamed >= horizon)
+			counted = lappend_oid(counted, peer->subid);
+	}
+	KdbHorizonStore(horizon, counted);
+	list_free(counted);
 }
 
 static void
@@ -109,6 +144,8 @@ add_peer(Oid subid)
 
 	peer->subid = subid;
 	peer->state = KDB_PEER_STARTING;
+	if (list_member_oid(recalled, subid))
+		peer->streamed = recalled_horizon;
 	peer->since = peer->alive_time = GetCurrentTimestamp();
 	peer->alive_at = KdbTicksNow();
 	peer->alive_lsn = GetXLogInsertRecPtr();

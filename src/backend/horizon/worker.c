@@ -73,9 +73,10 @@
  * while something is written, seldom else.
  *
  * AFTER A RESTART the horizon is the one before, until all peers have been asked, and
- * the slot's xmin is the one of the last checkpoint or older.  How far the streams of
- * peers are is not known meanwhile, so who copies a table from here has to wait for that; not for
- * more, as it may be the one that peers of this server wait for.  A standby that is
+ * the slot's xmin is the one of the last checkpoint or older.  Whose streams have been
+ * applied until that horizon is known from the same file, so who copies a table from here
+ * has to wait for nobody: neither for a peer that is away, nor for one that copies from here
+ * itself.  The same holds when this process has failed.  A standby that is
  * promoted has no slot and begins anew; what was deleted shortly before is not
  * protected.
  */
@@ -200,22 +201,6 @@ least_horizon(void)
 	return least;
 }
 
-/* Is it known how far all streams are that count? */
-static bool
-streams_are_known(void)
-{
-	ListCell   *lc;
-
-	foreach(lc, KdbPeers)
-	{
-		KdbPeer    *peer = lfirst(lc);
-
-		if (!peer->excluded && peer->streamed == 0)
-			return false;
-	}
-	return true;
-}
-
 /* The order matters: see the top of this file. */
 static void
 move_to(TimestampTz horizon, KdbTicks now)
@@ -226,7 +211,7 @@ move_to(TimestampTz horizon, KdbTicks now)
 		return;
 	if (horizon > KdbHorizonTimestamp())
 	{
-		KdbHorizonStore(horizon);
+		KdbPeersStore(horizon);
 		KDB_FAULT_POINT("horizon_stored");
 		publish_horizon(horizon);
 		moved_at = now;
@@ -243,7 +228,7 @@ static void
 begin_with_peers(void)
 {
 	if (without_peers)
-		KdbHorizonStore(KdbHorizonTimestamp());
+		KdbPeersStore(KdbHorizonTimestamp());
 	without_peers = false;
 }
 
@@ -341,8 +326,6 @@ make_round(void)
 	horizon = least_horizon();
 	move_horizon(horizon, now);
 	KdbPublishPeers();
-	if (streams_are_known())
-		pg_atomic_write_u32(&KdbHorizon->measured, 1);
 	return ROUND_PAUSE;
 }
 
@@ -366,6 +349,7 @@ KdbHorizonMain(Datum main_arg)
 	before_shmem_exit(forget_latch, (Datum) 0);
 	(void) pg_atomic_exchange_u32(&KdbHorizon->moving, 0);	/* one that failed may have left it */
 	KdbHorizon->latch = MyLatch;
+	KdbRecallPeers();
 	round = AllocSetContextCreate(TopMemoryContext, "KrahoDB horizon round",
 								  ALLOCSET_DEFAULT_SIZES);
 

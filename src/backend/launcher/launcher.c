@@ -233,6 +233,10 @@ start_missing_workers(void)
 	List	   *subscriptions = read_subscriptions(&resolving);
 	ListCell   *lc;
 
+	/*
+	 * Before workers are started: one that resolves conflicts since a moment ago says so itself when it
+	 * starts, and who reads the subscriptions after that finds it so.
+	 */
 	KdbClockEnforce(KDB_CLOCK_SUBSCRIPTIONS, resolving);
 	KdbHorizonWake();
 	forget_starts(now);

@@ -25,6 +25,7 @@
 #include "lib/stringinfo.h"
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
+#include "replication/logicallauncher.h"
 #include "utils/inval.h"
 #include "utils/syscache.h"
 
@@ -39,8 +40,7 @@ static const char *const single_options[] = {
 	"conflict_resolution",
 	"compression",
 	"run_as_owner",
-	"apply_workers"
-};
+	"apply_workers"};
 
 /* The mark of a stale subscription: a TimestampTz in decimal. */
 #define STALE_SINCE		"stale_since"
@@ -77,7 +77,7 @@ static TimestampTz
 read_stale_since(const char *value)
 {
 	char	   *end;
-	long long	since;
+	long long since;
 
 	errno = 0;
 	since = strtoll(value, &end, 10);
@@ -274,7 +274,11 @@ KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options)
 	return false;
 }
 
-/* The workers and the launcher watch pg_subscription. */
+/*
+ * The workers watch pg_subscription.  The launcher does not, and the engine wakes it for
+ * enabled subscriptions only; but it decides whether the clock rule holds, and tells the horizon
+ * worker of a new peer, which counts although it is disabled.
+ */
 void
 KdbSubscriptionOptionsChanged(Oid subid)
 {
@@ -286,6 +290,7 @@ KdbSubscriptionOptionsChanged(Oid subid)
 	CacheInvalidateHeapTuple(rel, tuple, NULL);
 	ReleaseSysCache(tuple);
 	table_close(rel, NoLock);
+	ApplyLauncherWakeupAtCommit();
 }
 
 void

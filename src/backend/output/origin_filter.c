@@ -129,7 +129,7 @@ KdbOutputFilterByOrigin(LogicalDecodingContext *ctx, RepOriginId origin_id)
 {
 	KdbOutput  *output = KdbOutputOf(ctx);
 
-	if (output->seen != NULL && origin_id != InvalidRepOriginId)
+	if (output->seen != NULL)
 		KdbOutputSeenNote(ctx, origin_id);
 	return KdbOriginIsFiltered(&output->parameters, origin_id);
 }

@@ -144,8 +144,8 @@ extern bool KdbOutputFilterByOrigin(LogicalDecodingContext *ctx, RepOriginId ori
 /* seen.c */
 extern void KdbOutputSeenInit(LogicalDecodingContext *ctx, KdbOutput *output, MemoryContext parent);
 extern void KdbOutputSeenNote(LogicalDecodingContext *ctx, RepOriginId origin);
-extern void KdbOutputSeenLook(LogicalDecodingContext *ctx);
-extern void KdbSendSeen(LogicalDecodingContext *ctx, XLogRecPtr lsn, bool in_transaction);
+extern void KdbOutputSeenLook(LogicalDecodingContext *ctx, const ReorderBufferTXN *txn);
+extern void KdbSendSeen(LogicalDecodingContext *ctx, const ReorderBufferTXN *txn, bool in_transaction);
 
 /* handshake.c */
 extern void KdbAppendHandshake(StringInfo buf);

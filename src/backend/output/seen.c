@@ -75,6 +75,7 @@ struct KdbOutputSeen
 	SeenOrigin *origins;
 	XLogRecPtr	start;			/* what was in "started" was committed before this */
 	bool		start_passed;
+	bool		sure;			/* of anything, in the last vector */
 	bool		changed;		/* since the last vector */
 	uint64		ahead_generation;
 
@@ -84,10 +85,12 @@ struct KdbOutputSeen
 
 /*
  * Are all tables of this database's subscriptions synchronised?  As of the
- * transaction that is being decoded: invalidations come in its order.
+ * transaction that is being decoded: invalidations come in its order.  But a transaction
+ * that began before they changed has a snapshot from before, at least for its first changes.
  */
 static bool tables_known = false;
 static bool tables_synchronised = false;
+static XLogRecPtr tables_since = InvalidXLogRecPtr; /* have changed before */
 static bool tables_callback_registered = false;
 
 static void
@@ -123,11 +126,11 @@ all_tables_synchronised(void)
  * notice that his client has gone.  So nobody is waited for: nothing is sure then.
  */
 static void
-check_tables(KdbOutputSeen *seen)
+check_tables(KdbOutputSeen *seen, const ReorderBufferTXN *txn)
 {
 	bool		before = tables_synchronised;
 
-	if (tables_known)
+	if (tables_known || txn->first_lsn < tables_since)
 		return;
 	if (!ConditionalLockRelationOid(SubscriptionRelRelationId, AccessShareLock))
 	{
@@ -226,6 +229,7 @@ KdbOutputSeenInit(LogicalDecodingContext *ctx, KdbOutput *output, MemoryContext 
 	seen->context = parent;
 	seen->changed = true;
 	tables_known = false;
+	tables_since = ctx->slot->data.confirmed_flush;
 	if (!tables_callback_registered)
 	{
 		CacheRegisterSyscacheCallback(SUBSCRIPTIONRELMAP, forget_tables, (Datum) 0);
@@ -250,20 +254,33 @@ KdbOutputSeenInit(LogicalDecodingContext *ctx, KdbOutput *output, MemoryContext 
 	output->seen = seen;
 }
 
-/* The end of the transaction in its origin's stream, if this record commits it. */
-static XLogRecPtr
-committed_position(XLogReaderState *record)
+static bool
+parse_commit(XLogReaderState *record, xl_xact_parsed_commit *parsed)
 {
-	xl_xact_parsed_commit parsed;
 	uint8		info;
 
 	if (XLogRecGetRmid(record) != RM_XACT_ID)
-		return InvalidXLogRecPtr;
+		return false;
 	info = XLogRecGetInfo(record) & XLOG_XACT_OPMASK;
 	if (info != XLOG_XACT_COMMIT && info != XLOG_XACT_COMMIT_PREPARED)
-		return InvalidXLogRecPtr;
-	ParseCommitRecord(XLogRecGetInfo(record), (xl_xact_commit *) XLogRecGetData(record), &parsed);
-	return (parsed.xinfo & XACT_XINFO_HAS_ORIGIN) ? parsed.origin_lsn : InvalidXLogRecPtr;
+		return false;
+	ParseCommitRecord(XLogRecGetInfo(record), (xl_xact_commit *) XLogRecGetData(record), parsed);
+	return true;
+}
+
+/*
+ * Does the transaction that is committed change states of tables?  The callback above does
+ * not tell: it is called as well for what others commit while this is being decoded.
+ */
+static bool
+changes_tables(const xl_xact_parsed_commit *parsed)
+{
+	for (int i = 0; i < parsed->nmsgs; i++)
+	{
+		if (parsed->msgs[i].id == SUBSCRIPTIONRELMAP && parsed->msgs[i].cc.dbId == MyDatabaseId)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -274,11 +291,18 @@ void
 KdbOutputSeenNote(LogicalDecodingContext *ctx, RepOriginId origin)
 {
 	KdbOutputSeen *seen = KdbOutputOf(ctx)->seen;
-	XLogRecPtr	position = committed_position(ctx->reader);
+	xl_xact_parsed_commit parsed;
+	XLogRecPtr	position;
 	SeenOrigin *entry;
 
+	if (!parse_commit(ctx->reader, &parsed))
+		return;
+	if (changes_tables(&parsed))
+		tables_since = Max(tables_since, ctx->reader->EndRecPtr);
+	position = (parsed.xinfo & XACT_XINFO_HAS_ORIGIN) ? parsed.origin_lsn : InvalidXLogRecPtr;
+
 	/* What synchronisation workers commit is at no position of the main stream. */
-	if (position == InvalidXLogRecPtr || origin == DoNotReplicateId)
+	if (position == InvalidXLogRecPtr || origin == InvalidRepOriginId || origin == DoNotReplicateId)
 		return;
 	if (KdbOriginNode(origin) != 0 && ctx->reader->ReadRecPtr < KdbOriginNodeSince(origin))
 		return;					/* of whom the origin stood for before; see KdbSeenKeepProgress */
@@ -376,7 +400,7 @@ build_vector(LogicalDecodingContext *ctx, KdbSeenEntry **result)
 		if (!KdbOriginIsFiltered(&KdbOutputOf(ctx)->parameters, entry->origin))
 			continue;
 		entries[n].node = entry->node;
-		entries[n].surely = tables_known && tables_synchronised && entry->node != 0 ? entry->surely : 0;
+		entries[n].surely = seen->sure && entry->node != 0 ? entry->surely : 0;
 		entries[n++].maybe = entry->maybe;
 	}
 	nstreams = n = join_entries(entries, n);
@@ -450,24 +474,25 @@ send_entries(LogicalDecodingContext *ctx, KdbMessagePosition position,
  * tables are looked at here; if they change behind this, that is known when it ends.
  */
 void
-KdbOutputSeenLook(LogicalDecodingContext *ctx)
+KdbOutputSeenLook(LogicalDecodingContext *ctx, const ReorderBufferTXN *txn)
 {
 	KdbOutputSeen *seen = KdbOutputOf(ctx)->seen;
 
 	if (seen != NULL)
-		check_tables(seen);
+		check_tables(seen, txn);
 }
 
 /*
  * Send what has changed of the vector, for the transaction that is decoded now
- * and whose commit or prepare record begins at lsn.  in_transaction: there is a
+ * and whose commit or prepare record is known.  in_transaction: there is a
  * catalog snapshot.  More messages of the transaction must follow.
  */
 void
-KdbSendSeen(LogicalDecodingContext *ctx, XLogRecPtr lsn, bool in_transaction)
+KdbSendSeen(LogicalDecodingContext *ctx, const ReorderBufferTXN *txn, bool in_transaction)
 {
 	KdbOutputSeen *seen = KdbOutputOf(ctx)->seen;
 	uint64		generation;
+	bool		sure;
 	KdbSeenEntry *entries;
 	int			n;
 
@@ -476,11 +501,14 @@ KdbSendSeen(LogicalDecodingContext *ctx, XLogRecPtr lsn, bool in_transaction)
 	if (!tables_known)
 	{
 		if (in_transaction)
-			check_tables(seen);
+			check_tables(seen, txn);
 		else
 			seen->changed = true;
 	}
-	pass_start(seen, lsn);
+	sure = tables_known && tables_synchronised && txn->first_lsn >= tables_since;
+	seen->changed |= sure != seen->sure;
+	seen->sure = sure;
+	pass_start(seen, txn->final_lsn);
 	generation = KdbSeenAheadGeneration();
 	if (!seen->changed && generation == seen->ahead_generation)
 		return;

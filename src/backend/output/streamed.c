@@ -28,7 +28,7 @@ KdbOutputStreamStart(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 
 	Assert(!output->in_stream);
 	KdbHoldBeforeTransaction(ctx, txn);
-	KdbOutputSeenLook(ctx);
+	KdbOutputSeenLook(ctx, txn);
 	logicalrep_write_stream_start(KdbMessageStart(ctx, position), txn->xid, first_block);
 	KdbMessageEnd(ctx, position);
 
@@ -70,7 +70,7 @@ KdbOutputStreamPrepare(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogR
 {
 	Assert(rbtxn_is_streamed(txn));
 	KdbOutputProgress(ctx, false);
-	KdbSendSeen(ctx, txn->final_lsn, false);
+	KdbSendSeen(ctx, txn, false);
 	logicalrep_write_stream_prepare(KdbMessageStart(ctx, KDB_MESSAGE_FINAL), txn, prepare_lsn);
 	KdbMessageEnd(ctx, KDB_MESSAGE_FINAL);
 	KdbRelationCacheForgetStream(KdbOutputOf(ctx), txn->xid, false);
@@ -84,7 +84,7 @@ KdbOutputStreamCommit(LogicalDecodingContext *ctx, ReorderBufferTXN *txn, XLogRe
 	Assert(!output->in_stream);
 	Assert(rbtxn_is_streamed(txn));
 	KdbOutputProgress(ctx, false);
-	KdbSendSeen(ctx, txn->final_lsn, false);
+	KdbSendSeen(ctx, txn, false);
 	logicalrep_write_stream_commit(KdbMessageStart(ctx, KDB_MESSAGE_FINAL), txn, commit_lsn);
 	KdbMessageEnd(ctx, KDB_MESSAGE_FINAL);
 	KdbRelationCacheForgetStream(output, txn->xid, true);

@@ -93,7 +93,7 @@ KdbSendBegin(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 	logicalrep_write_begin(KdbMessageStart(ctx, first_position(origin)), txn);
 	KdbMessageEnd(ctx, first_position(origin));
 	output->transaction = KDB_BEGIN_SENT;
-	KdbSendSeen(ctx, txn->final_lsn, true);
+	KdbSendSeen(ctx, txn, true);
 	KdbSendOrigin(ctx, origin, txn->origin_lsn);
 }
 
@@ -130,7 +130,7 @@ KdbOutputBeginPrepare(LogicalDecodingContext *ctx, ReorderBufferTXN *txn)
 	KdbHoldBeforeTransaction(ctx, txn);
 	logicalrep_write_begin_prepare(KdbMessageStart(ctx, first_position(origin)), txn);
 	KdbMessageEnd(ctx, first_position(origin));
-	KdbSendSeen(ctx, txn->final_lsn, true);
+	KdbSendSeen(ctx, txn, true);
 	KdbSendOrigin(ctx, origin, txn->origin_lsn);
 }
 

@@ -13,6 +13,11 @@
  * is true of what the server has after a crash is so because changes are counted only
  * once they are flushed.
  *
+ * WHAT IT CONSISTS OF is in the file too: the subscriptions that counted when it moved, for
+ * all that their publishers had committed until then has been applied and flushed here.
+ * Who copies a table from here has to know which these are, and after a restart their
+ * publishers may not answer for long.
+ *
  * It belongs to a node: a copy of the data directory that becomes another one begins
  * without.  A promoted standby goes on with the one of its base backup, which is true
  * of what it has replayed, and early.
@@ -38,13 +43,15 @@ typedef struct FileEntry
 {
 	uint64		salt;			/* of the node */
 	TimestampTz horizon;
+	Oid			subid;			/* has all until the horizon; invalid in the first one */
+	uint32		unused;			/* 0 */
 } FileEntry;
 
 static const KdbStateFile state_file = {
 	.name = "horizon",
 	.magic = 0x4b44485a,		/* KDHZ */
-	.version = 1,
-	.max_entries = 1,
+	.version = 2,
+	.max_entries = 1 << 20,
 	.entry_size = sizeof(FileEntry),
 	.removal_hint = "the retention horizon is then unknown until all peers have answered.",
 };
@@ -91,44 +98,59 @@ current_salt(void)
 	return KdbNodeSaltAt(DT_NOEND);
 }
 
-/* What the file says; 0 if nothing, or of another node. */
-static TimestampTz
-stored_horizon(void)
+/* See horizon_shared.h. */
+TimestampTz
+KdbHorizonStored(List **counted)
 {
 	uint32		count;
-	FileEntry  *entry = KdbStateFileRead(&state_file, &count);
+	FileEntry  *entries = KdbStateFileRead(&state_file, &count);
 	TimestampTz horizon = 0;
 
-	if (count > 0 && entry->salt == current_salt())
-		horizon = entry->horizon;
-	pfree(entry);
+	*counted = NIL;
+	if (count > 0 && entries[0].salt == current_salt())
+	{
+		horizon = entries[0].horizon;
+		for (uint32 i = 1; i < count; i++)
+			*counted = lappend_oid(*counted, entries[i].subid);
+	}
+	pfree(entries);
 	return horizon;
 }
 
 /* See horizon_shared.h. */
 void
-KdbHorizonStore(TimestampTz horizon)
+KdbHorizonStore(TimestampTz horizon, const List *counted)
 {
-	FileEntry	entry = {current_salt(), horizon};
+	FileEntry  *entries = palloc0((1 + list_length(counted)) * sizeof(FileEntry));
+	uint32		count = 1;
+	ListCell   *lc;
 
-	KdbStateFileWrite(&state_file, &entry, 1);
+	foreach(lc, counted)
+		entries[count++].subid = lfirst_oid(lc);
+	for (uint32 i = 0; i < count; i++)
+	{
+		entries[i].salt = current_salt();
+		entries[i].horizon = horizon;
+	}
+	KdbStateFileWrite(&state_file, entries, count);
+	pfree(entries);
 }
 
 /* See horizon_shared.h. */
 void
 KdbHorizonStartShared(void)
 {
+	List	   *counted;
 	bool		found;
 
 	KdbHorizon = ShmemInitStruct("KrahoDB horizon", total_size(), &found);
 	if (found)
 		return;
 	memset(KdbHorizon, 0, total_size());
-	pg_atomic_init_u64(&KdbHorizon->time, (uint64) stored_horizon());
+	pg_atomic_init_u64(&KdbHorizon->time, (uint64) KdbHorizonStored(&counted));
 	pg_atomic_init_u64(&KdbHorizon->asked_at, 0);
 	pg_atomic_init_u32(&KdbHorizon->holders, 0);
 	pg_atomic_init_u32(&KdbHorizon->moving, 0);
-	pg_atomic_init_u32(&KdbHorizon->measured, 0);
 	KdbHorizon->lock = &GetNamedLWLockTranche("KrahoDB horizon")->lock;
 	KdbHorizon->max_peers = max_peers();
 	KdbHorizon->peers = (KdbSharedPeer *) ((char *) KdbHorizon + peers_offset());
@@ -178,15 +200,16 @@ KdbHorizonRelease(void)
 	holding = false;
 }
 
-static bool
-is_without_peers(void)
+/* How many peers are shown; -1 if nobody has looked since the server started. */
+static int
+peers_shown(void)
 {
-	bool		result;
+	int			n;
 
 	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
-	result = KdbHorizon->published && KdbHorizon->npeers == 0;
+	n = KdbHorizon->published ? KdbHorizon->npeers : -1;
 	LWLockRelease(KdbHorizon->lock);
-	return result;
+	return n;
 }
 
 /* See horizon_shared.h. */
@@ -208,10 +231,14 @@ KdbHorizonHold(void)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
-	/* Nobody's changes come here: nothing is older than now. */
-	if (is_without_peers())
-		return GetCurrentTimestamp();
-	if (pg_atomic_read_u32(&KdbHorizon->measured) == 0)
-		return 0;
-	return KdbHorizonTimestamp();
+	switch (peers_shown())
+	{
+		case -1:
+			return 0;
+		case 0:
+			/* Nobody's changes come here: nothing is older than now. */
+			return GetCurrentTimestamp();
+		default:
+			return KdbHorizonTimestamp();
+	}
 }

@@ -28,8 +28,8 @@
  * others with enabled = false first, and enable that when the copy is finished.)
  *
  * THE HORIZON of the publisher is held from before the snapshot until its versions have
- * been listed.  That it is not known there, for some seconds after a restart, is an
- * error: the copy is tried again.
+ * been listed.  That it is not known there, for a moment after its start or before all
+ * peers of a new node have answered, is an error: the copy is tried again.
  *
  * A stock publisher, and a database there or here without the extension, cannot
  * do that; then copied rows count as older than any change, as they did.

@@ -7,6 +7,7 @@
 
 #include "postgres.h"
 #include "access/genam.h"
+#include "access/htup.h"
 #include "access/skey.h"
 #include "executor/tuptable.h"
 #include "nodes/execnodes.h"
@@ -32,6 +33,12 @@ extern void KdbTransactionVersion(TransactionId xid, RepOriginId remote_origin,
 
 /* Transaction ids may mean others from now on: at least once in a while. */
 extern void KdbTransactionVersionForget(void);
+
+/*
+ * The transaction that wrote a tuple; FrozenTransactionId if its id has come round again, so
+ * that it would be taken for a recent one.
+ */
+extern TransactionId KdbTupleWriter(HeapTupleHeader tuple);
 
 /*
  * The transaction that ended a tuple, or InvalidTransactionId if it is still
@@ -110,9 +117,13 @@ typedef struct KdbRewrite
 	CommandId	last;
 } KdbRewrite;
 
-/* Those of a table; start with zeros, and anew when the table has changed. */
+/*
+ * Those of a table; start with zeros, and anew when the table has changed.  With a
+ * snapshot, those that it shows: whoever is about to add one is not waited for.
+ */
 typedef struct KdbRewrites
 {
+	Snapshot	snapshot;
 	bool		known;
 	int			n;
 	KdbRewrite *list;			/* in the context that was given */
@@ -124,6 +135,17 @@ typedef struct KdbRewrites
  */
 extern bool KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
 						   MemoryContext context, TupleTableSlot *slot, TransactionId xmin);
+
+/* Fill the number, types and collations of the columns of an index. */
+extern void KdbIndexedTypes(Relation index, const struct IndexInfo *info, TupleDesc desc,
+							KdbRecordedKey *key);
+
+/*
+ * Is the equality of an index another one than that of the types, which are filled in?
+ * The second one returns it: scan keys without values, palloc'd; NULL if not.
+ */
+extern bool KdbIndexHasOwnEquality(Relation index, const KdbRecordedKey *key);
+extern const ScanKeyData *KdbIndexOwnEquality(Relation index, const KdbRecordedKey *key);
 
 /* One side of a conflict's record. */
 typedef struct KdbConflictSide

@@ -13,6 +13,7 @@
 #include "postgres.h"
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
 #include "port/atomics.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
@@ -49,7 +50,8 @@ typedef struct KdbSharedProgress
 	uint64		node;			/* the publisher's identity, and its server's run; 0: stock */
 	uint64		incarnation;
 	bool		tables_ready;	/* no table is being synchronised */
-	XLogRecPtr	durable;		/* all before it is applied and flushed */
+	XLogRecPtr	started;		/* the same, by the origin, when the worker started */
+	XLogRecPtr	durable;		/* all before it is applied and flushed; invalid: not reported yet */
 	XLogRecPtr	wanted;			/* wake the horizon worker when durable gets there */
 	TimestampTz seen_until;		/* set by the horizon worker: the publisher had applied all
 								 * of that before it wrote what comes now; 0: unknown */
@@ -64,7 +66,8 @@ typedef struct KdbSharedPeer
 	bool		excluded;		/* stale, and nothing of it is applied any more */
 	TimestampTz since;			/* in this state */
 	TimestampTz frontier;		/* all that it committed until then is applied; 0: unknown */
-	TimestampTz streamed;		/* the same for tables that are not being synchronised */
+	TimestampTz streamed;		/* the same for tables that are not being synchronised; not
+								 * before the horizon if it counted there, also after a restart */
 	TimestampTz received;		/* and all that it wrote before it had applied the changes
 								 * of all others until then; 0: unknown */
 	char		reason[256];	/* for people; may be empty */
@@ -76,8 +79,6 @@ typedef struct KdbHorizonShared
 	pg_atomic_uint64 asked_at;	/* when a peer wanted to know how far we are, TimestampTz */
 	pg_atomic_uint32 holders;	/* sessions that keep it where it is */
 	pg_atomic_uint32 moving;	/* the worker is moving it and the slot */
-	pg_atomic_uint32 measured;	/* since the server started, it has been known how far all
-								 * peers' streams are ("streamed"), and is shown below */
 	Latch	   *latch;			/* of the horizon worker, NULL if none runs */
 
 	LWLock	   *lock;			/* of what follows */
@@ -98,8 +99,14 @@ extern KdbHorizonShared *KdbHorizon;
 extern void KdbHorizonRequestShared(void);
 extern void KdbHorizonStartShared(void);
 
-/* Have the server start with this horizon next time; durable when it returns. */
-extern void KdbHorizonStore(TimestampTz horizon);
+/*
+ * Have the server start with this horizon next time; durable when it returns.  counted: the
+ * subscriptions whose streams have been applied until then.
+ */
+extern void KdbHorizonStore(TimestampTz horizon, const List *counted);
+
+/* What was stored last; 0 and none if nothing was, or by another node. */
+extern TimestampTz KdbHorizonStored(List **counted);
 
 /*
  * Does a setting let vacuum and pruning pass what slots hold back?  The engine's old_snapshot_threshold
@@ -112,8 +119,8 @@ extern void KdbHorizonWake(void);
 
 /*
  * Keep the horizon, and what vacuum keeps for it, where they are, until Release or
- * the end of the session; returns it.  0: it is not known, or it is not known since the
- * server started what it consists of.
+ * the end of the session; returns it.  0: it is not known, or the horizon worker has not
+ * looked yet, since the server started, which peers there are.
  */
 extern TimestampTz KdbHorizonHold(void);
 extern void KdbHorizonRelease(void);

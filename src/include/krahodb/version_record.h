@@ -57,8 +57,9 @@ typedef enum KdbVersionRecordKind
  * Values of a key, with what compares them.  None is toasted out of line.
  *
  * Values claimed of an exclusion constraint have operators: scan keys whose
- * functions say if others conflict with them.  Such values have no hash, so all
- * claims of that constraint are looked through.
+ * functions say if others conflict with them.  So have keys and values of an index whose equality
+ * is not that of the types.  Such values have no hash, so all records of the table's keys, or
+ * of that index, are looked through.
  */
 typedef struct KdbRecordedKey
 {

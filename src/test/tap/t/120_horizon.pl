@@ -73,6 +73,26 @@ $c->poll_query_until('postgres', 'SELECT horizon IS NOT NULL FROM krahodb.horizo
 $c->poll_query_until('postgres', 'SELECT count(*) = 1 FROM pg_stat_subscription WHERE pid IS NOT NULL');
 is(slot_count($c), 0, 'a plain server holds no slot');
 is(horizon($c, 'count(*)'), 0, 'and has no peers to wait for');
+
+# ---- a first peer that is disabled: nobody starts a worker for it -----------------
+
+sub soon_held
+{
+	my ($name) = @_;
+	my $since = time;
+
+	$c->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_replication_slots WHERE slot_name = 'krahodb_horizon' AND active");
+	cmp_ok(time - $since, '<', 30, $name);
+	return;
+}
+
+subscribe($c, $b, ', origin = none, enabled = false');
+soon_held('rows are kept for a subscription that is created disabled');
+$c->safe_psql('postgres', 'DROP SUBSCRIPTION c_from_b');
+$c->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_replication_slots WHERE slot_name = 'krahodb_horizon'") or die;
+pause_subscription($c, 'c_from_a');
+$c->safe_psql('postgres', 'ALTER SUBSCRIPTION c_from_a SET (conflict_resolution = last_update_wins)');
+soon_held('and for a disabled one that resolves conflicts from now on');
 $c->safe_psql('postgres', 'DROP SUBSCRIPTION c_from_a');
 
 # ---- two nodes ------------------------------------------------------------------

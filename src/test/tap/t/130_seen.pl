@@ -358,6 +358,32 @@ foreach my $mode ('fast', 'immediate')
 	$session->quit;
 }
 
+# A transaction runs while a table begins to be copied.  The states of tables are read as of
+# its first change; what it writes afterwards may be rows that were copied.
+{
+	sql($_, 'CREATE TABLE joined (id int PRIMARY KEY)') foreach ($n1, $n2);
+	sql($n1, 'INSERT INTO joined VALUES (1); CREATE PUBLICATION joined FOR TABLE joined');
+	sql($n2, 'ALTER TABLE joined ADD CONSTRAINT not_yet CHECK (id < 0)');
+	write_from($n3, 'plain');
+	my $session = $n2->background_psql('postgres');
+
+	$session->query_safe('BEGIN');
+	$session->query_safe("INSERT INTO item VALUES (2000000 + @{[ ++$number ]}, 'during$number')");
+	my $label = "during$number";
+	sql($n2, "CREATE SUBSCRIPTION n2_joined CONNECTION '" . connstr($n1) . "' PUBLICATION joined WITH (origin = none)");
+	$session->query_safe('COMMIT');
+	$session->quit;
+	my ($last) = grep { $_->[0] eq $label } transactions($n2, 'probe');
+	is($last->[1]{ $id{n3} }[0], 0, 'nothing is sure for what runs while a copy begins');
+
+	sql($n2, 'ALTER TABLE joined DROP CONSTRAINT not_yet');
+	$n2->wait_for_subscription_sync($n1, 'n2_joined');
+	$label = write_n2('plain');
+	($last) = grep { $_->[0] eq $label } transactions($n2, 'probe');
+	cmp_ok($last->[1]{ $id{n3} }[0], '>', 0, 'and it is again when the copy is done');
+	sql($n2, 'DROP SUBSCRIPTION n2_joined');
+}
+
 # ---- rows that are ahead of the stream ----------------------------------------------
 
 # A table is copied while the stream stands still.
