@@ -264,8 +264,8 @@ set_key(Asked *asked, int i)
 	Relation	index = asked->index;
 	AttrNumber	attnum = index->rd_index->indkey.values[i];
 	Oid			type = index->rd_opcintype[i];
-	Oid			operator= get_opfamily_member(index->rd_opfamily[i], type, type,
-											  BTEqualStrategyNumber);
+	Oid			operator = get_opfamily_member(index->rd_opfamily[i], type, type,
+											   BTEqualStrategyNumber);
 
 	if (asked->search->tts_isnull[attnum - 1])
 		ereport(ERROR,
@@ -551,7 +551,8 @@ answer(FunctionCallInfo fcinfo, Asked *asked, Found *found, List *columns, List 
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	if (live && !KdbRowIsPublished(publications, RelationGetRelid(asked->named), reformat(asked->slot, asked->rel, asked->named)))
+	if (live && !KdbRowIsPublished(publications, RelationGetRelid(asked->named),
+								   reformat(asked->slot, asked->rel, asked->named)))
 		found->state = "filtered";
 	values[RESULT_NODE] = Int64GetDatum((int64) KdbLocalNodeIdentity());
 	values[RESULT_STATE] = CStringGetTextDatum(found->state);
