@@ -35,6 +35,7 @@ int			KdbFetchTimeout = 10000;
 
 static PGconn *connection = NULL;
 static bool in_use = false;
+static int	session_timeout;	/* as the publisher's session knows it */
 static TimestampTz deadline;
 static TimestampTz begun;
 static const KdbFetchSubject *subject;
@@ -282,6 +283,7 @@ prepare_session(void)
 	(void) KdbFetchQuery("SELECT pg_catalog.set_config('search_path', '', false),"
 						 " pg_catalog.set_config('statement_timeout', $1, false)",
 						 1, params, 2);
+	session_timeout = KdbFetchTimeout;
 }
 
 /*
@@ -312,7 +314,7 @@ KdbFetchBegin(const KdbFetchSubject *what)
 		connect_to_publisher();
 	}
 	in_use = true;
-	if (!connected)
+	if (!connected || session_timeout != KdbFetchTimeout)
 		prepare_session();
 }
 
