@@ -179,6 +179,10 @@ reload_settings($b);
 $b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
 ends_with_row_of_a('stopped while waiting', 'a');
 
+# A publisher that is shut down in "smart" mode waits for its clients.
+ok($a->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'krahodb fetch'"),
+	'a connection that is not used is closed');
+
 # ---- crashes --------------------------------------------------------------------------
 
 foreach my $fault ('fetched', 'apply_before_commit', 'apply_after_commit')
