@@ -4,7 +4,8 @@
  *
  * The replication connection is busy with the stream, so this is another one, an
  * ordinary one by the subscription's connection string.  It is made at the first fetch
- * and kept as long as the worker lives; who never fetches never connects.
+ * and closed when it has not been used for KEPT_MS, because a server that is shut down in
+ * "smart" mode waits for its clients; who never fetches never connects.
  *
  * The worker is inside a transaction and holds locks, so a fetch as a whole has a
  * limit, krahodb.fetch_timeout.  All waiting is for the socket and the latch together,
@@ -31,10 +32,13 @@
 #include "apply_private.h"
 #include "fetch_private.h"
 
+#define KEPT_MS		10000
+
 int			KdbFetchTimeout = 10000;
 
 static PGconn *connection = NULL;
 static bool in_use = false;
+static int	session_timeout;	/* as the publisher's session knows it */
 static TimestampTz deadline;
 static TimestampTz begun;
 static const KdbFetchSubject *subject;
@@ -282,6 +286,7 @@ prepare_session(void)
 	(void) KdbFetchQuery("SELECT pg_catalog.set_config('search_path', '', false),"
 						 " pg_catalog.set_config('statement_timeout', $1, false)",
 						 1, params, 2);
+	session_timeout = KdbFetchTimeout;
 }
 
 /*
@@ -312,7 +317,7 @@ KdbFetchBegin(const KdbFetchSubject *what)
 		connect_to_publisher();
 	}
 	in_use = true;
-	if (!connected)
+	if (!connected || session_timeout != KdbFetchTimeout)
 		prepare_session();
 }
 
@@ -323,4 +328,22 @@ KdbFetchDone(void)
 	in_use = false;
 	pg_atomic_fetch_add_u64(&KdbShared->fetched_rows, 1);
 	pg_atomic_fetch_add_u64(&KdbShared->fetch_us, GetCurrentTimestamp() - begun);
+}
+
+/* See fetch_private.h. */
+long
+KdbFetchKeptFor(void)
+{
+	if (connection == NULL)
+		return -1L;
+	return TimestampDifferenceMilliseconds(GetCurrentTimestamp(),
+										   TimestampTzPlusMilliseconds(begun, KEPT_MS));
+}
+
+/* See fetch_private.h. */
+void
+KdbFetchCloseUnused(void)
+{
+	if (KdbFetchKeptFor() == 0)
+		close_connection();
 }

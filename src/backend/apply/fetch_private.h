@@ -38,4 +38,10 @@ extern List *KdbFetchQuery(const char *query, int nparams, const char *const *pa
 						   int ncolumns);
 extern void KdbFetchDone(void);
 
+/* For how many ms the connection will be kept if nothing is fetched; -1 if there is none. */
+extern long KdbFetchKeptFor(void);
+
+/* Close it if it has not been used for long; not between KdbFetchBegin and KdbFetchDone. */
+extern void KdbFetchCloseUnused(void);
+
 #endif							/* FETCH_PRIVATE_H */

@@ -35,6 +35,7 @@
 #include "utils/snapmgr.h"
 
 #include "krahodb/fault.h"
+#include "fetch_private.h"
 #include "lanes_private.h"
 
 #define REPEATS		5			/* of a transaction at its turn */
@@ -384,6 +385,7 @@ static void
 wait_for_work(bool *reported)
 {
 	KdbLaneSlot *slot = KdbMyTurn.slot;
+	long		nap = *reported ? KdbFetchKeptFor() : IDLE_MS;
 	int			rc;
 
 	for (int i = 0; i < SPINS && is_wanted(); i++)
@@ -398,13 +400,14 @@ wait_for_work(bool *reported)
 	if (!may_take())
 	{
 		rc = WaitLatch(MyLatch,
-					   WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (*reported ? 0 : WL_TIMEOUT),
-					   *reported ? -1L : IDLE_MS, PG_WAIT_EXTENSION);
-		if (rc & WL_TIMEOUT)
+					   WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | (nap < 0 ? 0 : WL_TIMEOUT),
+					   nap, PG_WAIT_EXTENSION);
+		if ((rc & WL_TIMEOUT) && !*reported)
 		{
 			pgstat_report_stat(true);
 			*reported = true;
 		}
+		KdbFetchCloseUnused();
 		ResetLatch(MyLatch);
 	}
 	pg_atomic_write_u32(&slot->idle, 0);

@@ -33,6 +33,7 @@
 #include "utils/wait_event.h"
 
 #include "apply_private.h"
+#include "fetch_private.h"
 
 #define KDB_LOOP_NAP		1000L	/* ms */
 #define KDB_LOOP_FLUSH_NAP	3L	/* ms */
@@ -217,6 +218,7 @@ between_transactions(XLogRecPtr last_received)
 	if (!KdbLeaderBusy())
 		KdbSync->process_syncing_tables(last_received);
 	KdbProgressReport(last_received);
+	KdbFetchCloseUnused();
 }
 
 /* Nothing came for a whole nap: is the publisher still there? */

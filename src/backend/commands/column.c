@@ -223,7 +223,10 @@ check_unique_index(Oid relid, List *names)
 	}
 }
 
-/* See commands_private.h. */
+/*
+ * See commands_private.h.  The indexes that CREATE TABLE ... LIKE copies come analysed,
+ * for a table that has no options yet: they are only looked at afterwards.
+ */
 void
 KdbCreateIndex(const KdbUtilityCall *call)
 {
@@ -232,7 +235,7 @@ KdbCreateIndex(const KdbUtilityCall *call)
 	List	   *names = NIL;
 	Oid			relid;
 
-	if (stmt->unique && stmt->relation)
+	if (stmt->unique && stmt->relation && !stmt->transformed)
 	{
 		relid = RangeVarGetRelid(stmt->relation, NoLock, true);
 		collect_names((Node *) stmt->indexParams, &names);

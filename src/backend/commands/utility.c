@@ -90,6 +90,17 @@ refuse_to_refresh_records(RefreshMatViewStmt *stmt)
 				 errdetail("It holds records of KrahoDB.")));
 }
 
+/* The provider is there for those who name it. */
+static void
+set_label(const KdbUtilityCall *call)
+{
+	SecLabelStmt *stmt = castNode(SecLabelStmt, call->pstmt->utilityStmt);
+
+	if (stmt->provider != NULL && strcmp(stmt->provider, KDB_LABEL_PROVIDER) == 0)
+		KdbRegisterLabelProvider();
+	KdbRunUtility(call);
+}
+
 /*
  * DROP and ALTER SUBSCRIPTION stop the workers of tables that they remove.  If one was
  * in the middle of a copy, its helpers' origins are left.
@@ -145,6 +156,9 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 		case T_RefreshMatViewStmt:
 			refuse_to_refresh_records(castNode(RefreshMatViewStmt, pstmt->utilityStmt));
 			KdbRunUtility(&call);
+			break;
+		case T_SecLabelStmt:
+			set_label(&call);
 			break;
 		case T_TransactionStmt:
 			run_transaction_command(&call);

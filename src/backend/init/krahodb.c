@@ -16,7 +16,6 @@
 #include "krahodb/compat.h"
 #include "krahodb/horizon.h"
 #include "krahodb/init.h"
-#include "krahodb/options.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
 #include "krahodb/stream.h"
@@ -38,7 +37,6 @@ _PG_init(void)
 	KdbGucInit();
 	KdbClockInit();
 	KdbSeenPositionsInit();
-	KdbOptionsInit();
 	KdbStreamInit();
 	KdbSyncInit();
 	KdbCommandsInit();

@@ -17,6 +17,11 @@
  * It reads only pg_subscription, a shared catalog, so it is connected to no
  * database.
  *
+ * PG_UPGRADE notes the next transaction id of the old cluster before it starts it to
+ * look into it.  Whatever is applied there then is lost in the new one, and damages it:
+ * its transaction ids are given out once more.  So nothing is, as from version 17 of
+ * the engine on.
+ *
  * PACE.  A worker is started no sooner than wal_retrieve_retry_interval after the
  * last start for its subscription, so that one that ends at once is not started in a
  * busy loop; what others do does not matter to it.  One that has failed has a pace of
@@ -69,23 +74,31 @@ typedef struct StartTime
 static KdbLauncherShared *shared = NULL;
 static HTAB *starts = NULL;
 
-/* Rewrite the engine's entry; called once, from _PG_init in the postmaster. */
+/*
+ * Rewrite the engine's entry, or take it out for pg_upgrade's servers; called once, from
+ * _PG_init in the postmaster.
+ */
 void
 KdbLauncherInit(void)
 {
-	slist_iter	iter;
+	slist_mutable_iter iter;
 
 	/* Single-user mode registers no launcher, and 0 workers means none either. */
 	if (!IsPostmasterEnvironment || max_logical_replication_workers == 0)
 		return;
 
-	slist_foreach(iter, &BackgroundWorkerList)
+	slist_foreach_modify(iter, &BackgroundWorkerList)
 	{
 		RegisteredBgWorker *entry = slist_container(RegisteredBgWorker, rw_lnode, iter.cur);
 		BackgroundWorker *worker = &entry->rw_worker;
 
 		if (strcmp(worker->bgw_name, KDB_LAUNCHER_NAME) != 0)
 			continue;
+		if (IsBinaryUpgrade)
+		{
+			slist_delete_current(&iter);
+			return;
+		}
 		strlcpy(worker->bgw_library_name, KRAHODB_LIBRARY,
 				sizeof(worker->bgw_library_name));
 		strlcpy(worker->bgw_function_name, "KdbLauncherMain",

@@ -20,6 +20,10 @@
  * invalidation of the pg_subscription row, for tables by one of the relcache
  * entry (of each partition, if the table is partitioned).
  *
+ * SECURITY LABEL without FOR takes the only provider there is, so another one (sepgsql)
+ * must not find itself beside ours.  A session registers ours when it first says FOR
+ * krahodb.
+ *
  * The engine deletes a table's labels with the table, but leaves the labels of
  * a subscription behind; KdbCommandsInit's object access hook deletes those.
  */
@@ -274,8 +278,14 @@ check_label(const ObjectAddress *object, const char *label)
 						KDB_LABEL_PROVIDER)));
 }
 
+/* See options.h. */
 void
-KdbOptionsInit(void)
+KdbRegisterLabelProvider(void)
 {
+	static bool registered = false;
+
+	if (registered)
+		return;
 	register_label_provider(KDB_LABEL_PROVIDER, check_label);
+	registered = true;
 }

@@ -174,7 +174,7 @@ extern void KdbStoreColumnOptions(Oid relid, AttrNumber attnum, List *options);
  */
 extern void KdbCheckMergedColumns(Oid relid, bool with_key);
 
-/* Register the label provider; once, from _PG_init. */
-extern void KdbOptionsInit(void);
+/* For SECURITY LABEL FOR krahodb, which needs the provider; once for each process. */
+extern void KdbRegisterLabelProvider(void);
 
 #endif							/* KRAHODB_OPTIONS_H */

@@ -55,6 +55,12 @@ ALTER TABLE m ALTER num TYPE numeric(20,2);
 TABLE krahodb.columns;
 SELECT objname, label FROM pg_seclabels WHERE objtype = 'column' ORDER BY 1;
 
+-- a copy of the table's definition, unique indexes on expressions too, without what is KrahoDB's
+CREATE TABLE copied (LIKE m INCLUDING ALL);
+SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'copied'::regclass ORDER BY 1;
+SELECT count(*) FROM krahodb.columns WHERE "table" = 'copied';
+DROP TABLE copied;
+
 -- what it needs cannot be taken away
 ALTER TABLE m REPLICA IDENTITY DEFAULT;
 ALTER TABLE m REPLICA IDENTITY USING INDEX m_pkey;

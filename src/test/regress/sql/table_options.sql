@@ -5,6 +5,9 @@ CREATE EXTENSION krahodb;
 CREATE ROLE regress_kdb_user LOGIN;
 CREATE TABLE plain (a int PRIMARY KEY, b text);
 
+-- without FOR, the provider is that of others
+SECURITY LABEL ON TABLE plain IS '{"conflict_resolution": "error"}';
+
 -- refused
 ALTER TABLE plain SET (krahodb.foo = 1);
 ALTER TABLE plain SET (krahodb.conflict_resolution = foo);

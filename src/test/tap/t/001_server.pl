@@ -219,6 +219,18 @@ foreach my $help ([ '--help' ], [ '--version' ], [ 'check', '--help' ])
 	like($out, qr/krahodb/, '... and an answer');
 }
 
+# ---- for pg_upgrade ---------------------------------------------------------------
+
+# What it starts must not apply anything: it has noted the next transaction id before.
+$node->stop;
+my @pg_ctl = ('pg_ctl', '-w', '-D', $node->data_dir, '-l', $node->logfile);
+command_ok([ @pg_ctl, '-o', '-b', 'start' ], 'a server for pg_upgrade starts');
+is($node->safe_psql('postgres', q{SELECT string_agg(backend_type, ', ') FROM pg_stat_activity
+	WHERE backend_type LIKE 'logical replication%' OR backend_type LIKE 'krahodb%'}),
+	'', '... without a launcher and its workers');
+command_ok([ @pg_ctl, 'stop' ], '... and stops');
+$node->start;
+
 # ---- without logical replication ------------------------------------------------
 
 # The engine's tests start servers with wal_level = minimal and no workers.

@@ -176,19 +176,27 @@ $a->safe_psql('postgres', "UPDATE doc SET v = 'a' WHERE id = $id");
 ends_with_row_of_a('connection made again', 'a');
 unlike(slurp_file($b->logfile, $logstart), qr/ERROR/, 'without an error');
 
-# A worker that waits for an answer can be stopped.
+# A worker that waits for an answer can be stopped, long before the limit.
 $b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10min');
 reload_settings($b);
+$logstart = -s $a->logfile;
 at_change(sub { $a->safe_psql('postgres', 'BEGIN; LOCK TABLE doc; PREPARE TRANSACTION \'lock\'') });
 $a->poll_query_until('postgres',
 	"SELECT count(*) = 1 FROM pg_stat_activity WHERE application_name = 'krahodb fetch' AND wait_event_type = 'Lock'")
   or die;
+like(slurp_file($a->logfile, $logstart), qr/DETAIL:  parameters: \$1 = '600000'/,
+	'a session that is kept has the new limit');
+$b->safe_psql('postgres', "ALTER SUBSCRIPTION b_a DISABLE; SELECT pg_terminate_backend(pid) FROM pg_stat_subscription WHERE subname = 'b_a' AND pid IS NOT NULL");
 pause_subscription($b, 'b_a');
 $a->safe_psql('postgres', "ROLLBACK PREPARED 'lock'");
 $b->adjust_conf('postgresql.conf', 'krahodb.fetch_timeout', '10s');
 reload_settings($b);
 $b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
 ends_with_row_of_a('stopped while waiting', 'a');
+
+# A publisher that is shut down in "smart" mode waits for its clients.
+ok($a->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'krahodb fetch'"),
+	'a connection that is not used is closed');
 
 # ---- crashes --------------------------------------------------------------------------
 
