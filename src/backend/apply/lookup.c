@@ -197,6 +197,24 @@ rows_equal(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 	return true;
 }
 
+/*
+ * The row of a scan that is about to end stays in the slot.  The pin is the slot's own, but
+ * what it says of the tuple is a part of the scan (not so with an index, where it is the slot's).
+ */
+static void
+keep_row(TupleTableSlot *slot)
+{
+	HeapTupleTableSlot *heap = (HeapTupleTableSlot *) slot;
+
+	if (!TTS_IS_BUFFERTUPLE(slot))
+		ExecMaterializeSlot(slot);
+	else if (!TTS_SHOULDFREE(slot))
+	{
+		heap->tupdata = *heap->tuple;
+		heap->tuple = &heap->tupdata;
+	}
+}
+
 /* Full scan with the snapshot, up to the first equal row. */
 static bool
 scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot)
@@ -209,7 +227,8 @@ scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot)
 		CHECK_FOR_INTERRUPTS();
 		found = rows_equal(target, target->local, search);
 	}
-	/* The slot's pin outlives the scan's. */
+	if (found)
+		keep_row(target->local);
 	table_endscan(scan);
 	return found;
 }
