@@ -8,125 +8,86 @@
  * transactions as fast as they come, the signal is a sixth of the time, and the WAL writer
  * runs for each of them.
  *
- * THE WINDOW.  The engine's wake-up is a SetLatch of the WAL writer's latch, which
- * returns at once if the latch is set.  So it is set here, without the signal, when
- * the commit record is about to be written, and reset right after: a few microseconds, as
- * deferred triggers have run by then.
+ * The commit finds the WAL writer's latch in the header of all processes, which it finds by a
+ * variable of its own process, ProcGlobal.  While the commit record is written (the callbacks
+ * of the commit enclose that) this is a copy of the header without the latch.  So
+ * only this process's own wake-up is left out, and others notice nothing.  All else in the
+ * header that a commit uses is pointers to what is shared, but for the two lists of
+ * processes whose commits are put into clog and taken out of the process array together: those
+ * of the copy are empty, so this process does both for itself.
  *
- * THE DEBT.  The latch is everybody's.  In the window another session's wake-up is lost as
- * well, or one that the WAL writer has not looked at yet.  So each window leaves a
- * debt: one true wake-up, with a signal, no later than pay_delay() after the first window that
- * owes it.  A timer pays, whatever this process waits for by then, and an exit of
- * the process does.  (One that is killed takes the server with it.)  That wake-up can be lost to
- * a window of another worker, if that closes before the WAL writer has looked; then that worker
- * owes it.
- *
- * So nobody's asynchronous commit is written much later than that delay after the engine would
- * have it written, whether the WAL writer hibernates or not.  That is within the 3 *
- * wal_writer_delay until it is flushed which the manual promises: the WAL writer's own part of that
- * begins when it wakes up, and takes 2 * wal_writer_delay at most.
+ * The WAL writer is woken by the first commit after WAKE_INTERVAL.  What has not been written by then is
+ * this process's own, the publisher is not told that it is flushed, and a worker that has nothing to
+ * do flushes it itself (feedback.c).  So nothing is lost that would not be sent again.
  *
  * From 17 on the engine wakes it once for wal_writer_flush_after; nothing is done there.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "postmaster/walwriter.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
 #include "storage/proc.h"
-#include "utils/timeout.h"
+#include "utils/timestamp.h"
 
 #include "krahodb/compat.h"
 #include "apply_private.h"
 
 #if KDB_ASYNC_COMMIT_WAKES_WAL_WRITER
 
-/* Longest debt, ms. */
-#define PAY_DELAY	5
+#define WAKE_INTERVAL	(5 * (TimestampTz) 1000)	/* us */
 
-static TimeoutId pay_timeout;
-static volatile sig_atomic_t in_debt = false;
-static bool window_open = false;
-
-static int
-pay_delay(void)
-{
-	return Max(Min(PAY_DELAY, WalWriterDelay), 1);
-}
-
-/*
- * The true wake-up.  Also in a signal handler, within a window or not.  The reset is for a
- * latch that this or another worker has set without a signal.
- */
-static void
-pay(void)
-{
-	Latch	   *latch = ProcGlobal->walwriterLatch;
-
-	in_debt = false;
-	if (latch == NULL)
-		return;
-	latch->is_set = false;
-	SetLatch(latch);
-}
+static PROC_HDR *shared_header = NULL;	/* what ProcGlobal was, while it is the copy */
+static PROC_HDR copy;
+static TimestampTz woken_at = 0;
 
 static void
-open_window(void)
+hide_latch(void)
 {
-	Latch	   *latch = ProcGlobal->walwriterLatch;
+	TimestampTz now = GetCurrentTimestamp();
 
-	if (latch == NULL || latch->is_set)
-		return;
-	if (!in_debt)
+	/* a clock that was set back counts as if the interval had passed */
+	if (now < woken_at || now >= woken_at + WAKE_INTERVAL)
 	{
-		in_debt = true;
-		enable_timeout_after(pay_timeout, pay_delay());
+		woken_at = now;
+		return;
 	}
-	latch->is_set = true;
-	window_open = true;
+	shared_header = ProcGlobal;
+	memcpy(&copy, ProcGlobal, sizeof(copy));
+	copy.walwriterLatch = NULL;
+	pg_atomic_init_u32(&copy.procArrayGroupFirst, INVALID_PGPROCNO);
+	pg_atomic_init_u32(&copy.clogGroupFirst, INVALID_PGPROCNO);
+	ProcGlobal = &copy;
 }
 
-/* If the timer has paid within the window, what it paid may be lost by the reset here. */
 static void
-close_window(void)
+restore_header(void)
 {
-	if (!window_open)
-		return;
-	window_open = false;
-	ProcGlobal->walwriterLatch->is_set = false;
-	if (!in_debt)
-		pay();
+	if (shared_header)
+		ProcGlobal = shared_header;
+	shared_header = NULL;
 }
 
 static void
 wal_writer_xact_callback(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_PRE_COMMIT)
-	{
-		if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF &&
-			TransactionIdIsValid(GetTopTransactionIdIfAny()))
-			open_window();
-	}
-	else
-		close_window();
+	restore_header();
+	if (event == XACT_EVENT_PRE_COMMIT && synchronous_commit == SYNCHRONOUS_COMMIT_OFF &&
+		TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		hide_latch();
 }
 
 static void
-pay_on_exit(int code, Datum arg)
+restore_on_exit(int code, Datum arg)
 {
-	close_window();
-	if (in_debt)
-		pay();
+	restore_header();
 }
 
 /* See apply_private.h. */
 void
 KdbWalWriterSpare(void)
 {
-	pay_timeout = RegisterTimeout(USER_TIMEOUT, pay);
 	RegisterXactCallback(wal_writer_xact_callback, NULL);
-	before_shmem_exit(pay_on_exit, (Datum) 0);
+	before_shmem_exit(restore_on_exit, (Datum) 0);
 }
 
 #else

@@ -85,6 +85,8 @@ sub start
 		$ENV{LD_PRELOAD} = "$ENV{KDB_CLOCK_SELECT} $clock_library";
 		$ENV{FAKETIME_TIMESTAMP_FILE} = $node->basedir . '/clock';
 		$ENV{FAKETIME_NO_CACHE} = 1;
+		# A process that is killed within its stat() keeps a semaphore of all others.
+		$ENV{NO_FAKE_STAT} = 1;
 		$ENV{FAKETIME_DONT_FAKE_MONOTONIC} = 1;
 	}
 	$node->start;
