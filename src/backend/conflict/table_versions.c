@@ -56,7 +56,6 @@
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "replication/origin.h"
-#include "replication/worker_internal.h"
 #include "storage/spin.h"
 #include "storage/bufmgr.h"
 #include "storage/lwlock.h"
@@ -74,6 +73,7 @@
 #include "krahodb/horizon_shared.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
+#include "krahodb/shared.h"
 #include "krahodb/version_record.h"
 
 PG_FUNCTION_INFO_V1(krahodb_table_versions);
@@ -548,17 +548,6 @@ note_reported(void)
 	}
 }
 
-static bool
-has_worker(Oid subid)
-{
-	bool		found;
-
-	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
-	found = logicalrep_workers_find(subid, true) != NIL;
-	LWLockRelease(LogicalRepWorkerLock);
-	return found;
-}
-
 /*
  * See conflict.h.  Origins are read first.  If then no worker of the subscription runs, or
  * none has reported, none was about to commit when its origin was read, or is done with it.
@@ -584,7 +573,7 @@ KdbTableVersionsNote(void)
 	note_reported();
 	for (int i = 0; i < npeers; i++)
 	{
-		if (noted_position(peers[i].subid) == InvalidXLogRecPtr || !has_worker(peers[i].subid))
+		if (noted_position(peers[i].subid) == InvalidXLogRecPtr || !KdbHasWorkers(peers[i].subid, true))
 			applied[napplied++] = (Applied){peers[i].subid, positions[i]};
 	}
 }

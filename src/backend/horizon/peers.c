@@ -73,6 +73,7 @@
 
 #include "krahodb/apply.h"
 #include "krahodb/node.h"
+#include "krahodb/shared.h"
 #include "horizon_private.h"
 
 /* Pause between two questions; and while nothing is to be learnt from one, ms. */
@@ -487,17 +488,6 @@ look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
 
 /* ---- judging --------------------------------------------------------------- */
 
-static bool
-has_worker(Oid subid)
-{
-	bool		found;
-
-	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
-	found = logicalrep_workers_find(subid, false) != NIL;
-	LWLockRelease(LogicalRepWorkerLock);
-	return found;
-}
-
 /* Is the time not so much before the wanted one that something must be wrong? */
 static bool
 is_near(TimestampTz time, TimestampTz wanted)
@@ -518,7 +508,7 @@ judge(const KdbPeer *peer, TimestampTz wanted, const KdbStreamProgress *progress
 		return KDB_PEER_UNREACHABLE;
 	if (is_near(peer->frontier, wanted) && (wanted == 0 || is_near(peer->received, wanted)))
 		return KDB_PEER_OK;
-	if (!has_worker(peer->subid))
+	if (!KdbHasWorkers(peer->subid, false))
 		return KDB_PEER_NOT_APPLYING;
 	if (peer->measured != 0 && XLogRecPtrIsInvalid(peer->target))
 		return KDB_PEER_TRANSACTION;

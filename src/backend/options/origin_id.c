@@ -25,13 +25,14 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_replication_origin.h"
 #include "catalog/pg_subscription.h"
-#include "replication/worker_internal.h"
 #include "storage/lwlock.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
+
+#include "krahodb/shared.h"
 
 #include "options_private.h"
 
@@ -107,17 +108,6 @@ release_reservation(Relation rel, RepOriginId id)
 	return true;
 }
 
-static bool
-has_workers(Oid subid)
-{
-	List	   *workers;
-
-	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
-	workers = logicalrep_workers_find(subid, false);
-	LWLockRelease(LogicalRepWorkerLock);
-	return workers != NIL;
-}
-
 /*
  * Has the subscription ever replicated, or may it be about to?  One that
  * pg_dump's script has just made is disabled and has not.
@@ -132,7 +122,7 @@ may_have_replicated(Oid subid, RepOriginId origin)
 		elog(ERROR, "cache lookup failed for subscription %u", subid);
 	enabled = ((Form_pg_subscription) GETSTRUCT(tuple))->subenabled;
 	ReleaseSysCache(tuple);
-	return enabled || has_workers(subid) ||
+	return enabled || KdbHasWorkers(subid, false) ||
 		replorigin_get_progress(origin, false) != InvalidXLogRecPtr;
 }
 

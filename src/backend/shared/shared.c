@@ -6,6 +6,7 @@
 
 #include "miscadmin.h"
 #include "replication/logicallauncher.h"
+#include "replication/worker_internal.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
@@ -94,6 +95,18 @@ KdbTimeHere(void)
 	TimestampTz committed = (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max);
 
 	return Max(GetCurrentTimestamp(), committed);
+}
+
+/* See shared.h. */
+bool
+KdbHasWorkers(Oid subid, bool only_running)
+{
+	List	   *workers;
+
+	LWLockAcquire(LogicalRepWorkerLock, LW_SHARED);
+	workers = logicalrep_workers_find(subid, only_running);
+	LWLockRelease(LogicalRepWorkerLock);
+	return workers != NIL;
 }
 
 void

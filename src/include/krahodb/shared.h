@@ -58,6 +58,12 @@ extern KdbSharedState *KdbShared;
  */
 extern TimestampTz KdbTimeHere(void);
 
+/*
+ * Has the subscription workers (also of single tables) that run, or at least are to be started?
+ * Takes LogicalRepWorkerLock.
+ */
+extern bool KdbHasWorkers(Oid subid, bool only_running);
+
 /* Install the shared memory hooks; once, from _PG_init. */
 extern void KdbSharedInit(void);
 

@@ -6,25 +6,11 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::Streams;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my ($a, $m, $n) = my @nodes = map { krahodb_node($_) } qw(a m n);
-my @streams;
-
-sub on { my ($node, $query) = @_; return $node->safe_psql('postgres', $query); }
-
-sub name { my ($node, $from) = @_; return $node->name . '_from_' . $from->name; }
-
-sub subscribe
-{
-	my ($node, $from, $options) = @_;
-
-	on($node, sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION pub WITH (origin = none, %s)",
-			name($node, $from), connstr($from), $options));
-	push @streams, [ $from, name($node, $from) ];
-	return;
-}
 
 foreach my $node (@nodes)
 {
@@ -73,9 +59,9 @@ is(on($n, "SELECT string_agg(id || ' ' || n, ', ' ORDER BY id) FROM c"), '1 31, 
 $holder->quit;
 
 subscribe($_, $n, 'copy_data = false') foreach ($a, $m);
-on($n, 'ALTER SUBSCRIPTION ' . name($n, $a) . ' ENABLE');
+resume($n, $a);
 wait_streams(1, [ $a, name($n, $a) ]);
-on($m, 'ALTER SUBSCRIPTION ' . name($m, $a) . ' ENABLE');
+resume($m, $a);
 on($a, 'UPDATE c SET n = n + 10000 WHERE id = 3');
 wait_streams(2, @streams);
 is(is_equal_on(\@nodes, "SELECT string_agg(id || ' ' || n, ', ' ORDER BY id) FROM c", 'the same on all nodes'),

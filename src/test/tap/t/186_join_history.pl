@@ -7,14 +7,12 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::Streams;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my ($a, $m, $n) = my @nodes = map { krahodb_node($_) } qw(a m n);
-my @streams;
 my @tables = qw(t p);
-
-sub on { my ($node, $query) = @_; return $node->safe_psql('postgres', $query); }
 
 # The same for both tables.
 sub write_on
@@ -24,20 +22,6 @@ sub write_on
 	on($node, $sql =~ s/\bc\b/$_/gr) foreach @tables;
 	return;
 }
-
-sub name { my ($node, $from) = @_; return $node->name . '_from_' . $from->name; }
-
-sub subscribe
-{
-	my ($node, $from, $options) = @_;
-
-	on($node, sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION pub WITH (origin = none, %s)",
-			name($node, $from), connstr($from), $options));
-	push @streams, [ $from, name($node, $from) ];
-	return;
-}
-
-sub resume { my ($node, $from) = @_; return on($node, 'ALTER SUBSCRIPTION ' . name($node, $from) . ' ENABLE'); }
 
 # Partitioned: other partitions, and other types, here and there.
 foreach my $node (@nodes)

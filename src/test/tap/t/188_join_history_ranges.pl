@@ -6,28 +6,12 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::Streams;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my ($a, $m, $n) = my @nodes =
   map { krahodb_node($_, conf => "krahodb.copy_range_size = 64kB\nkrahodb.copy_workers_per_table = 1\n") } qw(a m n);
-my @streams;
-
-sub on { my ($node, $query) = @_; return $node->safe_psql('postgres', $query); }
-
-sub name { my ($node, $from) = @_; return $node->name . '_from_' . $from->name; }
-
-sub subscribe
-{
-	my ($node, $from, $options) = @_;
-
-	on($node, sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION pub WITH (origin = none, %s)",
-			name($node, $from), connstr($from), $options));
-	push @streams, [ $from, name($node, $from) ];
-	return;
-}
-
-sub resume { my ($node, $from) = @_; return on($node, 'ALTER SUBSCRIPTION ' . name($node, $from) . ' ENABLE'); }
 
 foreach my $node (@nodes)
 {

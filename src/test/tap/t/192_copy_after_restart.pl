@@ -7,26 +7,12 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::Streams;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my ($p, $down, $up, $n) = my @nodes = map { krahodb_node($_) } qw(p down up n);
-my @streams;
-
-sub on { my ($node, $query) = @_; return $node->safe_psql('postgres', $query); }
-
-sub name { my ($node, $from) = @_; return $node->name . '_from_' . $from->name; }
-
-sub subscribe
-{
-	my ($node, $from, $options) = @_;
-
-	on($node, sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION pub WITH (origin = none, %s)",
-			name($node, $from), connstr($from), $options));
-	push @streams, [ $from, name($node, $from) ];
-	return;
-}
 
 foreach my $node (@nodes)
 {
@@ -95,7 +81,7 @@ is(on($n, 'SELECT count(*) FROM last'), 6, 'and when the horizon worker was repl
 $down->start;
 subscribe($_, $n, 'copy_data = false') foreach ($p, $down, $up);
 subscribe($n, $up, 'copy_data = false');
-on($n, 'ALTER SUBSCRIPTION ' . name($n, $down) . ' ENABLE');
+resume($n, $down);
 on($down, 'UPDATE c SET n = n + 1000 WHERE id = 1');
 wait_streams(2, @streams);
 is(is_equal_on(\@nodes, "SELECT string_agg(id || ' ' || n, ', ' ORDER BY id) FROM c", 'the same on all nodes'),
