@@ -9,12 +9,20 @@
  * column may be int here and bigint there whatever the format.  The text must be what
  * the publisher would have sent, as the initial copy has it: a date by its format, a
  * timestamp by its time zone, all digits of a float.
+ *
+ * Numbers and strings in binary are most of what there is, and their receive functions copy and
+ * ask more than they have to do.  What these would give is made here, as the publisher's
+ * value_format.c does without the send functions.
  */
 #include "postgres.h"
 
 #include "access/transam.h"
 #include "catalog/pg_type_d.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "port/pg_bswap.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 
@@ -70,6 +78,30 @@ text_varies(Oid type)
 	}
 }
 
+/* The values of a receive function that are made without it. */
+static KdbReceive
+receive_form(Oid function, Form_pg_attribute att)
+{
+	switch (function)
+	{
+		case F_INT2RECV:
+		case F_INT4RECV:
+		case F_INT8RECV:
+		case F_OIDRECV:
+		case F_FLOAT4RECV:
+		case F_FLOAT8RECV:
+			return att->attbyval ? KDB_RECEIVE_NUMBER : KDB_RECEIVE_CALL;
+		case F_TEXTRECV:
+			return KDB_RECEIVE_TEXT;
+		case F_VARCHARRECV:
+			return KDB_RECEIVE_VARCHAR;
+		case F_BPCHARRECV:
+			return KDB_RECEIVE_BPCHAR;
+		default:
+			return KDB_RECEIVE_CALL;
+	}
+}
+
 static void
 prepare_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att)
 {
@@ -87,6 +119,7 @@ prepare_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 	}
 	getTypeBinaryInputInfo(type, &function, &input->receive_ioparam);
 	fmgr_info_cxt(function, &input->receive_function, rel->context);
+	input->receive = input->via_text ? KDB_RECEIVE_CALL : receive_form(function, att);
 	input->binary_ready = true;
 }
 
@@ -106,6 +139,76 @@ text_of_remote(KdbColumnInput *input, Datum value)
 }
 
 static Datum
+read_number(const char *data, int width)
+{
+	uint16		two;
+	uint32		four;
+	uint64		eight;
+
+	switch (width)
+	{
+		case sizeof(uint16):
+			memcpy(&two, data, sizeof(two));
+			return Int16GetDatum((int16) pg_ntoh16(two));
+		case sizeof(uint32):
+			memcpy(&four, data, sizeof(four));
+			return Int32GetDatum((int32) pg_ntoh32(four));
+		default:
+			Assert(width == sizeof(uint64));
+			memcpy(&eight, data, sizeof(eight));
+			return Int64GetDatum((int64) pg_ntoh64(eight));
+	}
+}
+
+static bool
+is_ascii(const char *data, int length)
+{
+	char		bits = 0;
+
+	for (int i = 0; i < length; i++)
+		bits |= data[i];
+	return !IS_HIGHBIT_SET(bits);
+}
+
+/* Is the string surely one of the length that the column asks for, so that it is stored as it is? */
+static bool
+fits_length(KdbReceive form, int32 typmod, const KdbWireColumn *column)
+{
+	uint32		limit = typmod - VARHDRSZ;
+
+	if (form == KDB_RECEIVE_TEXT || typmod < (int32) VARHDRSZ)
+		return true;
+	if (form == KDB_RECEIVE_VARCHAR)
+		return column->length <= limit;
+	return column->length == limit && is_ascii(column->data, column->length);
+}
+
+/* False if the receive function has to see to it: for what is unusual, or wrong. */
+static bool
+convert_here(const KdbColumnInput *input, Form_pg_attribute att, const KdbWireColumn *column,
+			 Datum *value)
+{
+	switch (input->receive)
+	{
+		case KDB_RECEIVE_NUMBER:
+			if (column->length != (uint32) att->attlen)
+				return false;
+			*value = read_number(column->data, att->attlen);
+			return true;
+		case KDB_RECEIVE_TEXT:
+		case KDB_RECEIVE_VARCHAR:
+		case KDB_RECEIVE_BPCHAR:
+			pg_verify_mbstr(GetDatabaseEncoding(), column->data, column->length, false);
+			if (!fits_length(input->receive, att->atttypmod, column))
+				return false;
+			*value = PointerGetDatum(cstring_to_text_with_len(column->data, column->length));
+			return true;
+		default:
+			return false;
+	}
+}
+
+static Datum
 convert_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att,
 			   const KdbWireColumn *column)
 {
@@ -114,6 +217,8 @@ convert_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 
 	if (!input->binary_ready)
 		prepare_binary(rel, input, att);
+	if (convert_here(input, att, column, &value))
+		return value;
 
 	buf.data = unconstify(char *, column->data);
 	buf.len = column->length;

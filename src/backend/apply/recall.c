@@ -15,7 +15,9 @@
  *
  * What is remembered lasts across transactions.  Meanwhile the table may have become
  * shorter, and then there is nothing to read at such a place; while this transaction
- * has it open it cannot, so its length is asked for once.
+ * has it open it cannot.  A page that is still in the buffer where it was seen last is there (those
+ * that are cut off leave the buffers); else the table's length is asked for, which is a
+ * system call.
  */
 #include "postgres.h"
 
@@ -25,6 +27,8 @@
 #include "utils/datum.h"
 #include "utils/memutils.h"
 
+#include "krahodb/compat.h"
+
 #include "relation_private.h"
 
 #define KDB_RECALL_PLACES	1024	/* a power of two */
@@ -33,6 +37,7 @@ typedef struct KdbRecallPlace
 {
 	uint32		hash;
 	ItemPointerData tid;		/* invalid: nothing */
+	Buffer		buffer;			/* where its page was, or invalid */
 } KdbRecallPlace;
 
 /* Of the key in the slot, by the image of its values; false if one is NULL. */
@@ -71,13 +76,21 @@ key_equals(KdbApplyTarget *target, TupleTableSlot *search)
 }
 
 static bool
-is_within(KdbApplyTarget *target, const ItemPointerData *tid)
+is_within(KdbApplyTarget *target, const KdbRecallPlace *place)
 {
 	KdbRecall  *recall = &target->recall;
+	BlockNumber block = ItemPointerGetBlockNumber(&place->tid);
 
-	if (ItemPointerGetBlockNumber(tid) >= recall->blocks)
+	if (block < recall->blocks)
+		return true;
+	if (BufferIsValid(place->buffer) && KdbReadRecentBuffer(target->rel, block, place->buffer))
+	{
+		ReleaseBuffer(place->buffer);
+		recall->blocks = block + 1;
+	}
+	else
 		recall->blocks = RelationGetNumberOfBlocks(target->rel);
-	return ItemPointerGetBlockNumber(tid) < recall->blocks;
+	return block < recall->blocks;
 }
 
 /* See relation_private.h. */
@@ -94,6 +107,9 @@ KdbRecallPut(KdbApplyTarget *target, TupleTableSlot *slot)
 		recall->places = MemoryContextAllocZero(target->context,
 												sizeof(KdbRecallPlace) * KDB_RECALL_PLACES);
 	place = &recall->places[hash & (KDB_RECALL_PLACES - 1)];
+	if (place->hash != hash || !ItemPointerIsValid(&place->tid) ||
+		ItemPointerGetBlockNumber(&place->tid) != ItemPointerGetBlockNumber(&slot->tts_tid))
+		place->buffer = InvalidBuffer;
 	place->hash = hash;
 	place->tid = slot->tts_tid;
 }
@@ -111,16 +127,19 @@ KdbRecallFind(KdbApplyTarget *target, TupleTableSlot *search)
 		return false;
 	place = &target->recall.places[hash & (KDB_RECALL_PLACES - 1)];
 	if (place->hash != hash || !ItemPointerIsValid(&place->tid) ||
-		!is_within(target, &place->tid))
+		!is_within(target, place))
 		return false;
 	InitDirtySnapshot(dirty);
 	found = table_tuple_fetch_row_version(target->rel, &place->tid, &dirty, target->local) &&
 		!TransactionIdIsValid(dirty.xmin) && !TransactionIdIsValid(dirty.xmax) &&
 		key_equals(target, search);
-	if (!found)
+	if (found)
 	{
-		ExecClearTuple(target->local);
-		ItemPointerSetInvalid(&place->tid);
+		if (TTS_IS_BUFFERTUPLE(target->local))
+			place->buffer = ((BufferHeapTupleTableSlot *) target->local)->buffer;
+		return true;
 	}
-	return found;
+	ExecClearTuple(target->local);
+	ItemPointerSetInvalid(&place->tid);
+	return false;
 }

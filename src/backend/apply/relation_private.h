@@ -34,6 +34,16 @@
 
 #define KDB_MIN_SWEEP_SIZE	256 /* entries of a cache, before those that are of no use are looked for */
 
+/* What makes a value of its binary form. */
+typedef enum KdbReceive
+{
+	KDB_RECEIVE_CALL,			/* the type's receive function */
+	KDB_RECEIVE_NUMBER,			/* passed by value, any bits are valid */
+	KDB_RECEIVE_TEXT,
+	KDB_RECEIVE_VARCHAR,
+	KDB_RECEIVE_BPCHAR
+} KdbReceive;
+
 /* How one local column gets its value from the wire. */
 typedef struct KdbColumnInput
 {
@@ -45,6 +55,7 @@ typedef struct KdbColumnInput
 	bool		text_varies;	/* which depends on settings */
 	FmgrInfo	text_function;
 	Oid			text_ioparam;
+	KdbReceive	receive;
 	FmgrInfo	receive_function;
 	Oid			receive_ioparam;
 	FmgrInfo	output_function;	/* of the remote type, if via_text */
@@ -164,7 +175,9 @@ typedef struct KdbApplyTarget
 	SnapshotData dirty;
 	KdbWalk		walk;			/* on the identity index, too */
 	KdbRecall	recall;
-	AclMode		checked;		/* privileges verified in this transaction */
+	AclMode		checked;		/* privileges verified for this role, as roles were then: */
+	Oid			checked_role;
+	uint64		checked_roles;
 	dlist_node	open_link;
 } KdbApplyTarget;
 

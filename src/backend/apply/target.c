@@ -18,6 +18,7 @@
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
+#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "utils/acl.h"
@@ -34,6 +35,7 @@
 static HTAB *targets = NULL;
 static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
 static dlist_head open_targets = DLIST_STATIC_INIT(open_targets);
+static uint64 roles = 0;		/* changes of roles that were heard of */
 
 static void
 target_invalidated(Datum arg, Oid relid)
@@ -76,6 +78,12 @@ type_changed(Datum arg, int cacheid, uint32 hashvalue)
 }
 
 static void
+role_changed(Datum arg, int cacheid, uint32 hashvalue)
+{
+	roles++;
+}
+
+static void
 targets_init(void)
 {
 	HASHCTL		ctl = {0};
@@ -88,6 +96,9 @@ targets_init(void)
 	CacheRegisterRelcacheCallback(target_invalidated, (Datum) 0);
 	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(TYPEOID, type_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHOID, role_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, role_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(DATABASEOID, role_changed, (Datum) 0);
 }
 
 /*
@@ -584,7 +595,6 @@ close_target(KdbApplyTarget *target)
 	table_close(target->rel, NoLock);
 	target->rel = NULL;
 	target->relinfo->ri_RelationDesc = NULL;
-	target->checked = 0;
 	target->recall.blocks = 0;
 	dlist_delete(&target->open_link);
 }
@@ -631,12 +641,21 @@ KdbTargetsAbandon(void)
 	}
 }
 
-/* Privileges, verified once in a transaction. */
+/*
+ * Privileges, verified again when the table has changed (what is granted on it is a part of
+ * it), and when any role, membership or database's owner has.
+ */
 void
 KdbTargetCheck(KdbApplyTarget *target, AclMode mode)
 {
+	Oid			role = GetUserId();
+
+	if (target->checked_role != role || target->checked_roles != roles)
+		target->checked = 0;
 	if ((target->checked & mode) == mode)
 		return;
+	target->checked_role = role;
+	target->checked_roles = roles;	/* a change from here on counts */
 	KdbCheckTargetPrivileges(target->rel, mode);
 	target->checked |= mode;
 }

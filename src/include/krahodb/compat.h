@@ -20,4 +20,13 @@
 /* Does each asynchronous commit wake the WAL writer that has not flushed a full page? */
 #define KDB_ASYNC_COMMIT_WAKES_WAL_WRITER	(PG_VERSION_NUM < 170000)
 
+/* Pin a block of the relation's main fork if it is still in that buffer. */
+#if PG_VERSION_NUM >= 160000
+#define KdbReadRecentBuffer(rel, block, buffer) \
+	ReadRecentBuffer((rel)->rd_locator, MAIN_FORKNUM, (block), (buffer))
+#else
+#define KdbReadRecentBuffer(rel, block, buffer) \
+	ReadRecentBuffer((rel)->rd_node, MAIN_FORKNUM, (block), (buffer))
+#endif
+
 #endif							/* KRAHODB_COMPAT_H */

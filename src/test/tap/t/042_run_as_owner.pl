@@ -106,6 +106,36 @@ on_subscriber('ALTER SUBSCRIPTION sub SET (run_as_owner = true)');
 is(replicate('SELECT'), '', '... until run_as_owner is set again');
 is(on_subscriber('SELECT count(*) FROM bobs'), '2', '... and the row is there');
 
+# Privileges that are taken away while the worker goes on.
+sub is_denied
+{
+	my ($name, $take, $message, $give) = @_;
+	my $offset = -s $subscriber->logfile;
+
+	replicate("UPDATE alices SET t = t || '.' WHERE id = 3");
+	on_subscriber($take);
+	$publisher->safe_psql('postgres', "UPDATE alices SET t = t || '.' WHERE id = 3");
+	ok($subscriber->wait_for_log(qr/ERROR:  (?:\S+: )?$message/, $offset), "$name: an error");
+	on_subscriber($give);
+	$publisher->wait_for_catchup('sub');
+	my $query = 'SELECT t FROM alices WHERE id = 3';
+	is(on_subscriber($query), $publisher->safe_psql('postgres', $query), '... until it is given back');
+	return;
+}
+
+on_subscriber('ALTER SUBSCRIPTION sub SET (run_as_owner = false); CREATE ROLE writers');
+is_denied('a privilege of the owner', 'REVOKE UPDATE ON alices FROM alice', 'permission denied for table alices',
+	'GRANT UPDATE ON alices TO alice');
+on_subscriber('GRANT UPDATE ON alices TO writers; GRANT writers TO alice; REVOKE UPDATE ON alices FROM alice');
+is_denied('a membership', 'REVOKE writers FROM alice', 'permission denied for table alices', 'GRANT writers TO alice');
+on_subscriber('ALTER TABLE alices ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY; ALTER ROLE alice BYPASSRLS');
+is_denied('BYPASSRLS', 'ALTER ROLE alice NOBYPASSRLS',
+	'user "alice" cannot replicate into relation with row-level security enabled: "alices"', 'ALTER ROLE alice BYPASSRLS');
+on_subscriber('ALTER TABLE alices DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY');
+is_denied('ROW LEVEL SECURITY', 'ALTER ROLE alice NOBYPASSRLS; ALTER TABLE alices ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY',
+	'user "alice" cannot replicate into relation with row-level security enabled: "alices"',
+	'ALTER TABLE alices DISABLE ROW LEVEL SECURITY, NO FORCE ROW LEVEL SECURITY');
+
 # TRUNCATE is one command; it cannot have two users.
 on_subscriber('ALTER ROLE sub_owner SUPERUSER; ALTER SUBSCRIPTION sub SET (run_as_owner = false)');
 $logstart = -s $subscriber->logfile;

@@ -38,6 +38,10 @@ on_subscriber('CREATE DOMAIN small AS int CHECK (value < 100)',
 	'; CREATE TABLE constant (id int PRIMARY KEY, c int NOT NULL GENERATED ALWAYS AS (42) STORED,
 		t bool GENERATED ALWAYS AS (tableoid > 0) STORED)',
 	'; CREATE TABLE thing (id int PRIMARY KEY, v int, twice small GENERATED ALWAYS AS (v * 2) STORED, d small DEFAULT 60)');
+on_publisher('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o oid, f float4, d float8)');
+on_subscriber('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o oid, f float4, d float8)');
+on_publisher('CREATE TABLE string (id int PRIMARY KEY, t varchar(9), v varchar(9), c char(3), w char(3), n char(3), u varchar)');
+on_subscriber('CREATE TABLE string (id int PRIMARY KEY, t text, v varchar(6), c char(3), w char(6), n char(2), u varchar)');
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (streaming = on, compression = lz4)");
@@ -78,6 +82,32 @@ is($streamed, $copied, '... and by the stream');
 on_publisher('UPDATE other_type SET id = id + 10');
 $publisher->wait_for_catchup('sub');
 is(on_subscriber('SELECT id FROM other_type ORDER BY id'), "11\n12", '... and so rows are found by all of their values');
+
+# ---- numbers and strings ------------------------------------------------------------
+
+# An UPDATE comes with a key that is read alike; the second row is as the publisher has it.
+on_publisher(q{INSERT INTO number VALUES (-2147483648, -32768, -2147483648, -9223372036854775808, 4294967295, 'NaN', '-Infinity'),
+	(2147483647, 32767, 2147483647, 9223372036854775807, 0, 1e-45, -0.0::float8), (0, -1, -1, -1, 1, -0.0::float4, 5e-324)},
+	q{; UPDATE number SET l = l, id = 7 WHERE id = 0});
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SET extra_float_digits = 1; SELECT * FROM number ORDER BY id'), on_publisher('SELECT * FROM number ORDER BY id'),
+	'the least and the greatest numbers');
+
+on_publisher(q{INSERT INTO string VALUES (1, U&'\00e9\20ac', U&'\00e9\00e9\20ac\20ac\20ac\20ac', U&'\00e9\20acx', U&'\00e9', 'ab', ''),
+	(2, '', 'abcdef', 'abc', 'abc', U&'\20ac\20ac', repeat('x', 3000)), (3, NULL, 'abcdef   ', 'a', '', '', ' ')});
+$publisher->wait_for_catchup('sub');
+is(on_subscriber("SET client_encoding = UTF8; SELECT id, t, v || '.', octet_length(c), octet_length(w), rtrim(n), octet_length(n), u = CASE id WHEN 2 THEN repeat('x', 3000) ELSE trim(u) END
+	FROM string WHERE id < 3 ORDER BY id"),
+	on_publisher("SELECT id, t, v || '.', octet_length(c), octet_length(w) + 3, rtrim(n), octet_length(n) - 1, true FROM string WHERE id < 3 ORDER BY id"),
+	'strings in columns of other lengths');
+is(on_subscriber("SELECT v || '.', c = 'a', octet_length(n), u || '.' FROM string WHERE id = 3"), 'abcdef.|t|2| .',
+	'blanks at the end are cut off as an assignment does');
+my $position = -s $subscriber->logfile;
+on_publisher("INSERT INTO string (id, v) VALUES (4, 'abcdefg')");
+ok($subscriber->wait_for_log(qr/ERROR:  value too long for type character varying\(6\)/, $position), 'a string that is too long is an error');
+on_subscriber('ALTER TABLE string ALTER v TYPE varchar(9)');
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT v FROM string WHERE id = 4'), 'abcdefg', '... until the column is longer');
 
 # ---- domains that change ------------------------------------------------------------
 
