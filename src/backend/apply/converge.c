@@ -136,15 +136,19 @@ begin_transaction(void)
 }
 
 /*
- * Does nothing that is applied or being applied here have a greater version?
- * Others who merge may have deleted or buried something that is not committed.
+ * Begin to look.  Does nothing that is applied or being applied here have a greater version?
+ * Others who merge may have deleted or buried something that is not committed: so those are
+ * counted before.
  */
 static bool
-is_newest(void)
+look_for_newer(KdbConverge *c)
 {
-	return !context.fetched &&
-		pg_atomic_read_u32(&KdbShared->merging) == 1 &&
-		KdbClockIsNewest(context.version.ts);
+	bool		alone = pg_atomic_read_u32(&KdbShared->merging) == 1;
+
+	pg_read_barrier();
+	KdbStartLook(c);
+	return alone && !context.fetched && c->clock != 0 &&
+		(TimestampTz) c->clock < context.version.ts;
 }
 
 /* ---- the change ------------------------------------------------------------ */
@@ -186,8 +190,7 @@ KdbConvergeStart(KdbConverge *c)
 	c->context = &context;
 
 	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
-	KdbStartLook(c);
-	context.newest = !KdbHasBeforeInsertTriggers(target) && is_newest();
+	context.newest = look_for_newer(c) && !KdbHasBeforeInsertTriggers(target);
 	c->holders = holders;
 }
 

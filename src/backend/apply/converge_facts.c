@@ -234,7 +234,8 @@ KdbStartLook(KdbConverge *c)
 {
 	c->clock = KdbClockMark();
 	c->events = pg_atomic_read_u64(&KdbShared->merge_events);
-	pg_memory_barrier();
+	pg_read_barrier();
+	c->looking = true;
 }
 
 static void
@@ -245,7 +246,9 @@ find(KdbConverge *c, KdbMergeKey which, KdbLocalRow *local)
 
 	memset(local, 0, sizeof(KdbLocalRow));
 	KdbMergedForget(c);
-	KdbStartLook(c);
+	if (!c->looking)
+		KdbStartLook(c);
+	c->looking = false;
 	new_key = is_new_key(c, side);
 	side->live = !new_key && KdbFindRow(side->target, side->key);
 	if (new_key && !KdbVersionRecordsAny(side->target->relid, &side->target->records))
@@ -494,23 +497,29 @@ is_behind_position(const KdbFloor *floor, const KdbApplyTarget *target)
 		KdbApply.remote_final_lsn < floor->position;
 }
 
+static void
+read_floor(KdbApplyTarget *target, uint64 node)
+{
+	KdbFloor   *floor = &target->floor;
+	KdbRecordedKey none = {0};
+
+	floor->until = PG_INT64_MIN;
+	floor->position = InvalidXLogRecPtr;
+	floor->node = node;
+	floor->appended = target->records.appended;
+	KdbVersionRecordsOfKey(target->relid, &none, take_floor, floor);
+}
+
 /* See converge_private.h. */
 bool
 KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target)
 {
 	KdbFloor   *floor = &target->floor;
 	KdbVersion	version = c->context->version;
-	KdbRecordedKey none = {0};
 
 	if (!KdbVersionRecordsAny(target->relid, &target->records))
 		return false;
 	if (floor->appended != target->records.appended || floor->node != version.node)
-	{
-		floor->until = PG_INT64_MIN;
-		floor->position = InvalidXLogRecPtr;
-		floor->node = version.node;
-		floor->appended = target->records.appended;
-		KdbVersionRecordsOfKey(target->relid, &none, take_floor, floor);
-	}
+		read_floor(target, version.node);
 	return version.ts <= floor->until || is_behind_position(floor, target);
 }

@@ -47,6 +47,7 @@ typedef struct KdbConverge
 	KdbHolder  *holders;		/* as listed last: KDB_MERGE_MAX_HOLDERS */
 	uint64		events;			/* KdbShared->merge_events when the key was looked at */
 	uint64		clock;			/* KdbClockMark at that time */
+	bool		looking;		/* that has just been noted, and nothing been looked at yet */
 	bool		local_completed;	/* columns that the publisher does not have */
 	bool		triggers_fired; /* BEFORE ROW, of the insert */
 	bool		unclaimed;		/* no tuple has a unique value of the new row */

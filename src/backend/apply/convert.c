@@ -25,6 +25,7 @@
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/timestamp.h"
 
 #include "relation_private.h"
 
@@ -91,6 +92,9 @@ receive_form(Oid function, Form_pg_attribute att)
 		case F_FLOAT4RECV:
 		case F_FLOAT8RECV:
 			return att->attbyval ? KDB_RECEIVE_NUMBER : KDB_RECEIVE_CALL;
+		case F_TIMESTAMP_RECV:
+		case F_TIMESTAMPTZ_RECV:
+			return att->attbyval && att->atttypmod < 0 ? KDB_RECEIVE_TIMESTAMP : KDB_RECEIVE_CALL;
 		case F_TEXTRECV:
 			return KDB_RECEIVE_TEXT;
 		case F_VARCHARRECV:
@@ -183,6 +187,12 @@ fits_length(KdbReceive form, int32 typmod, const KdbWireColumn *column)
 	return column->length == limit && is_ascii(column->data, column->length);
 }
 
+static bool
+is_timestamp(Timestamp value)
+{
+	return TIMESTAMP_NOT_FINITE(value) || IS_VALID_TIMESTAMP(value);
+}
+
 /* False if the receive function has to see to it: for what is unusual, or wrong. */
 static bool
 convert_here(const KdbColumnInput *input, Form_pg_attribute att, const KdbWireColumn *column,
@@ -190,6 +200,11 @@ convert_here(const KdbColumnInput *input, Form_pg_attribute att, const KdbWireCo
 {
 	switch (input->receive)
 	{
+		case KDB_RECEIVE_TIMESTAMP:
+			if (column->length != sizeof(Timestamp))
+				return false;
+			*value = read_number(column->data, sizeof(Timestamp));
+			return is_timestamp(DatumGetTimestamp(*value));
 		case KDB_RECEIVE_NUMBER:
 			if (column->length != (uint32) att->attlen)
 				return false;

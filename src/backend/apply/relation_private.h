@@ -39,6 +39,7 @@ typedef enum KdbReceive
 {
 	KDB_RECEIVE_CALL,			/* the type's receive function */
 	KDB_RECEIVE_NUMBER,			/* passed by value, any bits are valid */
+	KDB_RECEIVE_TIMESTAMP,		/* in full precision */
 	KDB_RECEIVE_TEXT,
 	KDB_RECEIVE_VARCHAR,
 	KDB_RECEIVE_BPCHAR

@@ -67,17 +67,14 @@ applied_row(const Change *change, const KdbDecision *decision)
 	}
 }
 
-/* The record of a conflict.  With action ERROR, the error. */
 static void
-report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
-	   const KdbHolder *holders, int nholders)
+report_conflict(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
+				const KdbHolder *holders, int nholders)
 {
 	KdbConflictSide sides[KDB_MAX_HOLDERS + 1] = {0};
 	KdbConflictSide remote = {0};
 	int			n = 0;
 
-	if (decision->conflict == KDB_CONFLICT_NONE)
-		return;
 	KdbLaneMustBeFirst();
 	if (decision->action == KDB_ACTION_ERROR)
 		KdbLaneLeaveError();
@@ -110,6 +107,15 @@ report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
 	KdbReportConflict(change->target->estate, change->target->relinfo,
 					  change->operation, decision, change->search, sides, n, &remote,
 					  applied_row(change, decision));
+}
+
+/* The record of a conflict, if there is one.  With action ERROR, the error. */
+static void
+report(Change *change, const KdbDecision *decision, const KdbLocalRow *local,
+	   const KdbHolder *holders, int nholders)
+{
+	if (decision->conflict != KDB_CONFLICT_NONE)
+		report_conflict(change, decision, local, holders, nholders);
 }
 
 /* Delete a row that is in the way; false if it has changed meanwhile. */

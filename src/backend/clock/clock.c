@@ -30,7 +30,7 @@
  * look at the transactions back to that one.  Which one that is, ids do not tell exactly: one
  * that was running for long has an older id.  So some more are looked at.
  *
- * WHO LOOKS (KdbClockMark, KdbClockIsNewest) must not take the number for complete
+ * WHO LOOKS (KdbClockMark) must not take the number for complete
  * while a transaction is visible whose timestamp is not in it yet.  So local
  * committers count themselves in (clock_committing) before they read the clock, and
  * out when the number has their timestamp.  Remote transactions do not count: those
@@ -267,22 +267,13 @@ KdbClockMark(void)
 		return 0;
 	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
 		advance_max(find_max());
-	pg_memory_barrier();
+	pg_read_barrier();
 	if (pg_atomic_read_u32(&KdbShared->clock_committing) != 0)
 		return 0;
 	pg_read_barrier();
 	mark = pg_atomic_read_u64(&KdbShared->clock_max);
-	pg_memory_barrier();
+	pg_read_barrier();
 	return mark;
-}
-
-/* See clock.h. */
-bool
-KdbClockIsNewest(TimestampTz ts)
-{
-	uint64		mark = KdbClockMark();
-
-	return mark != 0 && (TimestampTz) mark < ts;
 }
 
 /* Is this transaction's timestamp that of a remote one? */

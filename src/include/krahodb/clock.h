@@ -48,11 +48,10 @@ extern void KdbClockBeforeApply(TimestampTz ts);
 
 /*
  * A number that is another one once a local transaction has committed; 0 if one
- * may be committing at this moment.  Whoever looks at rows takes it before.
+ * may be committing at this moment.  Whoever looks at rows takes it before.  All timestamps that
+ * were committed here are at most that.  Orders reads only: who has written something that others
+ * are to see issues a memory barrier before.
  */
 extern uint64 KdbClockMark(void);
-
-/* Is ts surely greater than every timestamp that was committed here? */
-extern bool KdbClockIsNewest(TimestampTz ts);
 
 #endif							/* KRAHODB_CLOCK_H */

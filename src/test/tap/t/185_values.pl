@@ -38,8 +38,8 @@ on_subscriber('CREATE DOMAIN small AS int CHECK (value < 100)',
 	'; CREATE TABLE constant (id int PRIMARY KEY, c int NOT NULL GENERATED ALWAYS AS (42) STORED,
 		t bool GENERATED ALWAYS AS (tableoid > 0) STORED)',
 	'; CREATE TABLE thing (id int PRIMARY KEY, v int, twice small GENERATED ALWAYS AS (v * 2) STORED, d small DEFAULT 60)');
-on_publisher('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o oid, f float4, d float8)');
-on_subscriber('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o oid, f float4, d float8)');
+on_publisher('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o oid, f float4, d float8, z timestamptz, t timestamp, p timestamp(6))');
+on_subscriber('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o oid, f float4, d float8, z timestamptz, t timestamp, p timestamp(0))');
 on_publisher('CREATE TABLE string (id int PRIMARY KEY, t varchar(9), v varchar(9), c char(3), w char(3), n char(3), u varchar)');
 on_subscriber('CREATE TABLE string (id int PRIMARY KEY, t text, v varchar(6), c char(3), w char(6), n char(2), u varchar)');
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
@@ -86,11 +86,12 @@ is(on_subscriber('SELECT id FROM other_type ORDER BY id'), "11\n12", '... and so
 # ---- numbers and strings ------------------------------------------------------------
 
 # An UPDATE comes with a key that is read alike; the second row is as the publisher has it.
-on_publisher(q{INSERT INTO number VALUES (-2147483648, -32768, -2147483648, -9223372036854775808, 4294967295, 'NaN', '-Infinity'),
-	(2147483647, 32767, 2147483647, 9223372036854775807, 0, 1e-45, -0.0::float8), (0, -1, -1, -1, 1, -0.0::float4, 5e-324)},
+on_publisher(q{INSERT INTO number VALUES (-2147483648, -32768, -2147483648, -9223372036854775808, 4294967295, 'NaN', '-Infinity', '-infinity', '4713-11-24 BC', '2026-01-01 00:00:00.7'),
+	(2147483647, 32767, 2147483647, 9223372036854775807, 0, 1e-45, -0.0::float8, '294276-12-31 23:59:59.999999+00', 'infinity', '2026-01-01'), (0, -1, -1, -1, 1, -0.0::float4, 5e-324, '2000-01-01 00:00:00+00', '1999-12-31 23:59:59.999999', NULL)},
 	q{; UPDATE number SET l = l, id = 7 WHERE id = 0});
 $publisher->wait_for_catchup('sub');
-is(on_subscriber('SET extra_float_digits = 1; SELECT * FROM number ORDER BY id'), on_publisher('SELECT * FROM number ORDER BY id'),
+is(on_subscriber('SET extra_float_digits = 1; SET datestyle = ISO; SET timezone = UTC; SELECT * FROM number ORDER BY id'),
+	on_publisher('SELECT id, s, i, l, o, f, d, z, t, p::timestamp(0) FROM number ORDER BY id'),
 	'the least and the greatest numbers');
 
 on_publisher(q{INSERT INTO string VALUES (1, U&'\00e9\20ac', U&'\00e9\00e9\20ac\20ac\20ac\20ac', U&'\00e9\20acx', U&'\00e9', 'ab', ''),
