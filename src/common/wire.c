@@ -176,7 +176,7 @@ read_tuple(reader *r, bool old, KdbWireColumn *columns, KdbWireTuple *tuple)
 			return refuse_at(r, pos, "message ends too early");
 		column->kind = kind = (char) *pos++;
 
-		if (kind == 't' || kind == 'b')
+		if (kind == 't' || kind == 'b' || kind == KDB_WIRE_DATUM)
 		{
 			uint32_t	length;
 

@@ -13,6 +13,9 @@
  * Numbers and strings in binary are most of what there is, and their receive functions copy and
  * ask more than they have to do.  What these would give is made here, as the publisher's
  * value_format.c does without the send functions.
+ *
+ * A publisher's datum (jsonb, from a server that keeps values as this one does) is used as it is, once
+ * all of it has been looked at.
  */
 #include "postgres.h"
 
@@ -20,12 +23,15 @@
 #include "catalog/pg_type_d.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+
+#include "krahodb/jsonb_datum.h"
 
 #include "relation_private.h"
 
@@ -251,6 +257,47 @@ convert_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 	return convert_text(rel, input, att, text_of_remote(input, value));
 }
 
+/* ---- datums of the publisher ---- */
+
+static bool
+is_text(const char *data, uint32 length)
+{
+	return pg_verify_mbstr(GetDatabaseEncoding(), data, length, true);
+}
+
+static bool
+enter_level(void)
+{
+	check_stack_depth();
+	return true;
+}
+
+static Datum
+convert_datum(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute att,
+			  const KdbWireColumn *column)
+{
+	static const KdbJsonbChecks checks = {is_text, enter_level};
+	Size		size = (Size) column->length + VARHDRSZ;
+	struct varlena *value;
+
+	if (input->remote_type != JSONBOID || !AllocSizeIsValid(size))
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("unexpected datum in logical replication column %d", input->remote + 1)));
+	value = palloc(size);
+	SET_VARSIZE(value, size);
+	memcpy(VARDATA(value), column->data, column->length);
+	if (!KdbJsonbIsValid(VARDATA(value), column->length, &checks))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_BINARY_REPRESENTATION),
+				 errmsg("invalid jsonb datum in logical replication column %d", input->remote + 1)));
+	if (att->atttypid == JSONBOID)
+		return PointerGetDatum(value);
+	if (!input->binary_ready)
+		prepare_binary(rel, input, att);
+	return convert_text(rel, input, att, text_of_remote(input, PointerGetDatum(value)));
+}
+
 /*
  * One column.  The functions want terminated strings (receive functions too:
  * some look at the byte behind), and the message is not; so the byte behind the
@@ -269,6 +316,8 @@ convert_column(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 	*end = '\0';
 	if (column->kind == 't')
 		value = convert_text(rel, input, att, unconstify(char *, column->data));
+	else if (column->kind == KDB_WIRE_DATUM)
+		value = convert_datum(rel, input, att, column);
 	else
 		value = convert_binary(rel, input, att, column);
 	*end = saved;
@@ -305,7 +354,7 @@ KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 									 tuple->ncolumns, input->remote + 1,
 									 rel->nspname, rel->relname)));
 		column = &tuple->columns[input->remote];
-		has_value = column->kind == 't' || column->kind == 'b';
+		has_value = column->kind != 'n' && column->kind != 'u';
 		if (sent)
 			sent[i] = column->kind != 'u';
 		if (!has_value)

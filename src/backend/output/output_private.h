@@ -42,6 +42,8 @@ typedef struct KdbOutputParameters
 	RepOriginId *filter_origins;	/* sorted, distinct */
 	bool		framed;			/* option krahodb was given */
 	KdbCompression compression;
+	const char *datum_format;	/* the client's, or NULL */
+	bool		datums;			/* that is ours */
 } KdbOutputParameters;
 
 /*
@@ -241,7 +243,8 @@ typedef enum KdbValueFormat
 	KDB_VALUE_TEXT,				/* by the type's output function */
 	KDB_VALUE_BINARY,			/* by the type's send function */
 	KDB_VALUE_INTEGER,			/* binary form is the datum in network byte order */
-	KDB_VALUE_STRING			/* binary form is the string itself */
+	KDB_VALUE_STRING,			/* binary form is the string itself */
+	KDB_VALUE_DATUM				/* the datum without its length, for one who keeps it alike */
 } KdbValueFormat;
 
 extern KdbValueFormat KdbChooseValueFormat(const KdbOutputParameters *parameters,

@@ -133,6 +133,13 @@ read_compression(DefElem *option, KdbOutputParameters *parameters)
 				 errmsg("unrecognized compression value: \"%s\"", value)));
 }
 
+/* Any words; those of datum_format.h, or some that we do not know. */
+static void
+read_datum_format(DefElem *option, KdbOutputParameters *parameters)
+{
+	parameters->datum_format = defGetString(option);
+}
+
 static const struct
 {
 	const char *name;
@@ -150,6 +157,7 @@ static const struct
 		{"filter_origins", read_filter_origins},
 		{"krahodb", read_krahodb},
 		{"compression", read_compression},
+		{"datum_format", read_datum_format},
 };
 
 static int
@@ -192,4 +200,8 @@ KdbParseOutputParameters(List *options, KdbOutputParameters *parameters)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("option \"%s\" needs option \"%s\"", "compression", "krahodb")));
+	if (parameters->datum_format != NULL && !parameters->framed)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("option \"%s\" needs option \"%s\"", "datum_format", "krahodb")));
 }

@@ -35,6 +35,7 @@
 #include "replication/logicalproto.h"
 #include "utils/memutils.h"
 
+#include "krahodb/datum_format.h"
 #include "krahodb/output.h"
 #include "output_private.h"
 
@@ -122,6 +123,8 @@ output_startup(LogicalDecodingContext *ctx, OutputPluginOptions *options, bool i
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("publication_names parameter missing")));
+	output->parameters.datums = output->parameters.datum_format != NULL &&
+		strcmp(output->parameters.datum_format, KdbDatumFormat()) == 0;
 	negotiate_streaming(ctx, &output->parameters);
 	negotiate_two_phase(ctx, &output->parameters);
 

@@ -22,6 +22,7 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
+#include "krahodb/wire.h"
 #include "output_private.h"
 
 typedef struct ColumnWriter
@@ -186,6 +187,18 @@ write_string(StringInfo out, Datum value)
 }
 
 static void
+write_datum(StringInfo out, Datum value)
+{
+	struct varlena *datum = PG_DETOAST_DATUM_PACKED(value);
+
+	pq_sendbyte(out, KDB_WIRE_DATUM);
+	pq_sendint32(out, VARSIZE_ANY_EXHDR(datum));
+	pq_sendbytes(out, VARDATA_ANY(datum), VARSIZE_ANY_EXHDR(datum));
+	if ((Pointer) datum != DatumGetPointer(value))
+		pfree(datum);
+}
+
+static void
 write_value(StringInfo out, ColumnWriter *column, Datum value)
 {
 	/* Not in the log: it did not change and is stored out of line. */
@@ -207,6 +220,9 @@ write_value(StringInfo out, ColumnWriter *column, Datum value)
 			break;
 		case KDB_VALUE_STRING:
 			write_string(out, value);
+			break;
+		case KDB_VALUE_DATUM:
+			write_datum(out, value);
 			break;
 	}
 }

@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
+#include "krahodb/datum_format.h"
 #include "krahodb/wire.h"
 
 #include "stream_private.h"
@@ -84,7 +85,8 @@ append_common_options(StringInfo cmd, const KdbStreamStart *start, bool krahodb_
 static void
 append_krahodb_options(StringInfo cmd, const KdbSubscriptionOptions *options)
 {
-	appendStringInfo(cmd, ", krahodb '%d'", KDB_WIRE_VERSION);
+	appendStringInfo(cmd, ", krahodb '%d', datum_format ", KDB_WIRE_VERSION);
+	KdbAppendQuoted(cmd, KdbDatumFormat(), '\'');
 	appendStringInfo(cmd, ", origin '%s'", options->origin == KDB_ORIGIN_NONE ? "none" : "any");
 	if (KdbOptionsCompareTimes(options))
 		appendStringInfoString(cmd, ", prepared_at_commit 'on'");

@@ -17,6 +17,8 @@
 #error "KrahoDB supports PostgreSQL 15; this is another major version"
 #endif
 
+#define KDB_PG_MAJOR	(PG_VERSION_NUM / 10000)
+
 /* Does each asynchronous commit wake the WAL writer that has not flushed a full page? */
 #define KDB_ASYNC_COMMIT_WAKES_WAL_WRITER	(PG_VERSION_NUM < 170000)
 

@@ -79,11 +79,14 @@ typedef enum KdbWireType
 	KDB_WIRE_STREAM_PREPARE = 'p'
 } KdbWireType;
 
+#define KDB_WIRE_DATUM	'd'
+
 /* One column of a tuple. */
 typedef struct KdbWireColumn
 {
 	char		kind;			/* 'n' null, 'u' unchanged TOAST (never in an
-								 * old row), 't' text, 'b' binary */
+								 * old row), 't' text, 'b' binary,
+								 * KDB_WIRE_DATUM the publisher's datum */
 	uint32_t	length;			/* bytes of data, 0 for 'n' and 'u' */
 	const char *data;			/* not terminated; NULL for 'n' and 'u' */
 } KdbWireColumn;

@@ -41,7 +41,7 @@ check_tuple(const KdbWireTuple *tuple, const char *bytes, size_t len)
 	{
 		const KdbWireColumn *column = &tuple->columns[i];
 
-		if (column->kind == 't' || column->kind == 'b')
+		if (column->kind != 'n' && column->kind != 'u')
 			require_inside(column->data, column->length, bytes, len);
 		else
 			require(column->data == NULL && column->length == 0);

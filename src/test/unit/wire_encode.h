@@ -62,7 +62,7 @@ put_tuple(wire_bytes *out, char kind, const KdbWireTuple *tuple)
 		const KdbWireColumn *column = &tuple->columns[i];
 
 		put_bytes(out, &column->kind, 1);
-		if (column->kind != 't' && column->kind != 'b')
+		if (column->kind == 'n' || column->kind == 'u')
 			continue;
 		put_int(out, column->length, 4);
 		put_bytes(out, column->data, column->length);

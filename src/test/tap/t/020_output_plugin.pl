@@ -145,6 +145,7 @@ my $valid = "'proto_version', '1', 'publication_names', 'pub'";
 is(decode_error('krahodb_output', $valid), '', 'valid options are taken');
 foreach my $case (
 	["'no_such', '1'", qr/unrecognized krahodb_output option: no_such/],
+	["'datum_format', '1'", qr/option "datum_format" needs option "krahodb"/],
 	["'origin', 'some'", qr/unrecognized origin value: "some"/],
 	["'origin', 'any', 'origin', 'any'", qr/conflicting or redundant options/],
 	["'filter_origins', ''", qr/invalid value for filter_origins: ""/],
@@ -236,9 +237,18 @@ sql(qq{
 is(check_equal('types', publication_names => 'rows'), 'BYYYYRIC' . 'BIC' . 'BUC' x 2 . 'BDC' . 'BIIIRIC' . 'BIIC',
 	'... and these are the messages');
 
-# Framed without the option binary: built-in types in binary where that is portable.
+# How this server keeps values (datum_format.h), and one that differs.
+my $format = sql(q{SELECT current_setting('server_version_num')::int / 10000 || ' '})
+  . (pack('L', 1) eq pack('V', 1) ? 'little-endian' : 'big-endian') . ' 8 8 ' . sql('SHOW server_encoding');
+my @formats = ([undef, 'b'], [$format, 'd'], [$format =~ s/ 8 8 / 4 8 /r, 'b'], ['', 'b']);
+
+# Framed without the option binary: built-in types in binary where that is portable, and jsonb as
+# it is kept for a client that keeps it alike.
+foreach my $case (@formats)
 {
-	my @messages = unframe(payloads(changes('krahodb_output', publication_names => 'rows', krahodb => 1)));
+	my ($datum_format, $jsonb) = @$case;
+	my @option = defined $datum_format ? (datum_format => $datum_format) : ();
+	my @messages = unframe(payloads(changes('krahodb_output', publication_names => 'rows', krahodb => 1, @option)));
 	my ($insert) = grep { types($_) eq 'I' } @messages;
 	my $bytes = pack 'H*', $insert;
 	my ($type, $relid, $kind, $count) = unpack 'aNan', $bytes;
@@ -267,6 +277,9 @@ is(check_equal('types', publication_names => 'rows'), 'BYYYYRIC' . 'BIC' . 'BUC'
 	is(unpack('H*', $value{c_float4}), '3fc00000', 'float4 in binary');
 	is($value{c_bpchar}, 'bpchar    ', 'char(n) in binary');
 	is($value{c_regclass}, 'pg_class', 'regclass by name');
+	my @jsonb = grep { $kind{$_} eq $jsonb && $_ eq 'c_jsonb' } @columns;
+	is_deeply(\@jsonb, ['c_jsonb'], 'jsonb ' . ($jsonb eq 'd' ? 'as it is kept' : 'in binary') . ' for ' . ($datum_format // 'none'));
+	is(scalar(grep { $kind{$_} eq 'd' } @columns), $jsonb eq 'd' ? 1 : 0, '... and nothing else so');
 }
 
 # The handshake.

@@ -42,6 +42,13 @@ on_publisher('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o
 on_subscriber('CREATE TABLE number (id int PRIMARY KEY, s int2, i int4, l int8, o oid, f float4, d float8, z timestamptz, t timestamp, p timestamp(0))');
 on_publisher('CREATE TABLE string (id int PRIMARY KEY, t varchar(9), v varchar(9), c char(3), w char(3), n char(3), u varchar)');
 on_subscriber('CREATE TABLE string (id int PRIMARY KEY, t text, v varchar(6), c char(3), w char(6), n char(2), u varchar)');
+# The same types, as text for another type, and a domain that converts.
+on_publisher('CREATE TABLE document (id int PRIMARY KEY, j jsonb, t jsonb, d jsonb, k jsonb);
+	ALTER TABLE document ALTER j SET STORAGE EXTERNAL');
+on_subscriber(q{CREATE DOMAIN object AS jsonb CHECK (jsonb_typeof(value) <> 'number' OR value < '100');
+	CREATE TABLE document (id int PRIMARY KEY, j jsonb, t text, d object, k json)});
+on_publisher('CREATE TABLE by_document (j jsonb, n int); ALTER TABLE by_document REPLICA IDENTITY FULL');
+on_subscriber('CREATE TABLE by_document (j jsonb, n int)');
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (streaming = on, compression = lz4)");
@@ -109,6 +116,29 @@ ok($subscriber->wait_for_log(qr/ERROR:  value too long for type character varyin
 on_subscriber('ALTER TABLE string ALTER v TYPE varchar(9)');
 $publisher->wait_for_catchup('sub');
 is(on_subscriber('SELECT v FROM string WHERE id = 4'), 'abcdefg', '... until the column is longer');
+
+# ---- jsonb, which is sent as it is kept ----------------------------------------------
+
+my $documents = 'SELECT id, j::text, t, d::text, k::jsonb::text FROM document ORDER BY id';
+on_publisher(q{INSERT INTO document SELECT g, j, j, j, j FROM unnest(ARRAY[
+	'null', 'true', '"word"', '-12.50e-3', '[]', '{}', '[[[]], {"a": {"b": [{}, null]}}]',
+	'{"a": 1, "aa": [1.0, 1.00, 1e300], "": "", "\u00e9": "\u20ac"}', NULL]::jsonb[]) WITH ORDINALITY AS u(j, g);
+	INSERT INTO document (id, j) SELECT 100, jsonb_agg(jsonb_build_object('n', g, 'text', repeat('x', g % 50))) FROM generate_series(1, 3000) g;
+	INSERT INTO document (id, j) SELECT 101, jsonb_object_agg(g, g / 7.0) FROM generate_series(1, 3000) g;
+	INSERT INTO document (id, j) SELECT 102, (repeat('[', 900) || repeat(']', 900))::jsonb;
+	UPDATE document SET id = 103 WHERE id = 101; UPDATE document SET t = '[1]' WHERE id = 100});
+$publisher->wait_for_catchup('sub');
+is(on_subscriber("SET client_encoding = UTF8; $documents"), on_publisher($documents), 'documents of all kinds, in columns of other types, large ones, deep ones');
+is(on_subscriber(q{SELECT count(*) FROM document WHERE j @> '{"a": 1}' OR j @> '[{"n": 2999}]' OR j ->> '2900' > '414'}), '3', '... can be looked into');
+on_publisher(q{INSERT INTO by_document VALUES ('{"a": [1.0]}', 1), ('{"b": 2}', 2); UPDATE by_document SET n = 3 WHERE n = 1; DELETE FROM by_document WHERE n = 2});
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT * FROM by_document'), '{"a": [1.0]}|3', '... and rows are found by them');
+$position = -s $subscriber->logfile;
+on_publisher(q{INSERT INTO document (id, d) VALUES (104, '100')});
+ok($subscriber->wait_for_log(qr/ERROR:  value for domain public.object violates check constraint/, $position), '... and a domain is asked');
+on_publisher(q{UPDATE document SET d = '1' WHERE id = 104});
+on_subscriber('ALTER DOMAIN object DROP CONSTRAINT object_check');
+$publisher->wait_for_catchup('sub');
 
 # ---- domains that change ------------------------------------------------------------
 
