@@ -137,18 +137,16 @@ begin_transaction(void)
 
 /*
  * Begin to look.  Does nothing that is applied or being applied here have a greater version?
- * Others who merge may have deleted or buried something that is not committed: so those are
- * counted before.
+ * Others who merge may have deleted or buried something that is not committed.  They are counted after
+ * events have been noted: whose event is in that number was counted before it, and whose
+ * is not, and what is committed from here on, is noticed when the row is written.
  */
 static bool
 look_for_newer(KdbConverge *c)
 {
-	bool		alone = pg_atomic_read_u32(&KdbShared->merging) == 1;
-
-	pg_read_barrier();
 	KdbStartLook(c);
-	return alone && !context.fetched && c->clock != 0 &&
-		(TimestampTz) c->clock < context.version.ts;
+	return !context.fetched && pg_atomic_read_u32(&KdbShared->merging) == 1 &&
+		c->clock != 0 && (TimestampTz) c->clock < context.version.ts;
 }
 
 /* ---- the change ------------------------------------------------------------ */
