@@ -156,8 +156,6 @@ typedef struct KdbApplyTarget
 	bool		lacks_tuples;	/* some indexes lack dead tuples; then: */
 	TransactionId *lacks_before;	/* per index: ended before, or invalid; conflict/left_out.c */
 	KdbLeftOut **left_out;		/* per index; NULL until they are needed */
-	bool		has_table_options;
-	KdbTableOptions table_options;
 	KdbResolvers resolvers;
 	bool		resolving;		/* any of them is not the engine's */
 	bool		converging;		/* the last update wins in all, and there is a key: converge.c */

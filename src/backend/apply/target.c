@@ -300,10 +300,11 @@ build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 static void
 build_options(KdbApplyTarget *target)
 {
+	KdbTableOptions options;
 	KdbResolvers last_update;
 
-	KdbGetTableOptions(target->relid, &target->table_options);
-	KdbTableResolvers(KdbMyOptions, &target->table_options, &target->resolvers);
+	KdbGetTableOptions(target->relid, &options);
+	KdbTableResolvers(KdbMyOptions, &options, &target->resolvers);
 	target->resolving = KdbResolversActive(&target->resolvers);
 	KdbResolversSetAll(&last_update, KDB_RESOLVER_LAST_UPDATE_WINS);
 	target->converging = OidIsValid(target->identity_index) &&
