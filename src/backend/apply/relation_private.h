@@ -447,6 +447,7 @@ typedef enum KdbNotice
 
 extern bool KdbHasBeforeInsertTriggers(KdbApplyTarget *target);
 extern bool KdbBeforeInsert(KdbApplyTarget *target, TupleTableSlot *slot);
+extern bool KdbBeforeInsertOf(KdbApplyTarget *target, KdbRemoteRow *row);
 extern void KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot);
 extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot,
 									 KdbNotice notice);

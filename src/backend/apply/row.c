@@ -13,7 +13,6 @@
  */
 #include "postgres.h"
 
-#include "access/sysattr.h"
 #include "access/tableam.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
@@ -290,29 +289,6 @@ clear_for_insert(Change *change)
 	return clear_the_way(change, change->row->slot, NULL, NULL);
 }
 
-/*
- * Fire the BEFORE ROW triggers of the insert.  Columns that they change are
- * as if they had been sent.
- */
-static bool
-fire_before_insert(Change *change)
-{
-	KdbApplyTarget *target = change->target;
-	TupleTableSlot *slot = change->row->slot;
-	Bitmapset  *changed;
-
-	ExecCopySlot(target->merged, slot);
-	if (!KdbBeforeInsert(target, slot))
-		return false;
-	changed = KdbChangedColumns(target->tupdesc, target->merged, slot);
-	for (int i = 0; i < target->tupdesc->natts; i++)
-	{
-		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
-			change->row->sent[i] = true;
-	}
-	return true;
-}
-
 /* Has a greater version deleted the key of the row to be inserted? */
 static bool
 stays_deleted(Change *change)
@@ -386,7 +362,7 @@ insert_resolving(Change *change)
 
 		for (int tries = 0; verdict == UNIQUE_AGAIN && tries < KDB_MAX_CLASHES; tries++)
 			verdict = clear_for_insert(change);
-		if (verdict == UNIQUE_DONE || !fire_before_insert(change))
+		if (verdict == UNIQUE_DONE || !KdbBeforeInsertOf(change->target, change->row))
 			return;
 	}
 	insert_until_done(change);
