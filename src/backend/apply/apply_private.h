@@ -278,7 +278,7 @@ extern void KdbApplyRelationsForgetStates(void);
  */
 extern void KdbApplyRelationsForgetOptions(void);
 
-/* row.c */
+/* row_message.c */
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);

@@ -410,6 +410,17 @@ extern Bitmapset *KdbChangedColumns(TupleDesc tupdesc, TupleTableSlot *a,
 extern bool KdbUniqueDependsOn(KdbApplyTarget *target, const Bitmapset *columns);
 
 /*
+ * row.c: changes by the resolver of each conflict, in the target's format.  search: what
+ * the row is looked for by, the full old row if that was sent.
+ */
+extern void KdbRowInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
+						 TupleTableSlot *search, KdbRemoteRow *row);
+extern void KdbRowUpdate(KdbApplyRelation *rel, KdbApplyTarget *target,
+						 TupleTableSlot *search, bool old_is_full, KdbRemoteRow *row);
+extern void KdbRowDelete(KdbApplyRelation *rel, KdbApplyTarget *target,
+						 TupleTableSlot *search);
+
+/*
  * converge.c: changes of a table that is "converging".  In rel's format for a
  * partitioned table and an UPDATE, else in the target's.  old: NULL if the key was
  * not sent, as it has not changed.
