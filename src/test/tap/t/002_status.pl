@@ -89,6 +89,8 @@ $answer = decode_json($out);
 is_deeply([ map { $_->{name} } @{ $answer->{subscriptions} } ], [ 'odd "name', 's' ], 'odd names');
 is_deeply([ map { $_->{pid} } @{ $answer->{subscriptions} } ], [ undef, undef ], '... and null');
 is($answer->{copies}[0]{state}, 'waiting', 'a table that is not copied yet');
+is_deeply([ map { $answer->{copies}[0]{$_} } qw(workers percent rows bytes bytes_per_second elapsed_seconds remaining_seconds) ],
+	[ (undef) x 7 ], '... of which nothing is known');
 
 $sub->append_conf('postgresql.conf', 'max_logical_replication_workers = 0');
 $sub->restart;
