@@ -212,6 +212,16 @@ foreach my $wrong ([], ['nonsense'], [ 'check', '--nonsense' ], [ 'check', 'a', 
 	is($out, '', '... nothing on stdout');
 	like($err, qr/^krahodb: /, '... and the reason on stderr');
 }
+($exit, $out, $err) = run_program('krahodb', 'check', '--json', 'dbname=x', '-xy');
+like($err, qr/^krahodb: error: unknown option "-x"; /, 'an unknown letter before others is named');
+($exit, $out, $err) = run_program('krahodb', 'check', 'host=/nowhere/a,/nowhere/b');
+like($out, qr{^connection \.\.\. MISSING: .*/nowhere/a.*; .*/nowhere/b.*; start the server}, 'no server of several answers: what each one says');
+SKIP:
+{
+	skip 'no /dev/full here', 1 unless -c '/dev/full';
+	$exit = system("krahodb check 'host=/nowhere' >/dev/full 2>&1") >> 8;
+	is($exit, 1, 'an answer that cannot be written is a failure');
+}
 foreach my $help ([ '--help' ], [ '--version' ], [ 'check', '--help' ])
 {
 	($exit, $out, $err) = run_program('krahodb', @$help);
