@@ -145,6 +145,11 @@ my $plain = krahodb_node('plain');
 on($plain, "CREATE TABLE t $tables{t}; ALTER TABLE t DROP COLUMN gone");
 on($plain, 'CREATE PUBLICATION pub FOR TABLE t');
 on($plain, "INSERT INTO t VALUES (1, 1, 'copied')");
+
+# Functions of that name are not called with our rights.
+on($plain, 'CREATE SCHEMA krahodb');
+on($plain, "CREATE FUNCTION krahodb.$_ LANGUAGE plpgsql AS \$\$BEGIN RAISE 'called'; END\$\$")
+  foreach ('hold_horizon() RETURNS bigint', 'table_versions(regclass, bigint) RETURNS SETOF record');
 my $other = krahodb_node('other');
 on($other, 'CREATE EXTENSION krahodb');
 on($other, "CREATE TABLE t $tables{t}; ALTER TABLE t DROP COLUMN gone");
