@@ -1,5 +1,5 @@
 -- What to look at on a KrahoDB node, in each database that replicates.  psql runs
--- the whole file; monitoring takes single queries.  The last two need the extension
+-- the whole file; monitoring takes single queries.  The last three need the extension
 -- krahodb.
 
 \echo Subscriptions: does each one run, and when did the publisher say something?
@@ -46,6 +46,11 @@ ORDER BY 1;
 
 \echo The clock: waits that increase are the first sign of clocks that are apart
 SELECT * FROM krahodb.clock;
+
+\echo Retention: until when has everything come everywhere, and who is waited for?
+-- Alert: a state other than ok and applying that lasts, as deleted rows pile up
+-- meanwhile; stale: the subscription takes no changes any more.
+SELECT database, subscription, state, since, lag, oldest_kept_age, reason FROM krahodb.horizon ORDER BY 1, 2;
 
 \echo Conflicts since the server started
 SELECT * FROM krahodb.conflict_stats ORDER BY 1, 2, 3, 4;

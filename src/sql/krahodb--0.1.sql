@@ -475,8 +475,10 @@ CREATE VIEW copy_progress AS
 		k.pages_done,
 		k.pages AS pages_total,
 		k.pages_kept,
+		-- LEAST and GREATEST pass over NULL: nothing is known then
 		COALESCE(pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1),
-			LEAST(pg_catalog.round(100.0 * k.rows / k.rows_expected, 1), 99.9)) AS percent,
+			CASE WHEN k.rows_expected IS NOT NULL
+				THEN LEAST(pg_catalog.round(100.0 * k.rows / k.rows_expected, 1), 99.9) END) AS percent,
 		k.rows,
 		k.bytes,
 		pg_catalog.round(k.bytes / NULLIF(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - k.started), 0))::bigint
@@ -484,7 +486,8 @@ CREATE VIEW copy_progress AS
 		pg_catalog.clock_timestamp() - k.started AS elapsed,
 		(pg_catalog.clock_timestamp() - k.started) *
 			COALESCE((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0),
-				GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0)) AS remaining
+				CASE WHEN k.rows_expected IS NOT NULL
+					THEN GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0) END) AS remaining
 	FROM pg_catalog.pg_subscription_rel r
 	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
 	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid

@@ -278,7 +278,7 @@ extern void KdbApplyRelationsForgetStates(void);
  */
 extern void KdbApplyRelationsForgetOptions(void);
 
-/* row.c */
+/* row_message.c */
 extern void KdbApplyInsert(const KdbWireMessage *message);
 extern void KdbApplyUpdate(const KdbWireMessage *message);
 extern void KdbApplyDelete(const KdbWireMessage *message);
@@ -330,12 +330,10 @@ extern void KdbCountMerging(bool begin);
 
 /*
  * lane_leader.c.  Take: a message from the stream; true: it has been dealt with, false:
- * it is to be dispatched.  Busy: are transactions on their way in lanes?  Reap: note
- * which of them have ended.
+ * it is to be dispatched.  Busy: are transactions on their way in lanes?
  */
 extern bool KdbLeaderTake(const char *data, size_t len);
 extern bool KdbLeaderBusy(void);
-extern void KdbLeaderReap(void);
 extern void KdbLeaderLook(void);
 extern void KdbLeaderBeforeWait(void);
 extern void KdbLeaderRelation(const char *data, size_t len);

@@ -24,7 +24,6 @@
  */
 #include "postgres.h"
 
-#include "access/sysattr.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
@@ -150,29 +149,6 @@ KdbTakeBack(KdbConverge *c, KdbApplyTarget *target, ItemPointer where)
 }
 
 /*
- * Fire the BEFORE ROW triggers of the insert.  Columns that they change are as if
- * they had been sent.
- */
-static bool
-fire_before_insert(KdbConverge *c, KdbRemoteRow *row)
-{
-	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
-	TupleTableSlot *slot = row->slot;
-	Bitmapset  *changed;
-
-	ExecCopySlot(target->merged, slot);
-	if (!KdbBeforeInsert(target, slot))
-		return false;
-	changed = KdbChangedColumns(target->tupdesc, target->merged, slot);
-	for (int i = 0; i < target->tupdesc->natts; i++)
-	{
-		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
-			row->sent[i] = true;
-	}
-	return true;
-}
-
-/*
  * A deferrable key may be taken for a while: once it has turned out that nobody is
  * in the way, the engine looks when the transaction ends.
  */
@@ -202,7 +178,7 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	if (KdbHasBeforeInsertTriggers(target) && !c->triggers_fired)
 	{
 		c->triggers_fired = true;
-		if (!fire_before_insert(c, row))
+		if (!KdbBeforeInsertOf(target, row))
 			return KDB_MERGE_DONE;
 	}
 	KDB_FAULT_POINT("converge_insert");

@@ -102,11 +102,24 @@ timed_out(void)
 			 errhint("The transaction is tried again. The limit is \"%s\".", "krahodb.fetch_timeout")));
 }
 
-/* Is the function that is asked for not there? */
+/* Is the function that is asked for not there?  (The extension of another version.) */
 static bool
-lacks_extension(const char *sqlstate)
+lacks_function(const char *sqlstate)
 {
 	return strcmp(sqlstate, "42883") == 0 || strcmp(sqlstate, "3F000") == 0;
+}
+
+static void pg_attribute_noreturn()
+extension_missing(const char *message)
+{
+	close_connection();
+	pg_atomic_fetch_add_u64(&KdbShared->fetch_failures, 1);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("could not fetch a row of table \"%s.%s\" from the publisher: %s",
+					subject->nspname, subject->relname, message),
+			 KdbFetchErrorDetail(subject),
+			 errhint("Run CREATE EXTENSION krahodb in the publisher's database, or set REPLICA IDENTITY FULL on the table there.")));
 }
 
 /* The publisher has answered with an error. */
@@ -115,9 +128,7 @@ query_failed(PGresult *result)
 {
 	const char *state = PQresultErrorField(result, PG_DIAG_SQLSTATE);
 	const char *primary = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
-	bool		no_extension;
-	bool		canceled;
-	int			code = ERRCODE_CONNECTION_FAILURE;
+	char		code[6];
 	char	   *message;
 
 	if (state == NULL || strlen(state) != 5 || primary == NULL)
@@ -125,24 +136,20 @@ query_failed(PGresult *result)
 		PQclear(result);
 		connection_failed();
 	}
-	no_extension = lacks_extension(state);
-	canceled = strcmp(state, "57014") == 0;
-	if (!canceled)
-		code = no_extension ? ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE :
-			MAKE_SQLSTATE(state[0], state[1], state[2], state[3], state[4]);
+	strlcpy(code, state, sizeof(code));
 	message = pstrdup(primary);
 	PQclear(result);
-	if (canceled)
+	if (strcmp(code, "57014") == 0)
 		timed_out();
+	if (lacks_function(code))
+		extension_missing(message);
 	close_connection();
 	pg_atomic_fetch_add_u64(&KdbShared->fetch_failures, 1);
 	ereport(ERROR,
-			(errcode(code),
+			(errcode(MAKE_SQLSTATE(code[0], code[1], code[2], code[3], code[4])),
 			 errmsg("could not fetch a row of table \"%s.%s\" from the publisher: %s",
 					subject->nspname, subject->relname, message),
 			 KdbFetchErrorDetail(subject),
-			 no_extension ?
-			 errhint("Run CREATE EXTENSION krahodb in the publisher's database, or set REPLICA IDENTITY FULL on the table there.") :
 			 errhint("The role of the subscription's connection string must be allowed to read the table. With REPLICA IDENTITY FULL on the publisher's table nothing is fetched.")));
 }
 
@@ -275,17 +282,25 @@ KdbFetchQuery(const char *query, int nparams, const char *const *params, int nco
 	return rows;
 }
 
-/* Names in the session are taken as they are, and it does not outlive its use. */
+/*
+ * Names in the session are taken as they are, and it does not outlive its use.  Without
+ * the extension, schema krahodb and what is in it may be anybody's, and functions there
+ * would have the rights of the session.
+ */
 static void
 prepare_session(void)
 {
 	char		timeout[32];
 	const char *params[] = {timeout};
+	List	   *rows;
 
 	snprintf(timeout, sizeof(timeout), "%d", KdbFetchTimeout);
-	(void) KdbFetchQuery("SELECT pg_catalog.set_config('search_path', '', false),"
-						 " pg_catalog.set_config('statement_timeout', $1, false)",
-						 1, params, 2);
+	rows = KdbFetchQuery("SELECT pg_catalog.set_config('search_path', '', false),"
+						 " pg_catalog.set_config('statement_timeout', $1, false),"
+						 " (SELECT extname FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'krahodb')",
+						 1, params, 3);
+	if (((char **) linitial(rows))[2] == NULL)
+		extension_missing("extension \"krahodb\" does not exist");
 	session_timeout = KdbFetchTimeout;
 }
 

@@ -27,7 +27,6 @@
 #include "access/relscan.h"
 #include "access/tableam.h"
 #include "catalog/pg_am.h"
-#include "utils/lsyscache.h"
 
 #include "relation_private.h"
 
@@ -49,18 +48,6 @@ typedef struct KdbRunIndex
 } KdbRunIndex;
 
 /* ---- the index ------------------------------------------------------------- */
-
-static Oid
-operator_function(Relation index, int column, StrategyNumber strategy)
-{
-	Oid			type = index->rd_opcintype[column];
-	Oid			operator = get_opfamily_member(index->rd_opfamily[column], type, type, strategy);
-
-	if (!OidIsValid(operator))
-		elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
-			 strategy, type, type, index->rd_opfamily[column]);
-	return get_opcode(operator);
-}
 
 static bool
 is_on_columns(Relation index, const IndexInfo *info)
@@ -96,12 +83,12 @@ prepare(KdbApplyTarget *target, KdbRunIndex *run, const IndexInfo *info)
 					   target->context);
 		ScanKeyEntryInitialize(&run->equal[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i],
-							   operator_function(index, i, BTEqualStrategyNumber), (Datum) 0);
+							   KdbIndexOperatorFunction(index, i, BTEqualStrategyNumber), (Datum) 0);
 		run->equal[i].sk_func.fn_mcxt = target->context;
 	}
-	fmgr_info_cxt(operator_function(index, 0, BTGreaterEqualStrategyNumber),
+	fmgr_info_cxt(KdbIndexOperatorFunction(index, 0, BTGreaterEqualStrategyNumber),
 				  &run->greater_equal, target->context);
-	fmgr_info_cxt(operator_function(index, 0, BTLessEqualStrategyNumber),
+	fmgr_info_cxt(KdbIndexOperatorFunction(index, 0, BTLessEqualStrategyNumber),
 				  &run->less_equal, target->context);
 }
 

@@ -126,9 +126,9 @@ KdbLeaderBusy(void)
 	return reaped < appended();
 }
 
-/* See apply_private.h. */
-void
-KdbLeaderReap(void)
+/* Note which of the transactions that are on their way have ended. */
+static void
+reap(void)
 {
 	uint64		committed;
 
@@ -197,11 +197,11 @@ wait_for_lanes(uint64 seq)
 		look_for_trouble(rc & WL_TIMEOUT);
 		AcceptInvalidationMessages();
 		KdbSubscriptionReread();
-		KdbLeaderReap();
+		reap();
 		KdbFeedbackWhileBusy();
 	}
 	pg_atomic_write_u64(&group->leader_waits_for, 0);
-	KdbLeaderReap();
+	reap();
 }
 
 /* Nothing is on its way any more, and the origin is the leader's. */
@@ -349,7 +349,7 @@ find_room(uint32 length)
 static void
 wait_for_room(uint32 length)
 {
-	KdbLeaderReap();
+	reap();
 	while (!find_room(length))
 		wait_for_lanes(reaped + Max((appended() - reaped) / 2, 1));
 }
@@ -630,7 +630,7 @@ KdbLeaderLook(void)
 	if (KdbMyLaneGroup == NULL)
 		return;
 	look_for_trouble(false);
-	KdbLeaderReap();
+	reap();
 }
 
 /* See apply_private.h. */

@@ -79,7 +79,7 @@ typedef struct KdbLaneGroup
 	pg_atomic_uint64 nrelations;
 	dsa_pointer first_relation;
 
-	/* converging tables: lanes that are merging, see KdbLaneMerging */
+	/* converging tables: lanes that are merging, see KdbCountMerging */
 	slock_t		merge_mutex;
 	int			nmerging;
 

@@ -82,7 +82,7 @@ struct KdbMergedChange
 	int			foreign_records;	/* other transactions' records of the key, when it was read */
 	bool		history_known;
 
-	KdbColumnContribution *folded;	/* value so far; in the wide type, see KdbWiden */
+	KdbColumnContribution *folded;	/* value so far; in the wide type, see KdbMergedWiden */
 
 	bool		recording_known;
 	bool		recording;		/* this transaction's contributions to the key are recorded */

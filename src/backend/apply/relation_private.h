@@ -156,8 +156,6 @@ typedef struct KdbApplyTarget
 	bool		lacks_tuples;	/* some indexes lack dead tuples; then: */
 	TransactionId *lacks_before;	/* per index: ended before, or invalid; conflict/left_out.c */
 	KdbLeftOut **left_out;		/* per index; NULL until they are needed */
-	bool		has_table_options;
-	KdbTableOptions table_options;
 	KdbResolvers resolvers;
 	bool		resolving;		/* any of them is not the engine's */
 	bool		converging;		/* the last update wins in all, and there is a key: converge.c */
@@ -412,6 +410,17 @@ extern Bitmapset *KdbChangedColumns(TupleDesc tupdesc, TupleTableSlot *a,
 extern bool KdbUniqueDependsOn(KdbApplyTarget *target, const Bitmapset *columns);
 
 /*
+ * row.c: changes by the resolver of each conflict, in the target's format.  search: what
+ * the row is looked for by, the full old row if that was sent.
+ */
+extern void KdbRowInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
+						 TupleTableSlot *search, KdbRemoteRow *row);
+extern void KdbRowUpdate(KdbApplyRelation *rel, KdbApplyTarget *target,
+						 TupleTableSlot *search, bool old_is_full, KdbRemoteRow *row);
+extern void KdbRowDelete(KdbApplyRelation *rel, KdbApplyTarget *target,
+						 TupleTableSlot *search);
+
+/*
  * converge.c: changes of a table that is "converging".  In rel's format for a
  * partitioned table and an UPDATE, else in the target's.  old: NULL if the key was
  * not sent, as it has not changed.
@@ -449,6 +458,7 @@ typedef enum KdbNotice
 
 extern bool KdbHasBeforeInsertTriggers(KdbApplyTarget *target);
 extern bool KdbBeforeInsert(KdbApplyTarget *target, TupleTableSlot *slot);
+extern bool KdbBeforeInsertOf(KdbApplyTarget *target, KdbRemoteRow *row);
 extern void KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot);
 extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot,
 									 KdbNotice notice);

@@ -1,6 +1,8 @@
 /*
  * row.c
- *		INSERT, UPDATE and DELETE of one row.
+ *		INSERT, UPDATE and DELETE of one row, by the resolver of each conflict.
+ *
+ * Of tables where the last update wins in all of them converge.c is in charge.
  *
  * Each is a loop: look at the local row, decide (KdbResolveRow and
  * KdbResolveUnique, the pure rules), act.  When the row turns out to have
@@ -13,7 +15,6 @@
  */
 #include "postgres.h"
 
-#include "access/sysattr.h"
 #include "access/tableam.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
@@ -290,29 +291,6 @@ clear_for_insert(Change *change)
 	return clear_the_way(change, change->row->slot, NULL, NULL);
 }
 
-/*
- * Fire the BEFORE ROW triggers of the insert.  Columns that they change are
- * as if they had been sent.
- */
-static bool
-fire_before_insert(Change *change)
-{
-	KdbApplyTarget *target = change->target;
-	TupleTableSlot *slot = change->row->slot;
-	Bitmapset  *changed;
-
-	ExecCopySlot(target->merged, slot);
-	if (!KdbBeforeInsert(target, slot))
-		return false;
-	changed = KdbChangedColumns(target->tupdesc, target->merged, slot);
-	for (int i = 0; i < target->tupdesc->natts; i++)
-	{
-		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
-			change->row->sent[i] = true;
-	}
-	return true;
-}
-
 /* Has a greater version deleted the key of the row to be inserted? */
 static bool
 stays_deleted(Change *change)
@@ -386,7 +364,7 @@ insert_resolving(Change *change)
 
 		for (int tries = 0; verdict == UNIQUE_AGAIN && tries < KDB_MAX_CLASHES; tries++)
 			verdict = clear_for_insert(change);
-		if (verdict == UNIQUE_DONE || !fire_before_insert(change))
+		if (verdict == UNIQUE_DONE || !KdbBeforeInsertOf(change->target, change->row))
 			return;
 	}
 	insert_until_done(change);
@@ -623,187 +601,34 @@ apply_delete(Change *change)
 	}
 }
 
-/*
- * Common part of the three messages: a step, the relation, whose turn it is.
- * Returns NULL if the change is not for this worker.
- */
-static KdbApplyRelation *
-begin_change(uint32 remoteid, KdbOperation operation)
-{
-	KdbApplyRelation *rel;
-
-	KdbApplyBeginStep();
-	if (operation != KDB_INSERT)
-		KdbBatchFlush();
-	rel = KdbApplyRelationOpen(remoteid, RowExclusiveLock);
-	if (!KdbApplyRelationWanted(rel))
-	{
-		KdbApplyEndStep();
-		return NULL;
-	}
-	KdbApplyErrorContext.nspname = rel->nspname;
-	KdbApplyErrorContext.relname = rel->relname;
-	return rel;
-}
-
-static void
-end_change(KdbApplyTarget *target, const KdbUserContext *user)
-{
-	ExecClearTuple(target->local);
-	KdbRestoreUser(user);
-	KdbApplyErrorContext.nspname = NULL;
-	KdbApplyErrorContext.relname = NULL;
-	KdbApplyEndStep();
-}
-
-/* The row is to be written later, and the step ends then. */
-static void
-end_batched_change(void)
-{
-	KdbApplyErrorContext.nspname = NULL;
-	KdbApplyErrorContext.relname = NULL;
-}
-
-/* The target of a table that is not partitioned: itself. */
-static KdbApplyTarget *
-own_target(KdbApplyRelation *rel)
-{
-	if (rel->target == NULL)
-		rel->target = KdbTargetOpen(rel->localreloid, RowExclusiveLock, rel);
-	return rel->target;
-}
-
-/*
- * Send the change to the table that its key belongs to; search and row are in
- * the format of rel's local table and are put into that of the target.
- */
-static void
-aim(Change *change, KdbApplyRelation *rel, TupleTableSlot *key)
-{
-	change->rel = rel;
-	change->version = incoming_version();
-	if (!rel->partitioned)
-	{
-		change->target = own_target(rel);
-		change->search = key;
-	}
-	else
-	{
-		change->target = KdbRoute(rel, key, &change->search);
-		if (change->row)
-			change->row = KdbRouteRow(rel, change->target, change->row);
-	}
-	if (change->target->fires)
-	{
-		KdbApplyRelationsCloseOthers(rel, change->target);
-		KdbApplyFreshSnapshot();
-	}
-}
-
-/*
- * By the convergence rules?  Rows of an initial copy are written by a transaction
- * that has another version than they have: their own function knows.
- */
-static bool
-converges(const Change *change)
-{
-	return change->target->converging && TransactionIdIsValid(KdbApply.remote_xid);
-}
-
-/*
- * A row of an initial copy whose version can be recorded, from a KrahoDB.  (Merged
- * columns would need their history there.)
- */
-static bool
-is_copied_state(const Change *change)
-{
-	return change->target->converging && !TransactionIdIsValid(KdbApply.remote_xid) &&
-		change->target->nmerged == 0 &&
-		KdbApply.remote_node != 0 && KdbVersionRecordsPresent();
-}
-
-/* INSERT message. */
+/* See relation_private.h. */
 void
-KdbApplyInsert(const KdbWireMessage *message)
+KdbRowInsert(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *search, KdbRemoteRow *row)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_INSERT);
-	Change		change = {.operation = KDB_INSERT};
-	KdbUserContext user;
+	Change		change = {.rel = rel, .target = target, .operation = KDB_INSERT, .search = search, .row = row};
 
-	if (rel == NULL)
-		return;
-	if (KdbBatchInsert(rel, rel->partitioned ? NULL : own_target(rel),
-					   &message->u.row.new_row))
-	{
-		end_batched_change();
-		return;
-	}
-	KdbSwitchToTableOwner(rel->rel, &user);
-	KdbConvertTuple(rel, &message->u.row.new_row, rel->remote.slot, rel->remote.sent);
-	KdbFillDefaults(rel, rel->remote.slot);
-	change.row = &rel->remote;
-	aim(&change, rel, rel->remote.slot);
-	if (converges(&change))
-		KdbConvergeInsert(rel, change.target, change.row);
-	else if (is_copied_state(&change))
-		KdbConvergeCopiedRow(rel, change.target, change.row);
-	else
-		apply_insert(&change);
-	end_change(change.target, &user);
+	change.version = incoming_version();
+	apply_insert(&change);
 }
 
-/* UPDATE message. */
+/* See relation_private.h. */
 void
-KdbApplyUpdate(const KdbWireMessage *message)
+KdbRowUpdate(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *search, bool old_is_full,
+			 KdbRemoteRow *row)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_UPDATE);
-	Change		change = {.operation = KDB_UPDATE};
-	TupleTableSlot *key;
-	KdbUserContext user;
+	Change		change = {.rel = rel, .target = target, .operation = KDB_UPDATE, .search = search, .row = row};
 
-	if (rel == NULL)
-		return;
-	if (!rel->partitioned)
-		KdbTargetCheckUpdatable(own_target(rel), rel);
-	KdbSwitchToTableOwner(rel->rel, &user);
-	KdbConvertTuple(rel, &message->u.row.new_row, rel->remote.slot, rel->remote.sent);
-	key = rel->remote.slot;
-	if (message->u.row.old_kind)
-	{
-		key = rel->search;
-		KdbConvertTuple(rel, &message->u.row.old_row, key, NULL);
-		change.old_is_full = message->u.row.old_kind == 'O';
-	}
-	change.row = &rel->remote;
-	aim(&change, rel, key);
-	KdbTargetCheckUpdatable(change.target, rel);
-	if (converges(&change))
-		KdbConvergeUpdate(rel, change.target, message->u.row.old_kind ? key : NULL,
-						  change.old_is_full);
-	else
-		apply_update(&change);
-	end_change(change.target, &user);
+	change.old_is_full = old_is_full;
+	change.version = incoming_version();
+	apply_update(&change);
 }
 
-/* DELETE message. */
+/* See relation_private.h. */
 void
-KdbApplyDelete(const KdbWireMessage *message)
+KdbRowDelete(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *search)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_DELETE);
-	Change		change = {.operation = KDB_DELETE};
-	KdbUserContext user;
+	Change		change = {.rel = rel, .target = target, .operation = KDB_DELETE, .search = search};
 
-	if (rel == NULL)
-		return;
-	if (!rel->partitioned)
-		KdbTargetCheckUpdatable(own_target(rel), rel);
-	KdbSwitchToTableOwner(rel->rel, &user);
-	KdbConvertTuple(rel, &message->u.row.old_row, rel->search, NULL);
-	aim(&change, rel, rel->search);
-	KdbTargetCheckUpdatable(change.target, rel);
-	if (converges(&change))
-		KdbConvergeDelete(rel, change.target, change.search);
-	else
-		apply_delete(&change);
-	end_change(change.target, &user);
+	change.version = incoming_version();
+	apply_delete(&change);
 }

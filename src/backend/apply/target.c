@@ -24,7 +24,6 @@
 #include "utils/acl.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
@@ -259,9 +258,6 @@ build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 {
 	KdbRecordedKey types = {0};
 	Relation	index;
-	oidvector  *opclass;
-	Datum		datum;
-	bool		isnull;
 
 	target->identity_index = RelationGetReplicaIndex(target->rel);
 	if (!OidIsValid(target->identity_index))
@@ -270,28 +266,16 @@ build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 		return;
 
 	index = index_open(target->identity_index, lockmode);
-	datum = SysCacheGetAttr(INDEXRELID, index->rd_indextuple,
-							Anum_pg_index_indclass, &isnull);
-	Assert(!isnull);
-	opclass = (oidvector *) DatumGetPointer(datum);
 	target->nkeys = types.n = IndexRelationGetNumberOfKeyAttributes(index);
 	for (int i = 0; i < target->nkeys; i++)
 	{
-		Oid			family = get_opclass_family(opclass->values[i]);
-		Oid			type = get_opclass_input_type(opclass->values[i]);
-		Oid			operator = get_opfamily_member(family, type, type,
-												   BTEqualStrategyNumber);
-
-		if (!OidIsValid(operator))
-			elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
-				 BTEqualStrategyNumber, type, type, family);
 		ScanKeyEntryInitialize(&target->key_template[i], 0, i + 1,
 							   BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i],
-							   get_opcode(operator), (Datum) 0);
+							   KdbIndexOperatorFunction(index, i, BTEqualStrategyNumber), (Datum) 0);
 		target->key_attnum[i] = index->rd_index->indkey.values[i];
 		types.types[i] = AttrNumberIsForUserDefinedAttr(target->key_attnum[i]) ?
-			TupleDescAttr(RelationGetDescr(target->rel), target->key_attnum[i] - 1)->atttypid : type;
+			TupleDescAttr(RelationGetDescr(target->rel), target->key_attnum[i] - 1)->atttypid : index->rd_opcintype[i];
 	}
 	target->own_key_equality = KdbIndexHasOwnEquality(index, &types);
 	index_close(index, NoLock);
@@ -300,10 +284,11 @@ build_key(KdbApplyTarget *target, LOCKMODE lockmode)
 static void
 build_options(KdbApplyTarget *target)
 {
+	KdbTableOptions options;
 	KdbResolvers last_update;
 
-	KdbGetTableOptions(target->relid, &target->table_options);
-	KdbTableResolvers(KdbMyOptions, &target->table_options, &target->resolvers);
+	KdbGetTableOptions(target->relid, &options);
+	KdbTableResolvers(KdbMyOptions, &options, &target->resolvers);
 	target->resolving = KdbResolversActive(&target->resolvers);
 	KdbResolversSetAll(&last_update, KDB_RESOLVER_LAST_UPDATE_WINS);
 	target->converging = OidIsValid(target->identity_index) &&

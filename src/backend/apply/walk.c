@@ -29,7 +29,6 @@
 #include "access/relscan.h"
 #include "access/tableam.h"
 #include "catalog/pg_am.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
 #include "relation_private.h"
@@ -58,8 +57,6 @@ static void
 prepare(KdbApplyTarget *target, Relation index)
 {
 	KdbWalk    *walk = &target->walk;
-	Oid			type = index->rd_opcintype[0];
-	Oid			operator;
 
 	walk->prepared = true;
 	walk->possible = is_possible(target, index);
@@ -68,12 +65,8 @@ prepare(KdbApplyTarget *target, Relation index)
 	for (int i = 0; i < target->nkeys; i++)
 		fmgr_info_copy(&walk->order[i], index_getprocinfo(index, i + 1, BTORDER_PROC),
 					   target->context);
-	operator = get_opfamily_member(index->rd_opfamily[0], type, type,
-								   BTGreaterEqualStrategyNumber);
-	if (!OidIsValid(operator))
-		elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
-			 BTGreaterEqualStrategyNumber, type, type, index->rd_opfamily[0]);
-	fmgr_info_cxt(get_opcode(operator), &walk->greater_equal, target->context);
+	fmgr_info_cxt(KdbIndexOperatorFunction(index, 0, BTGreaterEqualStrategyNumber),
+				  &walk->greater_equal, target->context);
 }
 
 static int

@@ -123,6 +123,24 @@ KdbBeforeInsert(KdbApplyTarget *target, TupleTableSlot *slot)
 	return insert;
 }
 
+/* Likewise; columns that the triggers change are as if they had been sent. */
+bool
+KdbBeforeInsertOf(KdbApplyTarget *target, KdbRemoteRow *row)
+{
+	Bitmapset  *changed;
+
+	ExecCopySlot(target->merged, row->slot);
+	if (!KdbBeforeInsert(target, row->slot))
+		return false;
+	changed = KdbChangedColumns(target->tupdesc, target->merged, row->slot);
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		if (bms_is_member(i + 1 - FirstLowInvalidHeapAttributeNumber, changed))
+			row->sent[i] = true;
+	}
+	return true;
+}
+
 /*
  * Insert the row in the (virtual) slot, whose BEFORE ROW triggers have been
  * fired.  DONE or, if a key is taken that is to be noticed, CONFLICT with nothing

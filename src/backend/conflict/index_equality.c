@@ -10,6 +10,8 @@
  * records of the table, or of the index, are looked through.
  *
  * Collations need none of this: both equality and hash get that of the index.
+ *
+ * KdbIndexOperatorFunction is for all who build scan keys on an index of their own.
  */
 #include "postgres.h"
 
@@ -52,11 +54,23 @@ KdbIndexedTypes(Relation index, const IndexInfo *info, TupleDesc desc, KdbRecord
 }
 
 static Oid
-equality_of(Relation index, int column)
+operator_of(Relation index, int column, StrategyNumber strategy)
 {
 	Oid			type = index->rd_opcintype[column];
 
-	return get_opfamily_member(index->rd_opfamily[column], type, type, BTEqualStrategyNumber);
+	return get_opfamily_member(index->rd_opfamily[column], type, type, strategy);
+}
+
+/* See conflict.h. */
+Oid
+KdbIndexOperatorFunction(Relation index, int column, StrategyNumber strategy)
+{
+	Oid			operator = operator_of(index, column, strategy);
+
+	if (!OidIsValid(operator))
+		elog(ERROR, "missing operator %d(%u,%u) in opfamily %u", strategy,
+			 index->rd_opcintype[column], index->rd_opcintype[column], index->rd_opfamily[column]);
+	return get_opcode(operator);
 }
 
 /* See conflict.h. */
@@ -67,7 +81,7 @@ KdbIndexHasOwnEquality(Relation index, const KdbRecordedKey *key)
 		return false;
 	for (int i = 0; i < key->n; i++)
 	{
-		if (equality_of(index, i) != lookup_type_cache(key->types[i], TYPECACHE_EQ_OPR)->eq_opr)
+		if (operator_of(index, i, BTEqualStrategyNumber) != lookup_type_cache(key->types[i], TYPECACHE_EQ_OPR)->eq_opr)
 			return true;
 	}
 	return false;
@@ -84,7 +98,7 @@ KdbIndexOwnEquality(Relation index, const KdbRecordedKey *key)
 	result = palloc(key->n * sizeof(ScanKeyData));
 	for (int i = 0; i < key->n; i++)
 		ScanKeyEntryInitialize(&result[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
-							   index->rd_indcollation[i], get_opcode(equality_of(index, i)),
-							   (Datum) 0);
+							   index->rd_indcollation[i],
+							   KdbIndexOperatorFunction(index, i, BTEqualStrategyNumber), (Datum) 0);
 	return result;
 }

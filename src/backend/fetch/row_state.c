@@ -263,9 +263,6 @@ set_key(Asked *asked, int i)
 {
 	Relation	index = asked->index;
 	AttrNumber	attnum = index->rd_index->indkey.values[i];
-	Oid			type = index->rd_opcintype[i];
-	Oid			operator = get_opfamily_member(index->rd_opfamily[i], type, type,
-											   BTEqualStrategyNumber);
 
 	if (asked->search->tts_isnull[attnum - 1])
 		ereport(ERROR,
@@ -273,11 +270,9 @@ set_key(Asked *asked, int i)
 				 errmsg("the key does not contain column \"%s\" of the replica identity of table \"%s\"",
 						get_attname(RelationGetRelid(asked->rel), attnum, false),
 						RelationGetRelationName(asked->rel))));
-	if (!OidIsValid(operator))
-		elog(ERROR, "missing operator %d(%u,%u) in opfamily %u",
-			 BTEqualStrategyNumber, type, type, index->rd_opfamily[i]);
 	ScanKeyEntryInitialize(&asked->scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
-						   index->rd_indcollation[i], get_opcode(operator),
+						   index->rd_indcollation[i],
+						   KdbIndexOperatorFunction(index, i, BTEqualStrategyNumber),
 						   asked->search->tts_values[attnum - 1]);
 	asked->key.values[i] = asked->search->tts_values[attnum - 1];
 	asked->key.isnull[i] = false;

@@ -40,6 +40,38 @@ show_seen(void)
 	return OidIsValid(MyDatabaseId) ? KdbSeenText(KdbLocalNodeIdentity()) : "";
 }
 
+/* What is kept, and for how long. */
+static void
+define_retention_settings(void)
+{
+	DefineCustomIntVariable("krahodb.conflict_log_retention",
+							"Sets how long rows of krahodb.conflict_log are kept at least.",
+							"Zero means that none are written.",
+							&KdbConflictLogRetention,
+							7 * 24 * 3600, 0, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.max_retention",
+							"Sets how long deleted rows are kept for a peer that stays away.",
+							"The subscription is then stale: it must be synchronised again. -1 means no limit.",
+							&KdbMaxRetention,
+							12 * 3600, -1, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.max_retention_size",
+							"Sets how much WAL may be written while deleted rows are kept for a peer that stays away.",
+							"The subscription is then stale: it must be synchronised again. -1 means no limit.",
+							&KdbMaxRetentionSize,
+							-1, -1, INT_MAX,
+							PGC_SIGHUP,
+							GUC_UNIT_MB,
+							NULL, NULL, NULL);
+}
+
 /* The initial copy. */
 static void
 define_copy_settings(void)
@@ -83,6 +115,40 @@ define_stream_settings(void)
 							 PGC_SIGHUP,
 							 0,
 							 NULL, NULL, NULL);
+}
+
+/* Of builds for tests. */
+static void
+define_test_settings(void)
+{
+#ifdef KRAHODB_FAULT_POINTS
+	DefineCustomStringVariable("krahodb.fault_point",
+							   "Stops, fails or waits at a named point, for tests.",
+							   "The form is name=action; actions are kill, crash, error, wait and skip.",
+							   &KdbFaultPointSetting,
+							   "",
+							   PGC_SUSET,
+							   GUC_NOT_IN_SAMPLE,
+							   NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.test_await_seen",
+							"Sets for how long other streams are waited for before a row is fetched, for tests.",
+							NULL,
+							&KdbTestAwaitSeen,
+							KdbTestAwaitSeen, 0, 600000,
+							PGC_SIGHUP,
+							GUC_NOT_IN_SAMPLE | GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("krahodb.test_apply_workers",
+							"Sets apply_workers of subscriptions that do not say it, for tests.",
+							NULL,
+							&KdbTestApplyWorkers,
+							1, 1, 64,
+							PGC_POSTMASTER,
+							GUC_NOT_IN_SAMPLE,
+							NULL, NULL, NULL);
+#endif
 }
 
 /* What other nodes ask this server for. */
@@ -166,65 +232,10 @@ KdbGucInit(void)
 							GUC_UNIT_MS,
 							NULL, NULL, NULL);
 
-	DefineCustomIntVariable("krahodb.conflict_log_retention",
-							"Sets how long rows of krahodb.conflict_log are kept at least.",
-							"Zero means that none are written.",
-							&KdbConflictLogRetention,
-							7 * 24 * 3600, 0, INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_S,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("krahodb.max_retention",
-							"Sets how long deleted rows are kept for a peer that stays away.",
-							"The subscription is then stale: it must be synchronised again. -1 means no limit.",
-							&KdbMaxRetention,
-							12 * 3600, -1, INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_S,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("krahodb.max_retention_size",
-							"Sets how much WAL may be written while deleted rows are kept for a peer that stays away.",
-							"The subscription is then stale: it must be synchronised again. -1 means no limit.",
-							&KdbMaxRetentionSize,
-							-1, -1, INT_MAX,
-							PGC_SIGHUP,
-							GUC_UNIT_MB,
-							NULL, NULL, NULL);
-
+	define_retention_settings();
 	define_copy_settings();
 	define_stream_settings();
-
-#ifdef KRAHODB_FAULT_POINTS
-	DefineCustomStringVariable("krahodb.fault_point",
-							   "Stops, fails or waits at a named point, for tests.",
-							   "The form is name=action; actions are kill, crash, error and wait.",
-							   &KdbFaultPointSetting,
-							   "",
-							   PGC_SUSET,
-							   GUC_NOT_IN_SAMPLE,
-							   NULL, NULL, NULL);
-
-	DefineCustomIntVariable("krahodb.test_await_seen",
-							"Sets for how long other streams are waited for before a row is fetched, for tests.",
-							NULL,
-							&KdbTestAwaitSeen,
-							KdbTestAwaitSeen, 0, 600000,
-							PGC_SIGHUP,
-							GUC_NOT_IN_SAMPLE | GUC_UNIT_MS,
-							NULL, NULL, NULL);
-
-	DefineCustomIntVariable("krahodb.test_apply_workers",
-							"Sets apply_workers of subscriptions that do not say it, for tests.",
-							NULL,
-							&KdbTestApplyWorkers,
-							1, 1, 64,
-							PGC_POSTMASTER,
-							GUC_NOT_IN_SAMPLE,
-							NULL, NULL, NULL);
-#endif
-
+	define_test_settings();
 	define_answers();
 	MarkGUCPrefixReserved("krahodb");
 }

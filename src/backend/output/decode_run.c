@@ -44,7 +44,6 @@
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
 
-#include "krahodb/fault.h"
 #include "output_private.h"
 
 #define RUN_RECORDS		256
@@ -160,8 +159,7 @@ session_gone(void *arg)
 void
 KdbDecodeRunInit(LogicalDecodingContext *ctx)
 {
-	if (!am_walsender || ctx->reader->routine.page_read == read_local_xlog_page ||
-		KDB_FAULT_SKIPS("output_decode_run"))
+	if (!am_walsender || ctx->reader->routine.page_read == read_local_xlog_page)
 		return;
 	replace_decode_functions();
 	session = ctx;

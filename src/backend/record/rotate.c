@@ -187,9 +187,14 @@ empty_generation(const KdbRecordStore *store, int generation, TimestampTz before
 	if (rel == NULL)
 		return WAS_EMPTY;
 
-	/* Somebody may have appended to it, or emptied it, before the lock. */
+	/*
+	 * Our own locks do not keep us out: a query or cursor of this session may be reading
+	 * it.  Somebody may have appended to it, or emptied it, before the lock.
+	 */
 	age = age_of(rel);
-	if (age.empty)
+	if (rel->rd_refcnt != 1)
+		result = IN_USE;
+	else if (age.empty)
 		result = WAS_EMPTY;
 	else if (age.youngest >= before)
 		result = TOO_YOUNG;

@@ -80,11 +80,13 @@ enum
 /* The publisher's horizon, held there; 0: versions are not asked for. */
 static TimestampTz held = 0;
 
+/* Without the extension, a function of that name may be anybody's. */
 static bool
 has_function(void)
 {
 	List	   *rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
-									  "SELECT pg_catalog.to_regprocedure('krahodb.table_versions(regclass,bigint)')",
+									  "SELECT pg_catalog.to_regprocedure('krahodb.table_versions(regclass,bigint)')"
+									  " FROM pg_catalog.pg_extension WHERE extname OPERATOR(pg_catalog.=) 'krahodb'",
 									  1, "functions of the extension");
 
 	return rows != NIL && ((char **) linitial(rows))[0] != NULL;

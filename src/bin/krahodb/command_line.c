@@ -73,12 +73,26 @@ KdbSiblingProgram(const char *name)
 	return KdbFormat("%s/%s", self, name);
 }
 
+/* Values of long options, which no letter has. */
+enum
+{
+	OPTION_JSON = 1,
+	OPTION_HELP
+};
+
+/* The option that getopt_long has refused: of letters in one argument it is one. */
+static const char *
+refused_option(char **argv)
+{
+	return optopt > OPTION_HELP ? KdbFormat("-%c", optopt) : argv[optind - 1];
+}
+
 const char *
 KdbReadArguments(int argc, char **argv, void (*print_help) (void), bool *json)
 {
 	static const struct option long_options[] = {
-		{"json", no_argument, NULL, 'j'},
-		{"help", no_argument, NULL, 'h'},
+		{"json", no_argument, NULL, OPTION_JSON},
+		{"help", no_argument, NULL, OPTION_HELP},
 		{NULL, 0, NULL, 0}
 	};
 	int			c;
@@ -87,15 +101,15 @@ KdbReadArguments(int argc, char **argv, void (*print_help) (void), bool *json)
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1)
 	{
-		if (c == 'j')
+		if (c == OPTION_JSON)
 			*json = true;
-		else if (c == 'h' || optopt == '?')
+		else if (c == OPTION_HELP || c == 'h' || optopt == '?')
 		{
 			print_help();
 			exit(KDB_EXIT_OK);
 		}
 		else
-			KdbDie(KDB_EXIT_USAGE, "unknown option \"%s\"; try \"krahodb %s --help\"", argv[optind - 1], argv[0]);
+			KdbDie(KDB_EXIT_USAGE, "unknown option \"%s\"; try \"krahodb %s --help\"", refused_option(argv), argv[0]);
 	}
 	if (argc - optind > 1)
 		KdbDie(KDB_EXIT_USAGE, "too many arguments; put a connection string with blanks in quotes");

@@ -9,6 +9,27 @@
 
 #define CONNECT_TIMEOUT		"10"	/* seconds, unless the user says otherwise */
 
+/*
+ * A message of libpq's on one line: it has a line for each address that was tried, and
+ * below that an indented one, which asks if the server is running.
+ */
+static char *
+one_line(const char *message)
+{
+	char	   *result = KdbFormat("%s", "");
+
+	while (*message != '\0')
+	{
+		size_t		length = strcspn(message, "\n");
+
+		if (length > 0 && message[0] != '\t')
+			result = KdbFormat("%s%s%.*s", result, result[0] != '\0' ? "; " : "", (int) length, message);
+		message += length;
+		message += strspn(message, "\n");
+	}
+	return result;
+}
+
 PGconn *
 KdbConnect(const char *conninfo, char **error)
 {
@@ -18,11 +39,10 @@ KdbConnect(const char *conninfo, char **error)
 
 	if (PQstatus(conn) == CONNECTION_OK)
 	{
-		PQclear(PQexec(conn, "SET search_path = ''"));
+		PQclear(PQexec(conn, "SET search_path = ''; SET intervalstyle = 'postgres'"));
 		return conn;
 	}
-	*error = KdbFormat("%s", PQerrorMessage(conn));
-	(*error)[strcspn(*error, "\n")] = '\0';
+	*error = one_line(PQerrorMessage(conn));
 	return NULL;
 }
 

@@ -4,6 +4,7 @@
  *
  * A command is a row in the table below and a function that returns an exit code.
  */
+#include <errno.h>
 #include <string.h>
 
 #include "tool.h"
@@ -37,6 +38,15 @@ print_help(void)
 		   "Exit codes: 0 all is well, 1 wrong usage or failure, 2 no connection, 3 something is missing.\n");
 }
 
+/* An answer that has not arrived is none: the exit code says so. */
+static KdbExitCode
+finish(KdbExitCode code)
+{
+	if (fflush(stdout) != 0 || ferror(stdout))
+		KdbDie(KDB_EXIT_USAGE, "could not write the answer: %s", strerror(errno));
+	return code;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -48,17 +58,17 @@ main(int argc, char **argv)
 	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-?") == 0 || strcmp(argv[1], "help") == 0)
 	{
 		print_help();
-		return KDB_EXIT_OK;
+		return finish(KDB_EXIT_OK);
 	}
 	if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)
 	{
 		puts("krahodb (KrahoDB) " PACKAGE_VERSION);
-		return KDB_EXIT_OK;
+		return finish(KDB_EXIT_OK);
 	}
 	for (size_t i = 0; i < NCOMMANDS; i++)
 	{
 		if (strcmp(argv[1], commands[i].name) == 0)
-			return commands[i].run(argc - 1, argv + 1);
+			return finish(commands[i].run(argc - 1, argv + 1));
 	}
 	fprintf(stderr, "krahodb: unknown command \"%s\"\nTry \"krahodb --help\" for more information.\n", argv[1]);
 	return KDB_EXIT_USAGE;

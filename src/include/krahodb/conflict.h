@@ -147,6 +147,9 @@ extern void KdbIndexedTypes(Relation index, const struct IndexInfo *info, TupleD
 extern bool KdbIndexHasOwnEquality(Relation index, const KdbRecordedKey *key);
 extern const ScanKeyData *KdbIndexOwnEquality(Relation index, const KdbRecordedKey *key);
 
+/* The function of a btree operator of an index, for two values of its column (from 0). */
+extern Oid	KdbIndexOperatorFunction(Relation index, int column, StrategyNumber strategy);
+
 /* One side of a conflict's record. */
 typedef struct KdbConflictSide
 {

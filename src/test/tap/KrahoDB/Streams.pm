@@ -11,22 +11,27 @@ use warnings;
 use Exporter 'import';
 use KrahoDB::Nodes;
 
-our @EXPORT = qw(@streams on name subscribe resume);
+our @EXPORT = qw(@streams on name subscribe pause resume);
 our @streams;
 
 sub on { my ($node, $query) = @_; return $node->safe_psql('postgres', $query); }
 
 sub name { my ($node, $from) = @_; return $node->name . '_from_' . $from->name; }
 
+# Returns what notices and warnings it gave.
 sub subscribe
 {
 	my ($node, $from, $options) = @_;
+	my (undef, undef, $notices) = $node->psql('postgres',
+		sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION pub WITH (origin = none, %s)",
+			name($node, $from), connstr($from), $options),
+		on_error_die => 1);
 
-	on($node, sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION pub WITH (origin = none, %s)",
-			name($node, $from), connstr($from), $options));
 	push @streams, [ $from, name($node, $from) ];
-	return;
+	return $notices;
 }
+
+sub pause { pause_subscription($_[0], name(@_)); return; }
 
 sub resume { my ($node, $from) = @_; return on($node, 'ALTER SUBSCRIPTION ' . name($node, $from) . ' ENABLE'); }
 

@@ -82,6 +82,36 @@ like(conf_of("$tempdir/by_pg_ctl"), qr/^# KRAHODB$/m, '... and creates a KrahoDB
 is($exit, 0, 'krahodb init succeeds');
 like(conf_of("$tempdir/by_tool"), qr/^# KRAHODB$/m, '... and creates a KrahoDB cluster');
 
+# A name that a shell or a format would take apart.
+($exit, $out, $err) = run_program('pg_ctl', '-D', "$tempdir/o'dd d%s", '-o', '-N', 'initdb');
+is($exit, 0, 'pg_ctl initdb into a directory with an odd name') or diag $err;
+like(conf_of("$tempdir/o'dd d%s"), qr/^# KRAHODB$/m, '... which gets the settings');
+
+# ---- where programs are installed -------------------------------------------------
+
+my $config = "$ENV{KDB_SRCDIR}/config";
+my $engine_bindir = $ENV{KDB_ENGINE_BINDIR};
+mkdir "$tempdir/bin" or die;
+command_ok([ "$config/check-bindir", $engine_bindir, "$tempdir/none" ], 'a directory that is not there may be installed into');
+command_ok([ "$config/check-bindir", $engine_bindir, "$tempdir/bin" ], '... an empty one');
+command_ok([ "$config/link-engine-programs", $engine_bindir, "$tempdir/bin", qw(initdb pg_ctl krahodb) ], 'programs of the engine are linked');
+is(readlink("$tempdir/bin/psql"), "$engine_bindir/psql", '... each one');
+ok(!-e "$tempdir/bin/initdb", '... but those that KrahoDB has itself');
+command_ok([ "$config/check-bindir", $engine_bindir, "$tempdir/bin" ], '... and may be linked again');
+command_fails_like([ "$config/check-bindir", $engine_bindir, $engine_bindir ], qr/has the programs of PostgreSQL itself; name another/,
+	'not where the engine is');
+append_to_file("$tempdir/bin/initdb", "another one's");
+command_fails_like([ "$config/check-bindir", $engine_bindir, "$tempdir/bin" ], qr{bin/initdb is not KrahoDB's, and would be replaced; name another},
+	'nor where somebody else has a program of that name');
+append_to_file("$tempdir/bin/krahodb", 'ours');
+command_ok([ "$config/check-bindir", $engine_bindir, "$tempdir/bin" ], '... unless it was installed there before');
+unlink "$tempdir/bin/krahodb", "$tempdir/bin/initdb", "$tempdir/bin/psql" or die;
+symlink '/usr/share/wrapper', "$tempdir/bin/psql" or die;
+{
+	local $ENV{DESTDIR} = $tempdir;
+	command_fails_like([ "$config/check-bindir", $engine_bindir, '/bin' ], qr{bin/psql is not KrahoDB's}, 'a link to elsewhere, below DESTDIR');
+}
+
 # ---- the server ---------------------------------------------------------------
 
 my $node = PostgreSQL::Test::Cluster->new('node');
@@ -211,6 +241,16 @@ foreach my $wrong ([], ['nonsense'], [ 'check', '--nonsense' ], [ 'check', 'a', 
 	is($exit, 1, "wrong usage \"krahodb @$wrong\": exit code 1");
 	is($out, '', '... nothing on stdout');
 	like($err, qr/^krahodb: /, '... and the reason on stderr');
+}
+($exit, $out, $err) = run_program('krahodb', 'check', '--json', 'dbname=x', '-xy');
+like($err, qr/^krahodb: error: unknown option "-x"; /, 'an unknown letter before others is named');
+($exit, $out, $err) = run_program('krahodb', 'check', 'host=/nowhere/a,/nowhere/b');
+like($out, qr{^connection \.\.\. MISSING: .*/nowhere/a.*; .*/nowhere/b.*; start the server}, 'no server of several answers: what each one says');
+SKIP:
+{
+	skip 'no /dev/full here', 1 unless -c '/dev/full';
+	$exit = system("krahodb check 'host=/nowhere' >/dev/full 2>&1") >> 8;
+	is($exit, 1, 'an answer that cannot be written is a failure');
 }
 foreach my $help ([ '--help' ], [ '--version' ], [ 'check', '--help' ])
 {

@@ -56,7 +56,10 @@ like($err, qr/^krahodb: warning: how far copies are is known only with the exten
 $sub->safe_psql('postgres', 'CREATE EXTENSION krahodb');
 $sub->poll_query_until('postgres', 'SELECT count(*) = 1 FROM krahodb.copy_progress WHERE ranges_done > 0') or die 'nothing is copied';
 
-($exit, $out, $err) = status($connstr);
+{
+	local $ENV{PGOPTIONS} = '-c intervalstyle=iso_8601';
+	($exit, $out, $err) = status($connstr);
+}
 is("$exit$err", '0', 'a copy is no failure');
 like($out, qr/^subscription s \.\.\. applying$/m, 'the subscription');
 like($out, qr{^copy s public\.big \.\.\. copying, \d+\.\d %, \d+ \w+ at \d+ \w+/s, (?:\d+ days? )?\d\d:\d\d:\d\d left$}m,
@@ -89,6 +92,14 @@ $answer = decode_json($out);
 is_deeply([ map { $_->{name} } @{ $answer->{subscriptions} } ], [ 'odd "name', 's' ], 'odd names');
 is_deeply([ map { $_->{pid} } @{ $answer->{subscriptions} } ], [ undef, undef ], '... and null');
 is($answer->{copies}[0]{state}, 'waiting', 'a table that is not copied yet');
+is_deeply([ map { $answer->{copies}[0]{$_} } qw(workers percent rows bytes bytes_per_second elapsed_seconds remaining_seconds) ],
+	[ (undef) x 7 ], '... of which nothing is known');
+
+# A view of that name can be anybody's, where the extension is not.
+$sub->safe_psql('postgres', 'CREATE DATABASE other');
+$sub->safe_psql('other', 'CREATE SCHEMA krahodb; CREATE VIEW krahodb.copy_progress AS SELECT 1 / 0 AS subscription');
+($exit, $out, $err) = status($sub->connstr('other'));
+is("$exit$out$err", '0', 'a view of the same name in a database without the extension is not asked');
 
 $sub->append_conf('postgresql.conf', 'max_logical_replication_workers = 0');
 $sub->restart;

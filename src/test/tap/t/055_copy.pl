@@ -6,16 +6,12 @@
 use strict;
 use warnings;
 
+use KrahoDB::Copy;
 use KrahoDB::Nodes;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $pub = krahodb_node('pub');
-my $sub = krahodb_node('sub', conf => <<'EOC');
-krahodb.copy_range_size = 64kB
-krahodb.copy_workers_per_table = 3
-EOC
-my $pub_connstr = connstr($pub);
+start_nodes();
 
 # Many ranges, of 8 pages each.
 my $rows = 20000;
@@ -31,44 +27,6 @@ sub make_table
 		$node->safe_psql('postgres', "CREATE TABLE $name ($columns $constraint)");
 	}
 	$pub->safe_psql('postgres', "INSERT INTO $name $fill; CREATE PUBLICATION $name FOR TABLE $name");
-	return;
-}
-
-sub subscribe
-{
-	my ($name, $options) = @_;
-
-	$sub->safe_psql('postgres',
-		"CREATE SUBSCRIPTION $name CONNECTION '$pub_connstr' PUBLICATION $name" . ($options ? " WITH ($options)" : ''));
-	return;
-}
-
-sub wait_ready
-{
-	$sub->poll_query_until('postgres',
-		"SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel")
-	  or die "timed out waiting for the tables to be ready";
-	return;
-}
-
-# Hold up every process at a fault point; returns when the first is there.
-sub hold_at
-{
-	my ($fault) = @_;
-	my $offset = -s $sub->logfile;
-
-	arm_fault($sub, "$fault=wait");
-	reload_settings($sub);
-	return sub {
-		my ($name) = $fault =~ /^(\w+)/;
-		$sub->wait_for_log(qr/fault point "$name" reached/, $offset);
-	};
-}
-
-sub let_go
-{
-	disarm_fault($sub);
-	reload_settings($sub);
 	return;
 }
 
@@ -88,15 +46,6 @@ sub check_copy
 		"$test: no origins are left");
 	is(slots_of($pub), $name, "$test: no slots are left");
 	return;
-}
-
-# Of the last copy in ranges: how many, and how many were kept.
-sub ranges_since
-{
-	my ($offset) = @_;
-	my @found = slurp_file($sub->logfile, $offset) =~ /is copied in (\d+) ranges, (\d+) of which are here/g;
-
-	return @found ? @found[ -2, -1 ] : ();
 }
 
 # ---- several processes -------------------------------------------------------------
@@ -165,7 +114,7 @@ foreach my $fault (@crashes)
 	if ($fault eq $crashes[0])
 	{
 		reload_settings($sub);
-		$sub->psql('postgres', "CREATE SUBSCRIPTION nokey CONNECTION '$pub_connstr' PUBLICATION nokey");
+		$sub->psql('postgres', "CREATE SUBSCRIPTION nokey CONNECTION '" . connstr($pub) . "' PUBLICATION nokey");
 	}
 	else
 	{
@@ -490,9 +439,8 @@ my $stock = stock_node('stock');
 $stock->safe_psql('postgres', "CREATE TABLE keyed ($columns, PRIMARY KEY (id)); INSERT INTO keyed $fill; CREATE PUBLICATION stock FOR TABLE keyed");
 $sub->safe_psql('postgres', 'DROP TABLE keyed');
 $sub->safe_psql('postgres', "CREATE TABLE keyed ($columns, PRIMARY KEY (id))");
-$pub_connstr = connstr($stock);
 $offset = -s $sub->logfile;
-subscribe('stock');
+subscribe('stock', '', from => $stock);
 wait_ready();
 wait_streams(1, [ $stock, 'stock' ]);
 is_equal_on([ $stock, $sub ], "SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM keyed t", 'stock publisher');

@@ -6,15 +6,12 @@
 use strict;
 use warnings;
 
+use KrahoDB::Copy;
 use KrahoDB::Nodes;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $pub = krahodb_node('pub');
-my $sub = krahodb_node('sub', conf => <<'EOC');
-krahodb.copy_range_size = 64kB
-krahodb.copy_workers_per_table = 3
-EOC
+start_nodes();
 
 my $parted = sub {
 	my ($name) = @_;
@@ -47,52 +44,9 @@ $pub->safe_psql(
 	ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
 	CREATE POLICY even ON guarded USING (id % 2 = 0)});
 
-my $offset;
+my ($held, $offset);
 
-sub subscribe
-{
-	my ($name, $user, $options) = @_;
-	my $connstr = connstr($pub) . ($user ? " user=$user" : '');
-
-	$offset = -s $sub->logfile;
-	$sub->safe_psql('postgres',
-		"CREATE SUBSCRIPTION $name CONNECTION '$connstr' PUBLICATION $name" . ($options ? " WITH ($options)" : ''));
-	return;
-}
-
-sub wait_ready
-{
-	$sub->poll_query_until('postgres',
-		"SELECT count(*) > 0 AND bool_and(srsubstate = 'r') FROM pg_subscription_rel")
-	  or die "timed out waiting for the tables to be ready";
-	return;
-}
-
-sub in_ranges { return slurp_file($sub->logfile, $offset) =~ /is copied in \d+ ranges/ ? 1 : 0; }
-
-sub hold_at
-{
-	my ($fault) = @_;
-
-	arm_fault($sub, "$fault=wait");
-	reload_settings($sub);
-	return;
-}
-
-sub wait_until_held
-{
-	my ($name) = @_;
-
-	$sub->wait_for_log(qr/fault point "$name" reached/, $offset);
-	return;
-}
-
-sub let_go
-{
-	disarm_fault($sub);
-	reload_settings($sub);
-	return;
-}
+sub in_ranges { return (my @ranges = ranges_since($offset)) ? 1 : 0; }
 
 my ($out, $err);
 
@@ -112,23 +66,23 @@ sub start_psql
 
 # Reading pages needs system columns and partitions: such tables are copied as a whole.
 my $rows = 'SELECT count(*), sum(id), md5(string_agg(t, \',\' ORDER BY id))';
-subscribe('keyed', 'reader');
+$offset = subscribe('keyed', '', user => 'reader');
 wait_ready();
 is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'some columns');
 is(in_ranges(), 0, 'as a whole');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed; DELETE FROM keyed WHERE id % 2 = 0');
-subscribe('keyed', 'reader', 'insert_exists = apply_remote');
+$offset = subscribe('keyed', 'insert_exists = apply_remote', user => 'reader');
 wait_ready();
 is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'some columns, and rows that are there');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
 
-subscribe('granted', 'reader');
+$offset = subscribe('granted', '', user => 'reader');
 wait_ready();
 is_equal_on([ $pub, $sub ], "$rows FROM granted", 'a partitioned table, but not its partitions');
 is(in_ranges(), 0, 'as a whole');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION granted');
 
-subscribe('guarded', 'reader');
+$offset = subscribe('guarded', '', user => 'reader');
 wait_ready();
 is($sub->safe_psql('postgres', 'SELECT count(*), count(*) FILTER (WHERE id % 2 = 0) FROM guarded'),
 	'9999|9999', 'policies of a partitioned table hold for its partitions');
@@ -141,7 +95,7 @@ $pub->safe_psql(
 	ALTER TABLE granted_1 SET SCHEMA hidden;
 	GRANT SELECT ON granted_0, hidden.granted_1, granted_2, granted_3 TO reader});
 $sub->safe_psql('postgres', 'TRUNCATE granted');
-subscribe('granted', 'reader');
+$offset = subscribe('granted', '', user => 'reader');
 wait_ready();
 is_equal_on([ $pub, $sub ], "$rows FROM granted", 'a partition in a schema without USAGE');
 is(in_ranges(), 0, 'as a whole');
@@ -153,9 +107,9 @@ $sub->safe_psql('postgres', 'DROP SUBSCRIPTION granted');
 # waits here.
 $pub->safe_psql('postgres', 'GRANT SELECT ON keyed TO reader');
 $sub->safe_psql('postgres', 'TRUNCATE keyed');
-hold_at('copy_range_after_commit');
-subscribe('keyed', 'reader');
-wait_until_held('copy_range_after_commit');
+$held = hold_at('copy_range_after_commit');
+$offset = subscribe('keyed', '', user => 'reader');
+$held->();
 ok( $pub->poll_query_until(
 		'postgres', q{
 	SELECT count(*) > 1 FROM pg_stat_activity
@@ -173,9 +127,9 @@ $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
 
 # A worker that ends between two ranges is not in a transaction.
 $sub->safe_psql('postgres', 'TRUNCATE keyed');
-hold_at('copy_range_after_commit');
-subscribe('keyed');
-wait_until_held('copy_range_after_commit');
+$held = hold_at('copy_range_after_commit');
+$offset = subscribe('keyed');
+$held->();
 $sub->safe_psql('postgres', 'ALTER SUBSCRIPTION keyed DISABLE; DROP SUBSCRIPTION keyed');
 let_go();
 is($sub->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE relation = 'keyed'::regclass}),
@@ -187,7 +141,7 @@ is($sub->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE relation = 
 # as the worker waits for them.
 $sub->safe_psql('postgres', 'TRUNCATE keyed');
 hold_at('copy_range_after_commit');
-subscribe('keyed');
+$offset = subscribe('keyed');
 $sub->poll_query_until('postgres',
 	q{SELECT count(*) = 2 FROM pg_stat_activity WHERE backend_type = 'krahodb copy worker' AND wait_event_type = 'Extension'})
   or die 'timed out waiting for the helpers';
@@ -204,14 +158,14 @@ $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed; DROP INDEX keyed_t');
 # It waits while the copy looks at what an earlier attempt has left, and must go on waiting
 # until the copy is complete: ranges that were found to be there would be gone.
 $sub->safe_psql('postgres', 'TRUNCATE keyed');
-hold_at('copy_range_after_commit@4');
+$held = hold_at('copy_range_after_commit@4');
 subscribe('keyed');
-wait_until_held('copy_range_after_commit');
+$held->();
 $sub->stop('immediate');
 arm_fault($sub, 'sync_before_copy=wait');
 $offset = -s $sub->logfile;
 $sub->start;
-wait_until_held('sync_before_copy');
+$sub->wait_for_log(qr/fault point "sync_before_copy" reached/, $offset);
 my $truncate = start_psql('TRUNCATE keyed');
 let_go();
 ok($truncate->finish, 'TRUNCATE') or diag($err);

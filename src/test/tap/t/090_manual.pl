@@ -37,6 +37,16 @@ command_ok(
 	'contrib/monitoring.sql on a server with contrib/postgresql.conf');
 command_checks_all([ 'krahodb', 'check', $node->connstr('postgres') ],
 	0, [qr/^(\w+ \.\.\. ok\n)+$/], [qr//], 'which lacks nothing');
+
+# ---- what there is and no example shows ----------------------------------------------
+
+my $pages = join '', map { slurp_file("$doc/$_.md") } qw(options conflicts);
+my @names = split /\n/, $node->safe_psql('postgres', q{
+	SELECT DISTINCT a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+	WHERE c.relnamespace = 'krahodb'::regnamespace AND c.relkind = 'v' AND a.attnum > 0
+	UNION SELECT 'krahodb.' || relname FROM pg_class WHERE relnamespace = 'krahodb'::regnamespace AND relkind = 'v'
+	UNION SELECT name FROM pg_settings WHERE name LIKE 'krahodb.%' AND name !~ 'test_|fault_point'});
+is(join(', ', grep { $pages !~ /`\Q$_\E`/ } @names), '', 'the manual names each view, its columns, and each setting');
 $node->stop;
 
 done_testing();

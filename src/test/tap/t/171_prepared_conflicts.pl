@@ -5,42 +5,32 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::Streams;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
 my ($a, $b, $c) = map { krahodb_node($_) } qw(a b c);
 my @all = ($a, $b, $c);
-my @streams;
-
-sub on { my ($node, $query) = @_; return $node->safe_psql('postgres', $query); }
-
-sub name { my ($node, $from) = @_; return $node->name . '_from_' . $from->name; }
 
 foreach my $node (@all)
 {
 	on($node, 'CREATE EXTENSION krahodb');
 	on($node, 'CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, v text)');
-	on($node, 'CREATE PUBLICATION p FOR TABLE t');
+	on($node, 'CREATE PUBLICATION pub FOR TABLE t');
 }
 foreach my $node (@all)
 {
 	foreach my $from (grep { $_ != $node } @all)
 	{
-		my ($status, undef, $stderr) = $node->psql('postgres', sprintf(
-				"CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION p WITH (copy_data = %s, origin = none, two_phase = true)",
-				name($node, $from), connstr($from), $from == $b ? 'true' : 'false'));
-		is($status, 0, 'subscription ' . name($node, $from)) or diag($stderr);
-		like($stderr, qr/receives prepared transactions when they are committed/, 'a NOTICE says when')
+		my $notices = subscribe($node, $from, 'two_phase = true, copy_data = ' . ($from == $b ? 'true' : 'false'));
+
+		like($notices, qr/receives prepared transactions when they are committed/, 'a NOTICE says when')
 		  if $node == $a && $from == $b;
-		push @streams, [ $from, name($node, $from) ];
 	}
 }
 $_->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_subscription_rel WHERE srsubstate <> 'r'") or die foreach @all;
 $_->poll_query_until('postgres', "SELECT bool_and(subtwophasestate = 'e') FROM pg_subscription") or die foreach @all;
-
-sub pause { pause_subscription($_[0], name(@_)); return; }
-sub resume { on($_[0], 'ALTER SUBSCRIPTION ' . name(@_) . ' ENABLE'); return; }
 
 my $equal = 'SELECT string_agg(t::text, \' \' ORDER BY id) FROM t';
 

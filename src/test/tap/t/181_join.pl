@@ -6,13 +6,10 @@ use strict;
 use warnings;
 
 use KrahoDB::Nodes;
+use KrahoDB::Streams;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
-
-sub on { my ($node, $query) = @_; return $node->safe_psql('postgres', $query); }
-
-sub name { my ($node, $from) = @_; return $node->name . '_from_' . $from->name; }
 
 # Partitioned: root by root, where partitions may differ.  The column list of t below names
 # all that there are.
@@ -36,16 +33,6 @@ sub make_node
 }
 
 my ($a, $m) = map { make_node($_) } qw(a m);
-my @streams;
-
-sub subscribe
-{
-	my ($node, $from, $options) = @_;
-	on($node, sprintf("CREATE SUBSCRIPTION %s CONNECTION '%s' PUBLICATION pub WITH (origin = none, %s)",
-			name($node, $from), connstr($from), $options));
-	push @streams, [ $from, name($node, $from) ];
-	return;
-}
 
 # Until the horizon of a and m has passed this moment, and what is behind it is gone.
 sub forget
@@ -104,8 +91,8 @@ on($m, "UPDATE t SET v = 'after it' WHERE id = 37; UPDATE p SET v = 'after it' W
 forget();
 
 # what m has not received, older and newer than what is written there
-pause_subscription($m, name($m, $a));
-pause_subscription($a, name($a, $m));
+pause($m, $a);
+pause($a, $m);
 older_and_newer($a, $m, 1);
 older_and_newer($m, $a, 11);
 
@@ -119,10 +106,10 @@ cmp_ok(on($n, "SELECT count(*) FROM ($records) r WHERE kind = 't'"), '>', 0, 'wi
 is(on($n, "SELECT count(DISTINCT node) FROM ($records) r WHERE kind = 'f'"), 1, 'and what m had applied of a');
 
 subscribe($_, $n, 'copy_data = false') foreach ($a, $m);
-on($n, 'ALTER SUBSCRIPTION ' . name($n, $a) . ' ENABLE');
+resume($n, $a);
 wait_streams(1, [ $a, name($n, $a) ]);
-on($m, 'ALTER SUBSCRIPTION ' . name($m, $a) . ' ENABLE');
-on($a, 'ALTER SUBSCRIPTION ' . name($a, $m) . ' ENABLE');
+resume($m, $a);
+resume($a, $m);
 wait_streams(2, @streams);
 
 foreach my $table (qw(t p))
@@ -139,16 +126,16 @@ forget();
 on($n, 'DROP SUBSCRIPTION ' . name($n, $m));
 on($m, 'DROP SUBSCRIPTION ' . name($m, $n));
 @streams = grep { $_->[1] !~ /^(n_from_m|m_from_n)$/ } @streams;
-pause_subscription($m, name($m, $a));
-pause_subscription($a, name($a, $m));
+pause($m, $a);
+pause($a, $m);
 older_and_newer($a, $m, 21);
 older_and_newer($m, $a, 28);
 subscribe($n, $m, 'copy_data = true');
 $n->wait_for_subscription_sync($m, name($n, $m));
 subscribe($m, $n, 'copy_data = false');
 on($n, "UPDATE t SET v = 'joined' WHERE id IN (21, 38); UPDATE p SET v = 'joined' WHERE id IN (21, 38)");
-on($m, 'ALTER SUBSCRIPTION ' . name($m, $a) . ' ENABLE');
-on($a, 'ALTER SUBSCRIPTION ' . name($a, $m) . ' ENABLE');
+resume($m, $a);
+resume($a, $m);
 wait_streams(2, @streams);
 is_equal_on([ $a, $m, $n ], "SELECT string_agg(x::text, ' ' ORDER BY id) FROM $_ x", "again $_") foreach qw(t p);
 
@@ -158,6 +145,11 @@ my $plain = krahodb_node('plain');
 on($plain, "CREATE TABLE t $tables{t}; ALTER TABLE t DROP COLUMN gone");
 on($plain, 'CREATE PUBLICATION pub FOR TABLE t');
 on($plain, "INSERT INTO t VALUES (1, 1, 'copied')");
+
+# Functions of that name are not called with our rights.
+on($plain, 'CREATE SCHEMA krahodb');
+on($plain, "CREATE FUNCTION krahodb.$_ LANGUAGE plpgsql AS \$\$BEGIN RAISE 'called'; END\$\$")
+  foreach ('hold_horizon() RETURNS bigint', 'table_versions(regclass, bigint) RETURNS SETOF record');
 my $other = krahodb_node('other');
 on($other, 'CREATE EXTENSION krahodb');
 on($other, "CREATE TABLE t $tables{t}; ALTER TABLE t DROP COLUMN gone");

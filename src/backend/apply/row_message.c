@@ -1,0 +1,201 @@
+/*
+ * row_message.c
+ *		The messages INSERT, UPDATE and DELETE.
+ *
+ * Each is one step: convert the row to the local table's format, find the table that it
+ * belongs to (itself, or a partition), and hand the change to those who decide about
+ * it: converge.c where the last update wins, else row.c.  Rows that may be inserted
+ * together with others are collected instead (batch.c).
+ */
+#include "postgres.h"
+
+#include "relation_private.h"
+
+/* Where a change goes, and what it is in the format of that table. */
+typedef struct Aim
+{
+	KdbApplyTarget *target;
+	TupleTableSlot *search;		/* the key, or the full old row */
+	KdbRemoteRow *row;			/* new row; NULL for a delete */
+} Aim;
+
+/*
+ * Common part of the three messages: a step, the relation, whose turn it is.
+ * Returns NULL if the change is not for this worker.
+ */
+static KdbApplyRelation *
+begin_change(uint32 remoteid, KdbOperation operation)
+{
+	KdbApplyRelation *rel;
+
+	KdbApplyBeginStep();
+	if (operation != KDB_INSERT)
+		KdbBatchFlush();
+	rel = KdbApplyRelationOpen(remoteid, RowExclusiveLock);
+	if (!KdbApplyRelationWanted(rel))
+	{
+		KdbApplyEndStep();
+		return NULL;
+	}
+	KdbApplyErrorContext.nspname = rel->nspname;
+	KdbApplyErrorContext.relname = rel->relname;
+	return rel;
+}
+
+static void
+end_change(KdbApplyTarget *target, const KdbUserContext *user)
+{
+	ExecClearTuple(target->local);
+	KdbRestoreUser(user);
+	KdbApplyErrorContext.nspname = NULL;
+	KdbApplyErrorContext.relname = NULL;
+	KdbApplyEndStep();
+}
+
+/* The row is to be written later, and the step ends then. */
+static void
+end_batched_change(void)
+{
+	KdbApplyErrorContext.nspname = NULL;
+	KdbApplyErrorContext.relname = NULL;
+}
+
+/* The target of a table that is not partitioned: itself. */
+static KdbApplyTarget *
+own_target(KdbApplyRelation *rel)
+{
+	if (rel->target == NULL)
+		rel->target = KdbTargetOpen(rel->localreloid, RowExclusiveLock, rel);
+	return rel->target;
+}
+
+/*
+ * Send the change to the table that its key belongs to; key and row are in the format of
+ * rel's local table and are put into that of the target.
+ */
+static Aim
+aim_at(KdbApplyRelation *rel, TupleTableSlot *key, KdbRemoteRow *row)
+{
+	Aim			aim = {.search = key, .row = row};
+
+	if (!rel->partitioned)
+		aim.target = own_target(rel);
+	else
+	{
+		aim.target = KdbRoute(rel, key, &aim.search);
+		if (row)
+			aim.row = KdbRouteRow(rel, aim.target, row);
+	}
+	if (aim.target->fires)
+	{
+		KdbApplyRelationsCloseOthers(rel, aim.target);
+		KdbApplyFreshSnapshot();
+	}
+	return aim;
+}
+
+/*
+ * By the convergence rules?  Rows of an initial copy are written by a transaction
+ * that has another version than they have: their own function knows.
+ */
+static bool
+converges(const KdbApplyTarget *target)
+{
+	return target->converging && TransactionIdIsValid(KdbApply.remote_xid);
+}
+
+/*
+ * A row of an initial copy whose version can be recorded, from a KrahoDB.  (Merged
+ * columns would need their history there.)
+ */
+static bool
+is_copied_state(const KdbApplyTarget *target)
+{
+	return target->converging && !TransactionIdIsValid(KdbApply.remote_xid) &&
+		target->nmerged == 0 &&
+		KdbApply.remote_node != 0 && KdbVersionRecordsPresent();
+}
+
+/* INSERT message. */
+void
+KdbApplyInsert(const KdbWireMessage *message)
+{
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_INSERT);
+	KdbUserContext user;
+	Aim			aim;
+
+	if (rel == NULL)
+		return;
+	if (KdbBatchInsert(rel, rel->partitioned ? NULL : own_target(rel),
+					   &message->u.row.new_row))
+	{
+		end_batched_change();
+		return;
+	}
+	KdbSwitchToTableOwner(rel->rel, &user);
+	KdbConvertTuple(rel, &message->u.row.new_row, rel->remote.slot, rel->remote.sent);
+	KdbFillDefaults(rel, rel->remote.slot);
+	aim = aim_at(rel, rel->remote.slot, &rel->remote);
+	if (converges(aim.target))
+		KdbConvergeInsert(rel, aim.target, aim.row);
+	else if (is_copied_state(aim.target))
+		KdbConvergeCopiedRow(rel, aim.target, aim.row);
+	else
+		KdbRowInsert(rel, aim.target, aim.search, aim.row);
+	end_change(aim.target, &user);
+}
+
+/* UPDATE message. */
+void
+KdbApplyUpdate(const KdbWireMessage *message)
+{
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_UPDATE);
+	TupleTableSlot *key;
+	bool		old_is_full = false;
+	KdbUserContext user;
+	Aim			aim;
+
+	if (rel == NULL)
+		return;
+	if (!rel->partitioned)
+		KdbTargetCheckUpdatable(own_target(rel), rel);
+	KdbSwitchToTableOwner(rel->rel, &user);
+	KdbConvertTuple(rel, &message->u.row.new_row, rel->remote.slot, rel->remote.sent);
+	key = rel->remote.slot;
+	if (message->u.row.old_kind)
+	{
+		key = rel->search;
+		KdbConvertTuple(rel, &message->u.row.old_row, key, NULL);
+		old_is_full = message->u.row.old_kind == 'O';
+	}
+	aim = aim_at(rel, key, &rel->remote);
+	KdbTargetCheckUpdatable(aim.target, rel);
+	if (converges(aim.target))
+		KdbConvergeUpdate(rel, aim.target, message->u.row.old_kind ? key : NULL, old_is_full);
+	else
+		KdbRowUpdate(rel, aim.target, aim.search, old_is_full, aim.row);
+	end_change(aim.target, &user);
+}
+
+/* DELETE message. */
+void
+KdbApplyDelete(const KdbWireMessage *message)
+{
+	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_DELETE);
+	KdbUserContext user;
+	Aim			aim;
+
+	if (rel == NULL)
+		return;
+	if (!rel->partitioned)
+		KdbTargetCheckUpdatable(own_target(rel), rel);
+	KdbSwitchToTableOwner(rel->rel, &user);
+	KdbConvertTuple(rel, &message->u.row.old_row, rel->search, NULL);
+	aim = aim_at(rel, rel->search, NULL);
+	KdbTargetCheckUpdatable(aim.target, rel);
+	if (converges(aim.target))
+		KdbConvergeDelete(rel, aim.target, aim.search);
+	else
+		KdbRowDelete(rel, aim.target, aim.search);
+	end_change(aim.target, &user);
+}
