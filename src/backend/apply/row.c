@@ -473,7 +473,8 @@ overwrite_or_move(Change *change, const KdbDecision *decision, const KdbLocalRow
 /*
  * An UPDATE that becomes an insert needs the full row.  Values that were not
  * sent can come from the full old row of REPLICA IDENTITY FULL, and from
- * nowhere else: the row here, if there was one, may be another version.
+ * nowhere else: the row here, if there was one, may be another version.  They are no
+ * NULLs: an old row that has one is that of a partition which is not FULL as its table is.
  */
 static void
 complete_row(Change *change)
@@ -485,7 +486,7 @@ complete_row(Change *change)
 	{
 		if (!target->compared[i] || row->sent[i])
 			continue;
-		if (!change->old_is_full)
+		if (!change->old_is_full || change->search->tts_isnull[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("cannot insert the row of an UPDATE because the publisher did not send column \"%s\"",

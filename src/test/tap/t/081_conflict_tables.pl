@@ -334,6 +334,26 @@ on_publisher('UPDATE generated SET n = 21 WHERE id = 2');
 caught_up();
 is(on_subscriber('SELECT n, own, length FROM generated WHERE id = 2'), '21|7|6000', 'with full identity the old row has it, and own columns their defaults');
 
+# A table with full identity, whose partition has not: it sends its key as if it were the row.
+tables(q{
+	CREATE TABLE half (id int PRIMARY KEY, long text) PARTITION BY RANGE (id);
+	CREATE TABLE half_1 PARTITION OF half DEFAULT;
+	ALTER TABLE half_1 ALTER long SET STORAGE EXTERNAL;
+	ALTER TABLE half REPLICA IDENTITY FULL;
+});
+set_options('conflict_resolution = apply_remote');
+on_publisher("INSERT INTO half VALUES (1, repeat('x', 5000))");
+caught_up();
+on_subscriber('DELETE FROM half');
+mark_log();
+on_publisher('UPDATE half SET id = 2');
+ok($subscriber->wait_for_log(qr/cannot insert the row of an UPDATE because the publisher did not send column "long"/, $logstart),
+	'a partition that has not the full identity of its table');
+set_options('update_deleted = skip');
+caught_up();
+is(rows('half'), '', '... and no row without its value is inserted');
+set_options('update_deleted = DEFAULT, conflict_resolution = last_update_wins');
+
 # ---- another owner --------------------------------------------------------------------------------------
 
 on_subscriber(q{
