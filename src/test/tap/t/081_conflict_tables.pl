@@ -382,6 +382,33 @@ caught_up();
 is(rows('owned'), '1|2|remote', 'run_as_owner = false: conflicts are resolved');
 is(on_subscriber('SELECT DISTINCT by FROM who'), 'owner', "... with the rights of the table's owner");
 
+# ---- a row that begins to pass the filter ---------------------------------------------------------------
+
+# It comes as an INSERT, without the large value that the UPDATE did not change.
+on_subscriber('DROP SUBSCRIPTION sub');
+foreach my $node ($publisher, $subscriber)
+{
+	$node->safe_psql('postgres', q{
+		CREATE TABLE passing (id int PRIMARY KEY, v text, long text);
+		ALTER TABLE passing ALTER long SET STORAGE EXTERNAL});
+}
+on_publisher('CREATE PUBLICATION passing FOR TABLE passing WHERE (id > 10)');
+on_publisher("INSERT INTO passing SELECT g, 'old', repeat('x', 5000) FROM generate_series(1, 2) g");
+on_subscriber(sprintf("CREATE SUBSCRIPTION sub CONNECTION '%s' PUBLICATION passing WITH (conflict_resolution = apply_remote)",
+		connstr($publisher)));
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+on_subscriber("INSERT INTO passing VALUES (11, 'here', 'here')");
+on_publisher("UPDATE passing SET id = 11, v = 'new' WHERE id = 1");
+caught_up();
+is(rows('passing'), '11|new|here', 'a row that begins to pass the filter, and is here');
+mark_log();
+on_publisher("UPDATE passing SET id = 12 WHERE id = 2");
+ok($subscriber->wait_for_log(qr/cannot insert the row of an UPDATE because the publisher did not send column "long"/, $logstart),
+	'... and one that is not');
+on_subscriber("INSERT INTO passing VALUES (12, 'copied', 'copied')");
+caught_up();
+is(rows('passing'), "11|new|here\n12|old|copied", '... until it has been copied by hand');
+
 # ---- nothing went wrong unnoticed ------------------------------------------------------------------------
 
 unlike(slurp_file($subscriber->logfile), qr/(leak|not owned by resource owner|TRAP|PANIC|terminated by signal)/, 'no leaks and no crashes');
