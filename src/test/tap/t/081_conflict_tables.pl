@@ -158,6 +158,16 @@ is(on_subscriber('SELECT * FROM by_row ORDER BY 1, 2'), "1|local\n1|remote\n2|re
 like(logged(), qr/"public.by_row": conflict=update_missing, resolution=insert/, '... so the update is of a missing row');
 like(logged(), qr/"public.by_row": conflict=delete_missing, resolution=skip/, '... and so is the delete');
 
+# ---- a column of the subscriber, without a default ---------------------------------------------
+
+tables('CREATE TABLE noted (id int PRIMARY KEY, v text)', 'CREATE TABLE noted (note text, id int PRIMARY KEY, v text)');
+on_publisher("INSERT INTO noted VALUES (1, 'base')");
+caught_up();
+on_subscriber("UPDATE noted SET note = 'mine'");
+on_publisher('UPDATE noted SET id = 2');
+caught_up();
+is(rows('noted'), 'mine|2|base', 'it stays when the key of the row changes');
+
 # ---- partitions ------------------------------------------------------------------------------
 
 # The subscriber's has a column that the publisher does not know, and other partitions.
