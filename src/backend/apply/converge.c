@@ -215,7 +215,8 @@ merge(KdbConverge *c)
 
 /*
  * Values that the old row has for what was not sent with the new one: all of them
- * with REPLICA IDENTITY FULL, else those of the key.
+ * with REPLICA IDENTITY FULL, else those of the key.  What was not sent is no NULL: where the
+ * old row has one, it is the key only of a partition whose table is FULL.
  */
 static void
 take_from_old(KdbApplyRelation *rel, KdbRemoteRow *row, TupleTableSlot *old, bool full)
@@ -224,7 +225,8 @@ take_from_old(KdbApplyRelation *rel, KdbRemoteRow *row, TupleTableSlot *old, boo
 	{
 		int			remote = rel->inputs[i].remote;
 
-		if (remote < 0 || row->sent[i] || !(full || rel->attkeys[remote]))
+		if (remote < 0 || row->sent[i] || old->tts_isnull[i] ||
+			!(full || rel->attkeys[remote]))
 			continue;
 		row->slot->tts_values[i] = old->tts_values[i];
 		row->slot->tts_isnull[i] = old->tts_isnull[i];

@@ -128,7 +128,7 @@ KdbCompleteLocalColumns(KdbConverge *c, KdbRemoteRow *row)
 	TupleTableSlot *root;
 	bool		old = false;
 
-	if (c->local_completed || c->rel->ndefaults == 0)
+	if (c->local_completed)
 		return;
 	c->local_completed = true;
 	for (int i = 0; i < side->target->tupdesc->natts; i++)
@@ -138,7 +138,7 @@ KdbCompleteLocalColumns(KdbConverge *c, KdbRemoteRow *row)
 			!TupleDescAttr(side->target->tupdesc, i)->attgenerated)
 			old |= take_from_old_row(c, row->slot, i);
 	}
-	if (old)
+	if (old || c->rel->ndefaults == 0)
 		return;
 	if (!c->rel->partitioned)
 	{

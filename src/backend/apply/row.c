@@ -351,20 +351,69 @@ insert_until_done(Change *change)
 }
 
 /*
+ * An UPDATE that becomes an insert needs the full row.  Values that were not
+ * sent can come from the full old row of REPLICA IDENTITY FULL, and from
+ * nowhere else: the row here, if there was one, may be another version.  They are no
+ * NULLs: an old row that has one is that of a partition which is not FULL as its table is.
+ */
+static void
+complete_row(Change *change)
+{
+	KdbApplyTarget *target = change->target;
+	KdbRemoteRow *row = change->row;
+
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		if (!target->compared[i] || row->sent[i])
+			continue;
+		if (!change->old_is_full || change->search->tts_isnull[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("cannot insert the row of an UPDATE because the publisher did not send column \"%s\"",
+							NameStr(TupleDescAttr(target->tupdesc, i)->attname)),
+					 errdetail("The row to be updated does not exist here, and an unchanged out-of-line value is not part of the change."),
+					 errhint("Copy the row from the publisher, set REPLICA IDENTITY FULL on the publisher's table, or set the resolver of update_missing and update_deleted to skip.")));
+		row->slot->tts_values[i] = change->search->tts_values[i];
+		row->slot->tts_isnull[i] = change->search->tts_isnull[i];
+		row->sent[i] = true;
+	}
+}
+
+static bool
+is_incomplete(const Change *change)
+{
+	KdbApplyTarget *target = change->target;
+
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		if (target->compared[i] && !change->row->sent[i])
+			return true;
+	}
+	return false;
+}
+
+/*
  * Insert with resolvers: it is tried, and only if a unique key is taken are the
  * rows in the way looked at.  With BEFORE ROW triggers they are looked at first,
- * so that the triggers fire only for a row that is inserted, and once.
+ * so that the triggers fire only for a row that is inserted, and once.  So they are if
+ * the row lacks values, as that of an UPDATE may which made it pass the publication's
+ * filter: it may be written over one that is here, and not inserted.
  */
 static void
 insert_resolving(Change *change)
 {
-	if (KdbHasBeforeInsertTriggers(change->target))
+	bool		triggers = KdbHasBeforeInsertTriggers(change->target);
+
+	if (triggers || is_incomplete(change))
 	{
 		UniqueVerdict verdict = UNIQUE_AGAIN;
 
 		for (int tries = 0; verdict == UNIQUE_AGAIN && tries < KDB_MAX_CLASHES; tries++)
 			verdict = clear_for_insert(change);
-		if (verdict == UNIQUE_DONE || !KdbBeforeInsertOf(change->target, change->row))
+		if (verdict == UNIQUE_DONE)
+			return;
+		complete_row(change);
+		if (triggers && !KdbBeforeInsertOf(change->target, change->row))
 			return;
 	}
 	insert_until_done(change);
@@ -452,34 +501,6 @@ overwrite_or_move(Change *change, const KdbDecision *decision, const KdbLocalRow
 	if (moved_to_other_partition(change, decision, local, &done))
 		return done;
 	return overwrite(change, decision, local);
-}
-
-/*
- * An UPDATE that becomes an insert needs the full row.  Values that were not
- * sent can come from the full old row of REPLICA IDENTITY FULL, and from
- * nowhere else: the row here, if there was one, may be another version.
- */
-static void
-complete_row(Change *change)
-{
-	KdbApplyTarget *target = change->target;
-	KdbRemoteRow *row = change->row;
-
-	for (int i = 0; i < target->tupdesc->natts; i++)
-	{
-		if (!target->compared[i] || row->sent[i])
-			continue;
-		if (!change->old_is_full)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("cannot insert the row of an UPDATE because the publisher did not send column \"%s\"",
-							NameStr(TupleDescAttr(target->tupdesc, i)->attname)),
-					 errdetail("The row to be updated does not exist here, and an unchanged out-of-line value is not part of the change."),
-					 errhint("Copy the row from the publisher, set REPLICA IDENTITY FULL on the publisher's table, or set the resolver of update_missing and update_deleted to skip.")));
-		row->slot->tts_values[i] = change->search->tts_values[i];
-		row->slot->tts_isnull[i] = change->search->tts_isnull[i];
-		row->sent[i] = true;
-	}
 }
 
 /* The row to be updated is not there (any more). */

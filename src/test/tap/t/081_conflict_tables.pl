@@ -158,6 +158,16 @@ is(on_subscriber('SELECT * FROM by_row ORDER BY 1, 2'), "1|local\n1|remote\n2|re
 like(logged(), qr/"public.by_row": conflict=update_missing, resolution=insert/, '... so the update is of a missing row');
 like(logged(), qr/"public.by_row": conflict=delete_missing, resolution=skip/, '... and so is the delete');
 
+# ---- a column of the subscriber, without a default ---------------------------------------------
+
+tables('CREATE TABLE noted (id int PRIMARY KEY, v text)', 'CREATE TABLE noted (note text, id int PRIMARY KEY, v text)');
+on_publisher("INSERT INTO noted VALUES (1, 'base')");
+caught_up();
+on_subscriber("UPDATE noted SET note = 'mine'");
+on_publisher('UPDATE noted SET id = 2');
+caught_up();
+is(rows('noted'), 'mine|2|base', 'it stays when the key of the row changes');
+
 # ---- partitions ------------------------------------------------------------------------------
 
 # The subscriber's has a column that the publisher does not know, and other partitions.
@@ -334,6 +344,26 @@ on_publisher('UPDATE generated SET n = 21 WHERE id = 2');
 caught_up();
 is(on_subscriber('SELECT n, own, length FROM generated WHERE id = 2'), '21|7|6000', 'with full identity the old row has it, and own columns their defaults');
 
+# A table with full identity, whose partition has not: it sends its key as if it were the row.
+tables(q{
+	CREATE TABLE half (id int PRIMARY KEY, long text) PARTITION BY RANGE (id);
+	CREATE TABLE half_1 PARTITION OF half DEFAULT;
+	ALTER TABLE half_1 ALTER long SET STORAGE EXTERNAL;
+	ALTER TABLE half REPLICA IDENTITY FULL;
+});
+set_options('conflict_resolution = apply_remote');
+on_publisher("INSERT INTO half VALUES (1, repeat('x', 5000))");
+caught_up();
+on_subscriber('DELETE FROM half');
+mark_log();
+on_publisher('UPDATE half SET id = 2');
+ok($subscriber->wait_for_log(qr/cannot insert the row of an UPDATE because the publisher did not send column "long"/, $logstart),
+	'a partition that has not the full identity of its table');
+set_options('update_deleted = skip');
+caught_up();
+is(rows('half'), '', '... and no row without its value is inserted');
+set_options('update_deleted = DEFAULT, conflict_resolution = last_update_wins');
+
 # ---- another owner --------------------------------------------------------------------------------------
 
 on_subscriber(q{
@@ -361,6 +391,33 @@ on_publisher("INSERT INTO owned VALUES (1, 2, 'remote')");
 caught_up();
 is(rows('owned'), '1|2|remote', 'run_as_owner = false: conflicts are resolved');
 is(on_subscriber('SELECT DISTINCT by FROM who'), 'owner', "... with the rights of the table's owner");
+
+# ---- a row that begins to pass the filter ---------------------------------------------------------------
+
+# It comes as an INSERT, without the large value that the UPDATE did not change.
+on_subscriber('DROP SUBSCRIPTION sub');
+foreach my $node ($publisher, $subscriber)
+{
+	$node->safe_psql('postgres', q{
+		CREATE TABLE passing (id int PRIMARY KEY, v text, long text);
+		ALTER TABLE passing ALTER long SET STORAGE EXTERNAL});
+}
+on_publisher('CREATE PUBLICATION passing FOR TABLE passing WHERE (id > 10)');
+on_publisher("INSERT INTO passing SELECT g, 'old', repeat('x', 5000) FROM generate_series(1, 2) g");
+on_subscriber(sprintf("CREATE SUBSCRIPTION sub CONNECTION '%s' PUBLICATION passing WITH (conflict_resolution = apply_remote)",
+		connstr($publisher)));
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+on_subscriber("INSERT INTO passing VALUES (11, 'here', 'here')");
+on_publisher("UPDATE passing SET id = 11, v = 'new' WHERE id = 1");
+caught_up();
+is(rows('passing'), '11|new|here', 'a row that begins to pass the filter, and is here');
+mark_log();
+on_publisher("UPDATE passing SET id = 12 WHERE id = 2");
+ok($subscriber->wait_for_log(qr/cannot insert the row of an UPDATE because the publisher did not send column "long"/, $logstart),
+	'... and one that is not');
+on_subscriber("INSERT INTO passing VALUES (12, 'copied', 'copied')");
+caught_up();
+is(rows('passing'), "11|new|here\n12|old|copied", '... until it has been copied by hand');
 
 # ---- nothing went wrong unnoticed ------------------------------------------------------------------------
 

@@ -33,8 +33,11 @@ my $mesh = KrahoDB::PausedMesh->new(
 	CREATE TABLE root (LIKE part INCLUDING ALL) PARTITION BY LIST (r);
 	CREATE TABLE root_1 PARTITION OF root FOR VALUES IN (1);
 	CREATE TABLE root_2 PARTITION OF root FOR VALUES IN (2);
+	CREATE TABLE half (LIKE part INCLUDING ALL) PARTITION BY LIST (r);
+	CREATE TABLE half_1 PARTITION OF half DEFAULT;
+	ALTER TABLE half REPLICA IDENTITY FULL;
 	CREATE PUBLICATION mesh FOR TABLE doc, ful, "Odd ""table", part;
-	CREATE PUBLICATION roots FOR TABLE root WITH (publish_via_partition_root);
+	CREATE PUBLICATION roots FOR TABLE root, half WITH (publish_via_partition_root);
 	SET datestyle = 'German';});
 
 my @row_queries = (
@@ -42,7 +45,8 @@ my @row_queries = (
 	'SELECT id, v, md5(w) FROM ful ORDER BY id',
 	q{SELECT "the 'key", k2, v, md5("W""ide") FROM "Odd ""table" ORDER BY 1, 2},
 	'SELECT tableoid::regclass, id, r, v, md5(w) FROM part ORDER BY id, r',
-	'SELECT tableoid::regclass, id, r, v, md5(w) FROM root ORDER BY id, r');
+	'SELECT tableoid::regclass, id, r, v, md5(w) FROM root ORDER BY id, r',
+	'SELECT id, r, v, md5(w) FROM half ORDER BY id, r');
 
 # Rows fetched by all nodes since the last call.
 my $counted = 0;
@@ -87,6 +91,14 @@ $mesh->all_equal('written on three nodes', @row_queries);
 is($mesh->rows(q{SELECT v, w = wide('third') FROM doc WHERE id = 60}), 'first|t', 'the row of three nodes');
 is(fetched(), 0, 'nothing is fetched for that');
 
+# a table with full identity, whose partition has not: it sends its key as if it were the row
+$mesh->on(1 => q{INSERT INTO half VALUES (1, 1, 'old', wide('old')), (2, 1, 'old', NULL)});
+$mesh->settle;
+$mesh->on(2 => q{UPDATE half SET id = id + 10, v = 'new'});
+$mesh->all_equal('another key in half a full identity', @row_queries);
+is($mesh->rows(q{SELECT id, v, w = wide('old') FROM half ORDER BY id}), "11|new|t\n12|new|", 'the row has its large value');
+is(fetched(), 0, 'nothing is fetched for that, either');
+
 # ---- writes that know nothing of each other ----------------------------------------------
 
 my @base = (
@@ -94,6 +106,7 @@ my @base = (
 	q{INSERT INTO ful SELECT %d000 + g, 'old', wide('old') FROM generate_series(1, 10) g},
 	q{INSERT INTO part SELECT %d000 + g, 1, 'old', wide('old') FROM generate_series(1, 10) g},
 	q{INSERT INTO root SELECT %d000 + g, 2, 'old', wide('old') FROM generate_series(1, 10) g},
+	q{INSERT INTO half SELECT %d000 + g, 2, 'old', wide('old') FROM generate_series(1, 10) g},
 	q{INSERT INTO "Odd ""table" SELECT date '2020-01-31' + %d, g + 0.50, %d000 + g, wide('old') FROM generate_series(1, 10) g});
 
 my @concurrent = (
@@ -168,6 +181,8 @@ my @concurrent = (
 	1 => q{UPDATE root SET v = 'new' WHERE id = %d002},
 	2 => q{UPDATE root SET r = 1 WHERE id = %d003},
 	1 => q{UPDATE root SET w = wide('new') WHERE id = %d003},
+	1 => q{UPDATE half SET w = wide('lost') WHERE id IN (%d001, %d002)},
+	2 => q{UPDATE half SET id = %d101 WHERE id = %d001; UPDATE half SET v = 'new' WHERE id = %d002},
 	# names, types and a unique value
 	1 => q{UPDATE "Odd ""table" SET "W""ide" = wide('lost') WHERE k2 = 1.5 AND v / 1000 = %d},
 	2 => q{UPDATE "Odd ""table" SET v = -v WHERE k2 = 1.5 AND v / 1000 = %d},
@@ -194,6 +209,8 @@ my @expected = (
 		"1|1|new|old\n2|2|old|old\n3|1|new|old", 'partitions' ],
 	[ q{SELECT id %% 1000, r, v, left(w, 3) FROM root WHERE id / 1000 = %d AND id %% 1000 <= 3 ORDER BY id, r},
 		"1|2|new|old\n2|2|new|old\n3|1|old|old\n3|2|old|new", 'published as the root' ],
+	[ q{SELECT id %% 1000, v, left(w, 3) FROM half WHERE id / 1000 = %d AND id %% 1000 IN (1, 2, 101) ORDER BY id},
+		"2|new|old\n101|old|old", 'half a full identity' ],
 	[ q{SELECT k2, v %% 1000, left("W""ide", 3) FROM "Odd ""table" WHERE abs(v) / 1000 = %d AND k2 < 4 ORDER BY k2},
 		"1.50|-1|old\n2.50|2|bot\n3.50|3|bot", 'odd names' ]);
 
