@@ -38,6 +38,7 @@ on_subscriber('CREATE DOMAIN small AS int CHECK (value < 100)',
 	'; CREATE TABLE constant (id int PRIMARY KEY, c int NOT NULL GENERATED ALWAYS AS (42) STORED,
 		t bool GENERATED ALWAYS AS (tableoid > 0) STORED)',
 	'; CREATE TABLE thing (id int PRIMARY KEY, v int, twice small GENERATED ALWAYS AS (v * 2) STORED, d small DEFAULT 60)');
+$_->safe_psql('postgres', 'CREATE TABLE acl (id int PRIMARY KEY, one aclitem, a aclitem[], v int2vector[])') foreach $publisher, $subscriber;
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (streaming = on, compression = lz4)");
@@ -51,6 +52,12 @@ on_publisher("INSERT INTO wide SELECT i, repeat('x', 8100 + i) FROM generate_ser
 $publisher->wait_for_catchup('sub');
 is(on_subscriber("SELECT count(*), bool_and(t = repeat('x', 8100 + id)) FROM wide"), '300|t',
 	'rows of all lengths come by a streamed transaction');
+
+# ---- types that have no binary form ----------------------------------------------------
+
+on_publisher(q{INSERT INTO acl SELECT 1, a[1], a, '{1 2,3}' FROM acldefault('r', 'pg_monitor'::regrole) a});
+$publisher->wait_for_catchup('sub');
+is_equal_on([ $publisher, $subscriber ], 'SELECT * FROM acl', 'privileges');
 
 # ---- client_encoding ----------------------------------------------------------------
 
