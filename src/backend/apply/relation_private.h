@@ -166,6 +166,8 @@ typedef struct KdbApplyTarget
 	KdbRecall	recall;
 	AclMode		checked;		/* privileges verified in this transaction */
 	dlist_node	open_link;
+	bool		looked_in;		/* scans and slots may hold pages */
+	dlist_node	looked_in_link;
 } KdbApplyTarget;
 
 struct KdbApplyRelation
@@ -236,6 +238,13 @@ extern bool KdbTargetOpenToRead(KdbApplyTarget *target, Relation rel);
 extern void KdbTargetCloseRead(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
 extern void KdbTargetsCloseOthers(KdbApplyTarget *target);
+
+/*
+ * Rows are looked for in the target: scans are kept for the next one, and with them pinned
+ * pages.  Behind each change: of a few tables only.
+ */
+extern void KdbTargetLookedIn(KdbApplyTarget *target);
+extern void KdbTargetsLetGo(void);
 
 /* All of them were abandoned open by an aborted transaction, or may have been. */
 extern void KdbTargetsAbandon(void);

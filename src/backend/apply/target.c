@@ -35,6 +35,11 @@ static HTAB *targets = NULL;
 static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
 static dlist_head open_targets = DLIST_STATIC_INIT(open_targets);
 
+/* Those that may have pages pinned, and how many there may be between two changes. */
+#define MAX_LOOKED_IN	8
+static dlist_head looked_in = DLIST_STATIC_INIT(looked_in);
+static int	nlooked_in = 0;
+
 static void
 target_invalidated(Datum arg, Oid relid)
 {
@@ -554,8 +559,20 @@ KdbTargetDropTriggerSlots(KdbApplyTarget *target)
 	target->relinfo->ri_ReturningSlot = NULL;
 }
 
+/* See relation_private.h. */
+void
+KdbTargetLookedIn(KdbApplyTarget *target)
+{
+	if (target->looked_in)
+		return;
+	target->looked_in = true;
+	dlist_push_tail(&looked_in, &target->looked_in_link);
+	nlooked_in++;
+}
+
+/* End scans, and let go of the row that was found last. */
 static void
-close_target(KdbApplyTarget *target)
+let_go(KdbApplyTarget *target)
 {
 	if (target->scan)
 	{
@@ -565,6 +582,30 @@ close_target(KdbApplyTarget *target)
 	}
 	KdbWalkEnd(target);
 	ExecClearTuple(target->local);
+	if (!target->looked_in)
+		return;
+	target->looked_in = false;
+	dlist_delete(&target->looked_in_link);
+	nlooked_in--;
+}
+
+/*
+ * See relation_private.h.  Each holds two or three pages: a transaction that changes ten
+ * thousand partitions would have all buffers of the server.
+ */
+void
+KdbTargetsLetGo(void)
+{
+	if (nlooked_in <= MAX_LOOKED_IN)
+		return;
+	while (!dlist_is_empty(&looked_in))
+		let_go(dlist_head_element(KdbApplyTarget, looked_in_link, &looked_in));
+}
+
+static void
+close_target(KdbApplyTarget *target)
+{
+	let_go(target);
 	ExecClearTuple(target->scratch);
 	ExecClearTuple(target->search);
 	ExecClearTuple(target->merged);
@@ -620,6 +661,8 @@ KdbTargetsAbandon(void)
 	KdbApplyTarget *target;
 
 	dlist_init(&open_targets);
+	dlist_init(&looked_in);
+	nlooked_in = 0;
 	if (targets == NULL)
 		return;
 	hash_seq_init(&status, targets);
