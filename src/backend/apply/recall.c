@@ -13,12 +13,16 @@
  * it has the key that is asked for, and if nobody is changing it: then it is what the
  * index would find, since the key is unique.  Else the index is asked.
  *
+ * The page is pruned on the way, as an index scan would: where nobody reads the table, no one
+ * else does, and each new version of the row would go to a place further on.
+ *
  * What is remembered lasts across transactions.  Meanwhile the table may have become
  * shorter, and then there is nothing to read at such a place; while this transaction
  * has it open it cannot, so its length is asked for once.
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
 #include "access/tableam.h"
 #include "common/hashfn.h"
 #include "storage/bufmgr.h"
@@ -80,6 +84,18 @@ is_within(KdbApplyTarget *target, const ItemPointerData *tid)
 	return ItemPointerGetBlockNumber(tid) < recall->blocks;
 }
 
+static void
+prune_page(KdbApplyTarget *target, const ItemPointerData *tid)
+{
+	Buffer		buffer;
+
+	if (target->rel->rd_tableam != GetHeapamTableAmRoutine())
+		return;
+	buffer = ReadBuffer(target->rel, ItemPointerGetBlockNumber(tid));
+	heap_page_prune_opt(target->rel, buffer);
+	ReleaseBuffer(buffer);
+}
+
 /* See relation_private.h. */
 void
 KdbRecallPut(KdbApplyTarget *target, TupleTableSlot *slot)
@@ -113,6 +129,7 @@ KdbRecallFind(KdbApplyTarget *target, TupleTableSlot *search)
 	if (place->hash != hash || !ItemPointerIsValid(&place->tid) ||
 		!is_within(target, &place->tid))
 		return false;
+	prune_page(target, &place->tid);
 	InitDirtySnapshot(dirty);
 	found = table_tuple_fetch_row_version(target->rel, &place->tid, &dirty, target->local) &&
 		!TransactionIdIsValid(dirty.xmin) && !TransactionIdIsValid(dirty.xmax) &&
