@@ -11,7 +11,7 @@
  *	lanes have work			KDB_LOOP_LANES_NAP, then what they have done is noted
  *	else					KDB_LOOP_NAP
  *	silent publisher		pinged after half of wal_receiver_timeout, given up
- *							after all of it
+ *							after all of it, also while lanes have work
  *
  * While data keeps arriving the inner round does not end, so it reports from
  * time to time and takes a changed configuration between transactions.
@@ -221,7 +221,7 @@ between_transactions(XLogRecPtr last_received)
 	KdbFetchCloseUnused();
 }
 
-/* Nothing came for a whole nap: is the publisher still there? */
+/* Nothing came for a nap: is the publisher still there? */
 static void
 check_publisher(ReceiveState *state)
 {
@@ -242,10 +242,6 @@ check_publisher(ReceiveState *state)
 	}
 
 	KdbFeedbackSend(state->last_received, now, ping, ping);
-
-	/* Statistics may wait for long otherwise; they need to be outside a transaction. */
-	if (!IsTransactionState())
-		pgstat_report_stat(true);
 }
 
 static void
@@ -266,8 +262,12 @@ wait_for_data(ReceiveState *state, pgsocket fd)
 		CHECK_FOR_INTERRUPTS();
 	}
 	reload_configuration();
-	if ((rc & WL_TIMEOUT) && nap == KDB_LOOP_NAP)
+	if ((rc & WL_TIMEOUT) && nap != KDB_LOOP_FLUSH_NAP)
 		check_publisher(state);
+
+	/* Statistics may wait for long otherwise; they need to be outside a transaction. */
+	if ((rc & WL_TIMEOUT) && nap == KDB_LOOP_NAP && !IsTransactionState())
+		pgstat_report_stat(true);
 }
 
 void
