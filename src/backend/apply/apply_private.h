@@ -174,13 +174,6 @@ extern void KdbFeedbackCommitted(XLogRecPtr remote_end, XLogRecPtr local_end);
 extern bool KdbFeedbackPending(void);
 extern void KdbFeedbackFlushIfDue(TimestampTz now);
 extern bool KdbFeedbackDue(TimestampTz now);
-
-/*
- * Call it often where something takes long and the stream is not looked at, between
- * messages: the publisher is told now and then that there is somebody, so that it does
- * not end the connection after wal_sender_timeout.
- */
-extern void KdbFeedbackWhileBusy(void);
 extern void KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 							bool request_reply);
 extern XLogRecPtr KdbFeedbackDurable(XLogRecPtr received, TimestampTz now);

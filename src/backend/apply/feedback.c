@@ -24,9 +24,10 @@
  * full benefit of asynchronous commit.
  *
  * While the worker is busy with what has arrived, it does not read: a transaction from a
- * file, a wait for lanes.  A publisher that asks whether it is still there would get no
- * answer for as long, and end the connection after wal_sender_timeout.  So it is told
- * without having asked, every KDB_FEEDBACK_BUSY_INTERVAL.
+ * file, a wait for lanes, for the clock or for a table that catches up.  A publisher that
+ * asks whether it is still there would get no answer for as long, and end the connection
+ * after wal_sender_timeout.  So it is told without having asked, every
+ * KDB_FEEDBACK_BUSY_INTERVAL.
  */
 #include "postgres.h"
 
@@ -216,7 +217,7 @@ KdbFeedbackSend(XLogRecPtr received, TimestampTz now, bool force,
 }
 
 /*
- * See apply_private.h.  Forced, because the publisher may have asked for an answer behind
+ * See apply.h.  Forced, because the publisher may have asked for an answer behind
  * what has not been read yet.  What was reported as received has been applied or is in
  * the file of a transaction that has not been committed: no position is ahead of that.
  *
@@ -229,7 +230,7 @@ KdbFeedbackWhileBusy(void)
 	TimestampTz now = GetCurrentTimestamp();
 	MemoryContext context = CurrentMemoryContext;
 
-	if (!TimestampDifferenceExceeds(reported_at, now, KDB_FEEDBACK_BUSY_INTERVAL))
+	if (KdbInLane || !TimestampDifferenceExceeds(reported_at, now, KDB_FEEDBACK_BUSY_INTERVAL))
 		return;
 	PG_TRY();
 	{

@@ -424,7 +424,7 @@ count_as_seen(List *seen, KdbVersion version)
 
 	if (text)
 		KdbSeenAheadFromText(text, KdbLocalNodeIdentity());
-	KdbClockBeforeApply(version.ts);
+	KdbClockBeforeApply(version.ts, KdbFeedbackWhileBusy);
 	KdbClockReached();
 }
 

@@ -263,6 +263,7 @@ find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
 bool
 KdbFindRow(KdbApplyTarget *target, TupleTableSlot *search)
 {
+	KdbTargetLookedIn(target);
 	if (OidIsValid(target->identity_index))
 		return find_by_index(target, search);
 	return find_by_scan(target, search);

@@ -11,7 +11,7 @@
  *	lanes have work			KDB_LOOP_LANES_NAP, then what they have done is noted
  *	else					KDB_LOOP_NAP
  *	silent publisher		pinged after half of wal_receiver_timeout, given up
- *							after all of it
+ *							after all of it, also while lanes have work
  *
  * While data keeps arriving the inner round does not end, so it reports from
  * time to time and takes a changed configuration between transactions.
@@ -44,6 +44,8 @@ typedef struct ReceiveState
 {
 	XLogRecPtr	last_received;
 	TimestampTz last_recv_time;
+	TimestampTz last_wait;		/* for data ended then */
+	TimestampTz silent_since;	/* nothing has come since, and it was looked for */
 	bool		ping_sent;
 } ReceiveState;
 
@@ -135,7 +137,7 @@ receive_payload(ReceiveState *state, char *data, int len)
 {
 	StringInfoData s;
 
-	state->last_recv_time = GetCurrentTimestamp();
+	state->last_recv_time = state->silent_since = GetCurrentTimestamp();
 	state->ping_sent = false;
 
 	s.data = data;
@@ -221,7 +223,7 @@ between_transactions(XLogRecPtr last_received)
 	KdbFetchCloseUnused();
 }
 
-/* Nothing came for a whole nap: is the publisher still there? */
+/* Nothing came for a nap: is the publisher still there? */
 static void
 check_publisher(ReceiveState *state)
 {
@@ -230,22 +232,33 @@ check_publisher(ReceiveState *state)
 
 	if (wal_receiver_timeout > 0)
 	{
-		if (now >= TimestampTzPlusMilliseconds(state->last_recv_time, wal_receiver_timeout))
+		if (now >= TimestampTzPlusMilliseconds(state->silent_since, wal_receiver_timeout))
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("terminating logical replication worker due to timeout")));
 
 		ping = !state->ping_sent &&
-			now >= TimestampTzPlusMilliseconds(state->last_recv_time, wal_receiver_timeout / 2);
+			now >= TimestampTzPlusMilliseconds(state->silent_since, wal_receiver_timeout / 2);
 		if (ping)
 			state->ping_sent = true;
 	}
 
 	KdbFeedbackSend(state->last_received, now, ping, ping);
+}
 
-	/* Statistics may wait for long otherwise; they need to be outside a transaction. */
-	if (!IsTransactionState())
-		pgstat_report_stat(true);
+/*
+ * What the worker has spent with other things than looking for data is no silence of the publisher,
+ * which had been told meanwhile that there is somebody, and so did not ask.
+ */
+static void
+forgive_own_silence(ReceiveState *state)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!TimestampDifferenceExceeds(state->last_wait, now, KDB_LOOP_NAP))
+		return;
+	state->silent_since = now;
+	state->ping_sent = false;
 }
 
 static void
@@ -255,25 +268,32 @@ wait_for_data(ReceiveState *state, pgsocket fd)
 		KdbLeaderBusy() ? KDB_LOOP_LANES_NAP : KDB_LOOP_NAP;
 	int			rc;
 
+	forgive_own_silence(state);
 	KdbLeaderBeforeWait();
 	rc = WaitLatchOrSocket(MyLatch,
 						   WL_SOCKET_READABLE | WL_LATCH_SET |
 						   WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						   fd, nap, WAIT_EVENT_LOGICAL_APPLY_MAIN);
+	state->last_wait = GetCurrentTimestamp();
 	if (rc & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
 	reload_configuration();
-	if ((rc & WL_TIMEOUT) && nap == KDB_LOOP_NAP)
+	if ((rc & WL_TIMEOUT) && nap != KDB_LOOP_FLUSH_NAP)
 		check_publisher(state);
+
+	/* Statistics may wait for long otherwise; they need to be outside a transaction. */
+	if ((rc & WL_TIMEOUT) && nap == KDB_LOOP_NAP && !IsTransactionState())
+		pgstat_report_stat(true);
 }
 
 void
 KdbApplyLoop(XLogRecPtr last_received)
 {
-	ReceiveState state = {last_received, GetCurrentTimestamp(), false};
+	TimestampTz start = GetCurrentTimestamp();
+	ReceiveState state = {last_received, start, start, start, false};
 	ErrorContextCallback callback;
 	TimeLineID	tli;
 	bool		streaming;

@@ -13,6 +13,9 @@
  * it has the key that is asked for, and if nobody is changing it: then it is what the
  * index would find, since the key is unique.  Else the index is asked.
  *
+ * The page is pruned on the way, as an index scan would: where nobody reads the table, no one
+ * else does, and each new version of the row would go to a place further on.
+ *
  * What is remembered lasts across transactions.  Meanwhile the table may have become
  * shorter, and then there is nothing to read at such a place; while this transaction
  * has it open it cannot.  A page that is still in the buffer where it was seen last is there (those
@@ -21,6 +24,7 @@
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
 #include "access/tableam.h"
 #include "common/hashfn.h"
 #include "storage/bufmgr.h"
@@ -76,21 +80,27 @@ key_equals(KdbApplyTarget *target, TupleTableSlot *search)
 }
 
 static bool
-is_within(KdbApplyTarget *target, const KdbRecallPlace *place)
+is_within(KdbApplyTarget *target, BlockNumber block)
 {
 	KdbRecall  *recall = &target->recall;
-	BlockNumber block = ItemPointerGetBlockNumber(&place->tid);
 
-	if (block < recall->blocks)
-		return true;
-	if (BufferIsValid(place->buffer) && KdbReadRecentBuffer(target->rel, block, place->buffer))
-	{
-		ReleaseBuffer(place->buffer);
-		recall->blocks = block + 1;
-	}
-	else
+	if (block >= recall->blocks)
 		recall->blocks = RelationGetNumberOfBlocks(target->rel);
 	return block < recall->blocks;
+}
+
+/* Pin the page, if the table still has it: in place->buffer. */
+static bool
+pin_page(KdbApplyTarget *target, KdbRecallPlace *place)
+{
+	BlockNumber block = ItemPointerGetBlockNumber(&place->tid);
+
+	if (BufferIsValid(place->buffer) && KdbReadRecentBuffer(target->rel, block, place->buffer))
+		return true;
+	if (!is_within(target, block))
+		return false;
+	place->buffer = ReadBuffer(target->rel, block);
+	return true;
 }
 
 /* See relation_private.h. */
@@ -126,19 +136,17 @@ KdbRecallFind(KdbApplyTarget *target, TupleTableSlot *search)
 	if (target->recall.places == NULL || !hash_key(target, search, &hash))
 		return false;
 	place = &target->recall.places[hash & (KDB_RECALL_PLACES - 1)];
-	if (place->hash != hash || !ItemPointerIsValid(&place->tid) ||
-		!is_within(target, place))
+	if (place->hash != hash || !ItemPointerIsValid(&place->tid) || !pin_page(target, place))
 		return false;
+	if (target->rel->rd_tableam == GetHeapamTableAmRoutine())
+		heap_page_prune_opt(target->rel, place->buffer);
 	InitDirtySnapshot(dirty);
 	found = table_tuple_fetch_row_version(target->rel, &place->tid, &dirty, target->local) &&
 		!TransactionIdIsValid(dirty.xmin) && !TransactionIdIsValid(dirty.xmax) &&
 		key_equals(target, search);
+	ReleaseBuffer(place->buffer);
 	if (found)
-	{
-		if (TTS_IS_BUFFERTUPLE(target->local))
-			place->buffer = ((BufferHeapTupleTableSlot *) target->local)->buffer;
 		return true;
-	}
 	ExecClearTuple(target->local);
 	ItemPointerSetInvalid(&place->tid);
 	return false;

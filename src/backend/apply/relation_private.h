@@ -178,6 +178,8 @@ typedef struct KdbApplyTarget
 	Oid			checked_role;
 	uint64		checked_roles;
 	dlist_node	open_link;
+	bool		looked_in;		/* scans and slots may hold pages */
+	dlist_node	looked_in_link;
 } KdbApplyTarget;
 
 struct KdbApplyRelation
@@ -248,6 +250,13 @@ extern bool KdbTargetOpenToRead(KdbApplyTarget *target, Relation rel);
 extern void KdbTargetCloseRead(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
 extern void KdbTargetsCloseOthers(KdbApplyTarget *target);
+
+/*
+ * Rows are looked for in the target: scans are kept for the next one, and with them pinned
+ * pages.  Behind each change: of a few tables only.
+ */
+extern void KdbTargetLookedIn(KdbApplyTarget *target);
+extern void KdbTargetsLetGo(void);
 
 /* All of them were abandoned open by an aborted transaction, or may have been. */
 extern void KdbTargetsAbandon(void);

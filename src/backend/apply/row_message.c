@@ -46,6 +46,7 @@ static void
 end_change(KdbApplyTarget *target, const KdbUserContext *user)
 {
 	ExecClearTuple(target->local);
+	KdbTargetsLetGo();
 	KdbRestoreUser(user);
 	KdbApplyErrorContext.nspname = NULL;
 	KdbApplyErrorContext.relname = NULL;

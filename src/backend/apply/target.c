@@ -36,6 +36,11 @@ static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
 static dlist_head open_targets = DLIST_STATIC_INIT(open_targets);
 static uint64 roles = 0;		/* changes of roles that were heard of */
 
+/* Those that may have pages pinned, and how many there may be between two changes. */
+#define MAX_LOOKED_IN	8
+static dlist_head looked_in = DLIST_STATIC_INIT(looked_in);
+static int	nlooked_in = 0;
+
 static void
 target_invalidated(Datum arg, Oid relid)
 {
@@ -550,8 +555,20 @@ KdbTargetDropTriggerSlots(KdbApplyTarget *target)
 	target->relinfo->ri_ReturningSlot = NULL;
 }
 
+/* See relation_private.h. */
+void
+KdbTargetLookedIn(KdbApplyTarget *target)
+{
+	if (target->looked_in)
+		return;
+	target->looked_in = true;
+	dlist_push_tail(&looked_in, &target->looked_in_link);
+	nlooked_in++;
+}
+
+/* End scans, and let go of the row that was found last. */
 static void
-close_target(KdbApplyTarget *target)
+let_go(KdbApplyTarget *target)
 {
 	if (target->scan)
 	{
@@ -561,6 +578,30 @@ close_target(KdbApplyTarget *target)
 	}
 	KdbWalkEnd(target);
 	ExecClearTuple(target->local);
+	if (!target->looked_in)
+		return;
+	target->looked_in = false;
+	dlist_delete(&target->looked_in_link);
+	nlooked_in--;
+}
+
+/*
+ * See relation_private.h.  Each holds two or three pages: a transaction that changes ten
+ * thousand partitions would have all buffers of the server.
+ */
+void
+KdbTargetsLetGo(void)
+{
+	if (nlooked_in <= MAX_LOOKED_IN)
+		return;
+	while (!dlist_is_empty(&looked_in))
+		let_go(dlist_head_element(KdbApplyTarget, looked_in_link, &looked_in));
+}
+
+static void
+close_target(KdbApplyTarget *target)
+{
+	let_go(target);
 	ExecClearTuple(target->scratch);
 	ExecClearTuple(target->search);
 	ExecClearTuple(target->merged);
@@ -615,6 +656,8 @@ KdbTargetsAbandon(void)
 	KdbApplyTarget *target;
 
 	dlist_init(&open_targets);
+	dlist_init(&looked_in);
+	nlooked_in = 0;
 	if (targets == NULL)
 		return;
 	hash_seq_init(&status, targets);

@@ -139,7 +139,7 @@ begin_remote(TransactionId xid, XLogRecPtr finish_lsn, TimestampTz when)
 	KdbApply.remote_xid = xid;
 	KdbApply.remote_final_lsn = finish_lsn;
 	KdbApply.remote_commit_time = when;
-	KdbClockBeforeApply(when);
+	KdbClockBeforeApply(when, KdbFeedbackWhileBusy);
 	KdbTransactionVersionForget();
 	KdbSeenMark(KdbApply.origin, GetCurrentTimestamp());
 	if (!KdbInLane)
@@ -378,7 +378,7 @@ KdbApplyCommitPrepared(const KdbWireMessage *message)
 	char		gid[GIDSIZE];
 
 	refuse_in_remote_transaction("COMMIT PREPARED");
-	KdbClockBeforeApply(message->u.commit_prepared.commit_time);
+	KdbClockBeforeApply(message->u.commit_prepared.commit_time, KdbFeedbackWhileBusy);
 	KdbApplyErrorSetTransaction(message->u.commit_prepared.xid,
 								message->u.commit_prepared.commit_lsn);
 	prepared_gid(message->u.commit_prepared.xid, gid);

@@ -65,6 +65,9 @@
 /* Shorter waits are not worth a latch or a count. */
 #define SHORT_WAIT_US		1000
 
+/* Between looks at the clock, which may be set meanwhile. */
+#define LOOK_AGAIN_MS		200
+
 int			KdbMaxClockSkew = 10000;
 
 /* This transaction wrote. */
@@ -138,7 +141,7 @@ wait_for_clock(TimestampTz us)
 	if (us < SHORT_WAIT_US)
 		return;
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 Min(us / 1000 + 1, 1000), PG_WAIT_EXTENSION);
+					 Min(us / 1000 + 1, LOOK_AGAIN_MS), PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 }
@@ -234,7 +237,7 @@ KdbClockReached(void)
 
 /* See clock.h. */
 void
-KdbClockBeforeApply(TimestampTz ts)
+KdbClockBeforeApply(TimestampTz ts, void (*waiting) (void))
 {
 	TimestampTz ahead = ts - GetCurrentTimestamp();
 	TimestampTz first = ahead;
@@ -252,6 +255,8 @@ KdbClockBeforeApply(TimestampTz ts)
 							   timestamptz_to_str(ts), "krahodb.max_clock_skew", KdbMaxClockSkew),
 					 errhint("Set the clocks of both servers right. The transaction is tried again and nothing is lost.")));
 		wait_for_clock(ahead + 1);
+		if (waiting)
+			waiting();
 		ahead = ts - GetCurrentTimestamp();
 	}
 	count_wait(&KdbShared->clock_apply_waits, &KdbShared->clock_apply_wait_us, first);

@@ -11,8 +11,8 @@
  *	- types of users, which may differ, or have no receive function, there;
  *	- types whose binary form is the OID of an object (regclass and its
  *	  family): the name is what it means elsewhere;
- *	- composite types, whose binary form has the OIDs of column types, and
- *	  arrays of anything that is listed here;
+ *	- composite types, whose binary form has the OIDs of column types;
+ *	- arrays of anything that is listed here, or that has no binary form (aclitem);
  *	- xml, whose binary form may come back with a declaration added;
  *	- money, whose binary form loses the number of decimals of the server's
  *	  locale.
@@ -30,7 +30,6 @@
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "utils/fmgroids.h"
-#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
 #include "output_private.h"
@@ -59,20 +58,29 @@ is_bound_to_server(Oid type)
 	}
 }
 
+static bool
+is_portable(Form_pg_type type)
+{
+	return type->oid < FirstGenbkiObjectId && OidIsValid(type->typsend) &&
+		!is_bound_to_server(type->oid) &&
+		type->typtype != TYPTYPE_COMPOSITE && type->typtype != TYPTYPE_PSEUDO;
+}
+
 /* Does the binary form of the type mean the same on every server? */
 static bool
 binary_is_portable(Form_pg_type type)
 {
-	Oid			element = type->typsend == F_ARRAY_SEND ? type->typelem : InvalidOid;
+	HeapTuple	tuple;
+	bool		result;
 
-	if (type->oid >= FirstGenbkiObjectId)
-		return false;
-	if (OidIsValid(element))
-		return element < FirstGenbkiObjectId && !is_bound_to_server(element) &&
-			get_typtype(element) != TYPTYPE_COMPOSITE &&
-			get_typtype(element) != TYPTYPE_PSEUDO;
-	return !is_bound_to_server(type->oid) &&
-		type->typtype != TYPTYPE_COMPOSITE && type->typtype != TYPTYPE_PSEUDO;
+	if (!is_portable(type) || type->typsend != F_ARRAY_SEND)
+		return is_portable(type);
+	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type->typelem));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for type %u", type->typelem);
+	result = is_portable((Form_pg_type) GETSTRUCT(tuple));
+	ReleaseSysCache(tuple);
+	return result;
 }
 
 static bool

@@ -287,7 +287,7 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 	KdbApplyCopyBegin(table->relid, table->nspname, table->relname, table->columns);
 	newest = apply_versions(table, rel, rows);
 	contributed = apply_histories(table, histories);
-	KdbClockBeforeApply(Max(newest, contributed));
+	KdbClockBeforeApply(Max(newest, contributed), NULL);
 	KdbApplyCopyEnd();
 	KdbClockReached();
 	MemoryContextSwitchTo(old);

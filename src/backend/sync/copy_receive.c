@@ -27,6 +27,11 @@
 
 #define PIECE_BYTES		65536
 
+/* Of COPY's binary format: what it begins with, in front of the first row, and ends with. */
+static const char binary_signature[11] = "PGCOPY\n\377\r\n";
+#define BINARY_HEADER_SIZE	(sizeof(binary_signature) + 4 + 4)	/* flags, extension's length */
+static const char binary_trailer[2] = {'\377', '\377'};
+
 /* What has been received and not yet read; belongs to the connection. */
 static struct
 {
@@ -85,12 +90,29 @@ wait_for_rate(int64 usecs)
 	}
 }
 
+/*
+ * There is one message for each row, and in binary format one more, for the trailer.  A row
+ * is not like that: it has no negative number of fields, and ends in a newline as text.
+ */
+static bool
+is_row(const char *data, int len)
+{
+	if (len == BINARY_HEADER_SIZE + sizeof(binary_trailer) &&
+		memcmp(data, binary_signature, sizeof(binary_signature)) == 0)
+	{
+		data += BINARY_HEADER_SIZE;
+		len -= BINARY_HEADER_SIZE;
+	}
+	return len != sizeof(binary_trailer) || memcmp(data, binary_trailer, len) != 0;
+}
+
 static void
-account(int bytes)
+account(const char *data, int bytes)
 {
 	if (counted_in != NULL)
 	{
-		pg_atomic_fetch_add_u64(&counted_in->rows, 1);	/* one message for each row */
+		if (is_row(data, bytes))
+			pg_atomic_fetch_add_u64(&counted_in->rows, 1);
 		pg_atomic_fetch_add_u64(&counted_in->bytes, bytes);
 	}
 
@@ -123,7 +145,7 @@ receive_more(void)
 		if (len > 0)
 		{
 			received.len = len;
-			account(len);
+			account(received.data, len);
 			return true;
 		}
 		if (len < 0)

@@ -43,6 +43,9 @@
 
 #include "sync_private.h"
 
+/* While a table catches up: then the publisher is to hear of us. */
+#define ANSWER_MS	200L
+
 /* When a worker was last started for a table: failing ones restart slowly. */
 typedef struct StartTime
 {
@@ -178,8 +181,9 @@ wait_for_syncdone(Oid relid)
 
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 KDB_SYNC_WAIT_MS, WAIT_EVENT_LOGICAL_SYNC_STATE_CHANGE);
+						 ANSWER_MS, WAIT_EVENT_LOGICAL_SYNC_STATE_CHANGE);
 		ResetLatch(MyLatch);
+		KdbFeedbackWhileBusy();
 	}
 }
 

@@ -32,6 +32,14 @@ extern int	KdbFetchTimeout;
 extern void KdbSubscriptionLoad(void);
 
 /*
+ * Call it often where something takes long and the stream is not looked at, between
+ * messages: the publisher is told now and then that there is somebody, so that it does
+ * not end the connection after wal_sender_timeout.  In a lane, which has no connection, it does
+ * nothing.
+ */
+extern void KdbFeedbackWhileBusy(void);
+
+/*
  * Table synchronisation plugs in here (sync is a layer above apply, so it
  * registers itself; KdbSyncInit does).
  */

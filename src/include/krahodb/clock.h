@@ -42,9 +42,10 @@ extern void KdbClockReached(void);
 /*
  * Before a remote transaction with timestamp ts is applied: wait until the
  * local clock has passed ts.  Error if that would take longer than
- * krahodb.max_clock_skew.
+ * krahodb.max_clock_skew.  Meanwhile "waiting" is called several times a second, if it is
+ * not NULL.
  */
-extern void KdbClockBeforeApply(TimestampTz ts);
+extern void KdbClockBeforeApply(TimestampTz ts, void (*waiting) (void));
 
 /*
  * A number that is another one once a local transaction has committed; 0 if one

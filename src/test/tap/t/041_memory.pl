@@ -130,6 +130,8 @@ my @after = memory();
 is(apply_worker(), $pid, "one worker applied $transactions transactions");
 check_growth("$transactions transactions", \@before, \@after, 64 * 1024, 1024);
 is_equal_on([ $publisher, $subscriber ], $contents, 'the rows');
+my ($there, $here) = map { $_->safe_psql('postgres', "SELECT pg_relation_size('keyed')") } $publisher, $subscriber;
+cmp_ok($here, '<=', 2 * $there, 'the file of a table whose rows are updated again and again does not grow');
 
 # ---- one long transaction -------------------------------------------------------
 

@@ -1,5 +1,7 @@
-# Tables that come and go at the subscriber, while one worker goes on for months.
-# What goes wrong here: what the worker has made of a table is kept when it is dropped.
+# Tables that come and go at the subscriber, while one worker goes on for months, and
+# transactions that change many of them.
+# What goes wrong here: what the worker has made of a table is kept when it is dropped; each
+# table that has been looked in keeps some buffers.
 
 use strict;
 use warnings;
@@ -28,6 +30,7 @@ sub a_hundred_days
 	$subscriber->safe_psql('postgres', $each->('CREATE TABLE event_%1$s PARTITION OF event FOR VALUES IN (%1$s)'));
 	$publisher->safe_psql('postgres', "INSERT INTO event SELECT i, 1 FROM generate_series($first, $last) i");
 	$publisher->wait_for_catchup('sub');
+	$_[0]->() if $_[0];
 	$subscriber->safe_psql('postgres', $each->('DROP TABLE event_%1$s'));
 	return;
 }
@@ -50,5 +53,25 @@ a_hundred_days() for 1 .. 6;
 my $growth = memory() - $before;
 note "$growth bytes";
 cmp_ok($growth, '<', 4 * 1024 * 1024, 'the worker does not keep what it has made of dropped tables');
+
+# ---- many in one transaction ----------------------------------------------------------
+
+is($subscriber->safe_psql('postgres', "SELECT setting::int < 150 FROM pg_settings WHERE name = 'shared_buffers'"), 't',
+	'the server has not many buffers');
+
+# A worker that has not written the rows itself has to look for them.
+my $another_worker = sub {
+	$subscriber->safe_psql('postgres', 'SELECT pg_terminate_backend(pid) FROM pg_stat_subscription WHERE relid IS NULL');
+};
+a_hundred_days(sub {
+	$another_worker->();
+	$publisher->safe_psql('postgres', 'UPDATE event SET id = 2 WHERE day > 1000');
+	$publisher->wait_for_catchup('sub');
+	$another_worker->();
+	is($subscriber->safe_psql('postgres', 'SELECT count(*), sum(id) FROM event'), '100|200', 'a transaction that updates many tables');
+	$publisher->safe_psql('postgres', 'DELETE FROM event WHERE day > 1000');
+	$publisher->wait_for_catchup('sub');
+	is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM event'), '0', '... and one that deletes in many');
+});
 
 done_testing();

@@ -136,6 +136,42 @@ foreach my $fault (qw(sync_before_copy sync_after_finishedcopy))
 	$sub->safe_psql('postgres', "DROP SUBSCRIPTION plain");
 }
 
+# ---- a table that takes long to catch up ----------------------------------------
+
+# The publisher does not take the apply worker, which waits for it, for dead, nor the
+# worker the publisher, which had no reason to say anything.
+my $logged = -s $sub->logfile;
+$sub->safe_psql('postgres', 'TRUNCATE plain');
+arm_fault($sub, 'sync_before_syncwait=wait');
+$pub->safe_psql('postgres', "ALTER SYSTEM SET wal_sender_timeout = '10s'");
+$sub->safe_psql('postgres', "ALTER SYSTEM SET wal_receiver_timeout = '3s'");
+reload_settings($_) foreach $pub, $sub;
+$sub->safe_psql('postgres', "CREATE SUBSCRIPTION plain CONNECTION '$pub_connstr' PUBLICATION plain");
+$sub->wait_for_log(qr/fault point "sync_before_syncwait"/, $logged);
+my $bgwriter = $pub->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'");
+kill 'STOP', $bgwriter;
+wait_streams(1, [ $pub, 'plain' ]);
+arm_fault($sub, 'sync_before_syncdone=wait');
+reload_settings($sub);
+$sub->wait_for_log(qr/fault point "sync_before_syncdone"/, $logged);
+my $since = $pub->safe_psql('postgres', 'SELECT clock_timestamp()');
+ok($pub->poll_query_until('postgres',
+		"SELECT count(*) = 1 FROM pg_stat_replication WHERE application_name = 'plain' AND reply_time > '$since'::timestamptz + interval '4 s'"),
+	'the apply worker answers while a table catches up');
+disarm_fault($sub);
+reload_settings($sub);
+$sub->wait_for_subscription_sync($pub, 'plain');
+kill 'CONT', $bgwriter;
+is_equal_on([ $pub, $sub ], 'SELECT count(*), sum(id) FROM plain', 'a table that took long to catch up');
+$since = $sub->safe_psql('postgres', 'SELECT clock_timestamp()');
+$sub->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_stat_subscription WHERE last_msg_receipt_time > '$since'::timestamptz + interval '1 s'")
+  or die 'nothing comes';
+ok(!$sub->log_contains(qr/logical replication worker due to timeout/, $logged), '... and goes on with the same connection');
+$pub->safe_psql('postgres', 'ALTER SYSTEM RESET wal_sender_timeout');
+$sub->safe_psql('postgres', 'ALTER SYSTEM RESET wal_receiver_timeout');
+reload_settings($_) foreach $pub, $sub;
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION plain');
+
 # ---- writes during the copy of several tables ----------------------------------
 
 foreach my $node ($pub, $sub)

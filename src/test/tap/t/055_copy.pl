@@ -412,6 +412,17 @@ check_copy('keyed', 'the rate limit was lifted while the copy ran');
 is($sub->safe_psql('postgres', 'SELECT count(*) FROM krahodb.copy_progress'), '0', 'nothing is copied any more');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
 
+# What is received are rows, and an end of each range.
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+$held = hold_at('copy_range_after_commit@3');
+subscribe('keyed');
+$held->();
+ok($sub->poll_query_until('postgres',
+		'SELECT rows > 0 AND rows = (SELECT count(*) FROM keyed) FROM krahodb.copy_progress'), 'rows of ranges');
+let_go();
+check_copy('keyed', 'rows were counted');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+
 # A copy as a whole counts rows, of those that statistics or a look at some pages tell of.
 $sub->append_conf('postgresql.conf', 'krahodb.copy_workers_per_table = 0');
 foreach my $statistics ('SELECT', 'ANALYZE keyed')

@@ -80,10 +80,20 @@ is(clock_of($right, 'apply_waits'), '0', 'nobody waits while clocks agree');
 
 # ---- a clock that is ahead ---------------------------------------------------
 
+# Who waits for longer than the publisher for an answer does not lose the connection.
+$left->safe_psql('postgres', 'ALTER SUBSCRIPTION left_from_right DISABLE');
 set_clock($right, '+2');
+$right->safe_psql('postgres', "ALTER SYSTEM SET wal_sender_timeout = '1500ms'");
+reload_settings($right);
+$left->safe_psql('postgres', 'ALTER SUBSCRIPTION left_from_right ENABLE');
+wait_streams(1, @streams);
+my $position = -s $right->logfile;
 $right->safe_psql('postgres', "UPDATE t SET v = 'from the future' WHERE id = 1");
 wait_streams(1, @streams);
 is(value_of($left, 1), 'from the future', 'it arrives');
+ok(!$right->log_contains(qr/terminating walsender process due to replication timeout/, $position), 'in one attempt');
+$right->safe_psql('postgres', 'ALTER SYSTEM RESET wal_sender_timeout');
+reload_settings($right);
 cmp_ok(clock_of($left, 'apply_waits'), '>', 0, 'after the clock here has passed its time');
 my $seen = timestamp_of($left, 1);
 $left->safe_psql('postgres', "UPDATE t SET v = 'has seen it' WHERE id = 1");

@@ -194,6 +194,32 @@ $session->quit;
 check_equal('transactions on one key');
 is(repeated(), $before, '... one after the other, without repeating');
 
+# ---- a lane that waits for long ------------------------------------------------------------
+
+# Nothing comes meanwhile: the publisher does not ask whether we are there, nor writes anything, and
+# has been told soon that we have received all.
+on_publisher('ALTER SYSTEM SET wal_sender_timeout = 0');
+on_subscriber("ALTER SYSTEM SET $_") foreach "wal_receiver_timeout = '4s'", "wal_receiver_status_interval = '1s'";
+reload_settings($_) foreach $publisher, $subscriber;
+my $writer = on_publisher("SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'");
+kill 'STOP', $writer;
+my $position = -s $subscriber->logfile;
+$session = hold('UPDATE item SET t = NULL WHERE id = 1');
+on_publisher('UPDATE item SET n = 403 WHERE id = 1');
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state = 'waiting for a lock'", 'lane that waits for a lock');
+my $now = on_subscriber('SELECT clock_timestamp()');
+ok($subscriber->poll_query_until('postgres',
+		"SELECT last_msg_receipt_time > '$now'::timestamptz + interval '1.5 s' FROM pg_stat_subscription WHERE subname = 'sub'"),
+	'the worker asks the publisher whether it is there while a lane waits');
+$session->query_safe('COMMIT');
+$session->quit;
+kill 'CONT', $writer;
+check_equal('a long wait for a lock');
+ok(!$subscriber->log_contains(qr/due to timeout/, $position), '... is not taken for a lost connection');
+on_publisher('ALTER SYSTEM RESET wal_sender_timeout');
+on_subscriber("ALTER SYSTEM RESET $_") foreach qw(wal_receiver_timeout wal_receiver_status_interval);
+reload_settings($_) foreach $publisher, $subscriber;
+
 # ---- giving way ---------------------------------------------------------------------------
 
 # The first transaction waits for a local session, which then waits for the second one's row.

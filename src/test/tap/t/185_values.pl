@@ -49,6 +49,7 @@ on_subscriber(q{CREATE DOMAIN object AS jsonb CHECK (jsonb_typeof(value) <> 'num
 	CREATE TABLE document (id int PRIMARY KEY, j jsonb, t text, d object, k json)});
 on_publisher('CREATE TABLE by_document (j jsonb, n int); ALTER TABLE by_document REPLICA IDENTITY FULL');
 on_subscriber('CREATE TABLE by_document (j jsonb, n int)');
+$_->safe_psql('postgres', 'CREATE TABLE acl (id int PRIMARY KEY, one aclitem, a aclitem[], v int2vector[])') foreach $publisher, $subscriber;
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (streaming = on, compression = lz4)");
@@ -62,6 +63,12 @@ on_publisher("INSERT INTO wide SELECT i, repeat('x', 8100 + i) FROM generate_ser
 $publisher->wait_for_catchup('sub');
 is(on_subscriber("SELECT count(*), bool_and(t = repeat('x', 8100 + id)) FROM wide"), '300|t',
 	'rows of all lengths come by a streamed transaction');
+
+# ---- types that have no binary form ----------------------------------------------------
+
+on_publisher(q{INSERT INTO acl SELECT 1, a[1], a, '{1 2,3}' FROM acldefault('r', 'pg_monitor'::regrole) a});
+$publisher->wait_for_catchup('sub');
+is_equal_on([ $publisher, $subscriber ], 'SELECT * FROM acl', 'privileges');
 
 # ---- client_encoding ----------------------------------------------------------------
 
