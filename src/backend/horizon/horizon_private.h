@@ -89,7 +89,8 @@ typedef struct KdbPeer
 	bool		enabled;
 	TimestampTz stale_since;
 	char	   *name;
-	char	   *conninfo;		/* NULL: cannot be read here */
+	char	   *conninfo;
+	const char *unreadable;		/* what of it cannot be read here, for people; NULL: nothing */
 	uint32		stream;
 	KdbSubscriptionOptions *options;
 	MemoryContext context;

@@ -219,6 +219,16 @@ old_workers_are_gone(const KdbPeer *peer)
 	return gone;
 }
 
+static const char *
+what_is_unreadable(const KdbPeer *peer)
+{
+	if (peer->conninfo == NULL)
+		return "the connection string is too long to be read by the horizon worker";
+	if (peer->options == NULL)
+		return "the options of the subscription cannot be read by the horizon worker";
+	return NULL;
+}
+
 /* Take over what the catalogs say; in a transaction. */
 static void
 update_peer(KdbPeer *peer, Relation rel, HeapTuple tuple)
@@ -235,8 +245,12 @@ update_peer(KdbPeer *peer, Relation rel, HeapTuple tuple)
 	peer->name = pstrdup(NameStr(form->subname));
 	peer->conninfo = text_attribute(rel, tuple, Anum_pg_subscription_subconninfo);
 	stream = peer->conninfo ? KdbStreamHash(peer->conninfo, slot_name(rel, tuple)) : 0;
-	peer->options = KdbGetSubscriptionOptions(peer->subid);
-	peer->stale_since = peer->options->stale_since;
+	peer->options = KdbTryGetSubscriptionOptions(peer->subid);
+	peer->unreadable = what_is_unreadable(peer);
+	if (peer->options == NULL)
+		peer->options = KdbParseSubscriptionOptions(NIL);
+	else
+		peer->stale_since = peer->options->stale_since;
 	MemoryContextSwitchTo(old);
 
 	if (stream != peer->stream || peer->conninfo == NULL)
@@ -311,8 +325,10 @@ KdbReadPeers(void)
 	{
 		Oid			subid = ((Form_pg_subscription) GETSTRUCT(tuple))->oid;
 		KdbPeer    *peer = find_peer(subid);
+		KdbSubscriptionOptions *options = KdbTryGetSubscriptionOptions(subid);
 
-		if (!KdbResolversActive(&KdbGetSubscriptionOptions(subid)->resolvers))
+		/* If nobody can say, it may be one. */
+		if (options != NULL && !KdbResolversActive(&options->resolvers))
 			continue;
 		update_peer(peer ? peer : add_peer(subid), rel, tuple);
 	}
@@ -504,7 +520,7 @@ judge(const KdbPeer *peer, TimestampTz wanted, const KdbStreamProgress *progress
 		return KDB_PEER_STALE;
 	if (!peer->enabled)
 		return KDB_PEER_DISABLED;
-	if (peer->conninfo == NULL || peer->connection.error[0] != '\0')
+	if (peer->unreadable != NULL || peer->connection.error[0] != '\0')
 		return KDB_PEER_UNREACHABLE;
 	if (is_near(peer->frontier, wanted) && (wanted == 0 || is_near(peer->received, wanted)))
 		return KDB_PEER_OK;
@@ -528,7 +544,7 @@ set_state(KdbPeer *peer, KdbPeerState state)
 {
 	if (state == peer->state)
 		return;
-	if (state == KDB_PEER_UNREACHABLE && peer->conninfo != NULL)
+	if (state == KDB_PEER_UNREACHABLE && peer->unreadable == NULL)
 		ereport(LOG,
 				(errmsg("publisher of subscription \"%s\" does not answer: %s",
 						peer->name, peer->connection.error),
@@ -547,7 +563,7 @@ step_connection(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks n
 		 peer->connection.error[0] != '\0');
 	PeerAnswer	answer;
 
-	if (!peer->enabled || peer->stale_since != 0 || peer->conninfo == NULL)
+	if (!peer->enabled || peer->stale_since != 0 || peer->unreadable != NULL)
 	{
 		KdbPeerConnectionClose(&peer->connection);
 		peer->connection.error[0] = '\0';
@@ -579,8 +595,12 @@ KdbPeerStep(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now)
 
 	if (peer->stale_since != 0 && !peer->excluded)
 		peer->excluded = old_workers_are_gone(peer);
-	/* What it has received only moves while it answers, and that moves the frontier. */
-	if (peer->frontier >= wanted && peer->received >= wanted && peer->frontier != 0)
+	/*
+	 * What it has received only moves while it answers, and that moves the frontier.  Who cannot
+	 * even be asked is not judged.
+	 */
+	if (peer->unreadable != NULL ||
+		(peer->frontier >= wanted && peer->received >= wanted && peer->frontier != 0))
 		note_alive(peer, now);
 	set_state(peer, judge(peer, wanted, &progress));
 

@@ -78,7 +78,7 @@ append_reason(StringInfo reason, const KdbPeer *peer)
 			appendStringInfoString(reason, "the subscription's apply worker is not running, see the server log");
 			break;
 		case KDB_PEER_UNREACHABLE:
-			appendStringInfoString(reason, peer->conninfo ? peer->connection.error : "the connection string is too long to be read by the horizon worker");
+			appendStringInfoString(reason, peer->unreadable ? peer->unreadable : peer->connection.error);
 			break;
 		case KDB_PEER_DISABLED:
 			appendStringInfoString(reason, "the subscription is disabled");

@@ -122,7 +122,8 @@ forget_launcher(int code, Datum arg)
 /*
  * All subscriptions of all databases, palloc'd in the current context.  Only
  * what starting a worker needs is filled in.  *resolving: does any of them
- * resolve conflicts?
+ * resolve conflicts?  One whose options cannot be read here may do so; its worker says
+ * what is wrong with them, if anything is.
  */
 static List *
 read_subscriptions(bool *resolving)
@@ -144,6 +145,7 @@ read_subscriptions(bool *resolving)
 		MemoryContext oldcxt = MemoryContextSwitchTo(resultcxt);
 		Subscription *sub = palloc0(sizeof(Subscription));
 
+		KdbSubscriptionOptions *options = KdbTryGetSubscriptionOptions(form->oid);
 		sub->oid = form->oid;
 		sub->dbid = form->subdbid;
 		sub->owner = form->subowner;
@@ -152,7 +154,7 @@ read_subscriptions(bool *resolving)
 		result = lappend(result, sub);
 		MemoryContextSwitchTo(oldcxt);
 
-		if (KdbResolversActive(&KdbGetSubscriptionOptions(form->oid)->resolvers))
+		if (options == NULL || KdbResolversActive(&options->resolvers))
 			*resolving = true;
 	}
 
