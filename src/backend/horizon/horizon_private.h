@@ -131,8 +131,8 @@ typedef struct KdbPeer
 
 extern List *KdbPeers;			/* of KdbPeer *; in TopMemoryContext */
 
-/* Take over what was known when the horizon was stored last; for the start of the process. */
-extern void KdbRecallPeers(void);
+/* Take over what was known when the horizon was stored last, which is returned; for the start of the process. */
+extern TimestampTz KdbRecallPeers(void);
 
 /* Store a horizon, with those whose streams have been applied until then. */
 extern void KdbPeersStore(TimestampTz horizon);

@@ -103,13 +103,14 @@ find_peer(Oid subid)
 }
 
 /* See horizon_private.h. */
-void
+TimestampTz
 KdbRecallPeers(void)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
 	recalled_horizon = KdbHorizonStored(&recalled);
 	MemoryContextSwitchTo(old);
+	return recalled_horizon;
 }
 
 /* See horizon_private.h. */
