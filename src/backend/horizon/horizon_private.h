@@ -48,6 +48,7 @@ typedef struct PeerAnswer
 	char		frontiers[KDB_FRONTIERS_LENGTH];	/* krahodb.frontiers there; empty: none, or not KrahoDB */
 	bool		frontiers_cut;	/* it was longer */
 	bool		is_krahodb;
+	char		server[48];		/* krahodb.node there: which database, and which run of its server */
 	uint64		snapshot_xmin;
 	uint64		snapshot_xmax;
 	XLogRecPtr	insert_lsn;		/* behind all that was committed in the snapshot */
@@ -102,13 +103,17 @@ typedef struct KdbPeer
 
 	/* one measurement at a time */
 	TimestampTz measured;		/* time that is to become the frontier; 0: none in progress */
+	char		measured_server[48];	/* who has answered */
+	bool		other_server;	/* somebody else than who sends the stream */
 	uint64		wait_xid;		/* until no older transaction runs there */
 	XLogRecPtr	target;			/* until the stream has passed; invalid: not there yet */
 	bool		held_by_forwarded;	/* the time is that of something it passes on */
 	TimestampTz measured_received;	/* that is to become received with it */
 	TimestampTz measured_seen;	/* and seen_until */
 
-	/* what is known */
+	/* what is known, and of which publisher */
+	uint64		node;			/* 0: not known, or a stock server */
+	bool		unconfirmed;	/* the connection is another one; nobody knows yet to whom */
 	TimestampTz frontier;
 	TimestampTz streamed;		/* the same for tables that are not being synchronised; known
 								 * after a restart, as far as the horizon was */

@@ -78,7 +78,9 @@ append_reason(StringInfo reason, const KdbPeer *peer)
 			appendStringInfoString(reason, "the subscription's apply worker is not running, see the server log");
 			break;
 		case KDB_PEER_UNREACHABLE:
-			appendStringInfoString(reason, peer->unreadable ? peer->unreadable : peer->connection.error);
+			appendStringInfoString(reason, peer->unreadable ? peer->unreadable :
+								   peer->connection.error[0] != '\0' ? peer->connection.error :
+								   "another server has answered than the one whose changes come");
 			break;
 		case KDB_PEER_DISABLED:
 			appendStringInfoString(reason, "the subscription is disabled");

@@ -194,7 +194,7 @@ least_horizon(void)
 		KdbPeer    *peer = lfirst(lc);
 
 		if (!peer->excluded)
-			least = Min(least, Min(peer->frontier, peer->received));
+			least = Min(least, peer->unconfirmed ? 0 : Min(peer->frontier, peer->received));
 	}
 	if (least == DT_NOEND)
 		return candidate.time;
