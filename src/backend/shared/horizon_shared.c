@@ -210,14 +210,14 @@ KdbHorizonRelease(void)
 	holding = false;
 }
 
-/* How many peers are shown; -1 if nobody has looked since the server started. */
+/* How many peers are shown; -1 if nobody has looked since the server started, or there are more. */
 static int
 peers_shown(void)
 {
 	int			n;
 
 	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
-	n = KdbHorizon->published ? KdbHorizon->npeers : -1;
+	n = KdbHorizon->published && !KdbHorizon->incomplete ? KdbHorizon->npeers : -1;
 	LWLockRelease(KdbHorizon->lock);
 	return n;
 }

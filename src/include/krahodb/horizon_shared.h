@@ -86,6 +86,7 @@ typedef struct KdbHorizonShared
 	int			max_peers;
 	int			npeers;
 	bool		published;		/* since the server started */
+	bool		incomplete;		/* there are more */
 	KdbSharedPeer *peers;
 
 	/* each has its own lock; one per worker slot of the engine's array */

@@ -101,5 +101,20 @@ is($n->safe_psql('postgres', 'SELECT applied_until FROM krahodb.horizon'), $unti
 $session->query_safe('COMMIT');
 $session->quit;
 
+# ---- more subscriptions than have room to be told of ----------------------------------------
+
+$n->append_conf('postgresql.conf', "max_logical_replication_workers = 1\nmax_replication_slots = 2");
+$n->restart;
+foreach my $i (1 .. 3)
+{
+	isnt($n->safe_psql('postgres', 'SHOW krahodb.frontiers'), '0:0:0:0', 'what is known is told') if $i == 3;
+	$n->safe_psql('postgres', "CREATE SUBSCRIPTION none$i CONNECTION 'dbname=none' PUBLICATION pub WITH (connect = false, origin = none)");
+	$n->poll_query_until('postgres', "SELECT count(*) = least($i + 1, 3) FROM krahodb.horizon") or die;
+}
+ok($n->poll_query_until('postgres', "SELECT current_setting('krahodb.frontiers') = '0:0:0:0'"), 'nothing is told of some of them only');
+$n->wait_for_log(qr/WARNING:  more than 3 subscriptions resolve conflicts/);
+$n->safe_psql('postgres', 'ALTER SUBSCRIPTION none3 SET (slot_name = NONE); DROP SUBSCRIPTION none3');
+ok($n->poll_query_until('postgres', "SELECT current_setting('krahodb.frontiers') <> '0:0:0:0'"), 'until they have room');
+
 $_->stop foreach @nodes;
 done_testing();
