@@ -192,22 +192,28 @@ register_process(void)
 	return RegisterDynamicBackgroundWorker(&bgw, &handle);
 }
 
+/* *why: what has failed; NULL if the server has no room for another process. */
 static bool
-start_process(void)
+start_process(char **why)
 {
 	static bool registered = false;
 	MemoryContext old;
 	int			lane_slot = KdbLaneSlotReserve(KDB_LANE_NUMBER_EARLY);
 	bool		started;
 
+	*why = NULL;
 	if (lane_slot < 0)
 		return false;
 	if (!registered)
 		before_shmem_exit(end_on_exit, (Datum) 0);
 	registered = true;
+	segment = KdbLaneMemory(sizeof(KdbEarlyShared), NULL, why);
+	if (segment == NULL)
+	{
+		KdbLaneSlotGiveBack(lane_slot, KDB_LANE_NUMBER_EARLY);
+		return false;
+	}
 	old = MemoryContextSwitchTo(TopMemoryContext);
-	segment = dsm_create(sizeof(KdbEarlyShared), 0);
-	dsm_pin_mapping(segment);
 	shared = dsm_segment_address(segment);
 	init_shared(lane_slot);
 	started = register_process();
@@ -226,6 +232,7 @@ static bool
 process_is_there(void)
 {
 	TimestampTz now;
+	char	   *why;
 
 	if (shared != NULL && has_stopped())
 		end_process();
@@ -234,14 +241,16 @@ process_is_there(void)
 	now = GetCurrentTimestamp();
 	if (no_room_since != 0 && !TimestampDifferenceExceeds(no_room_since, now, START_AGAIN_MS))
 		return false;
-	if (start_process())
+	if (start_process(&why))
 		return true;
 	if (no_room_since == 0)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("subscription \"%s\" applies streamed transactions when they have ended",
 						MySubscription->name),
+				 why ? errdetail_internal("%s", why) :
 				 errdetail("There are no more background worker slots."),
+				 why ? errhint("Lanes need shared memory, which may be limited by the size of /dev/shm.") :
 				 errhint("You might need to increase max_worker_processes.")));
 	no_room_since = now;
 	return false;

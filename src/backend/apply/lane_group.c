@@ -11,11 +11,15 @@
  * may be written after its leader is gone.  So the leader ends its lanes on every way
  * out, before it frees its slot in that array, and waits for them.  If it cannot
  * (it was killed), the server restarts.
+ *
+ * WITHOUT ROOM for the segment (a container's /dev/shm is small, and parallel queries use it
+ * too) the leader applies by itself, and tries again from time to time.
  */
 #include "postgres.h"
 
 #include <signal.h>
 
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -24,6 +28,7 @@
 #include "storage/spin.h"
 #include "utils/memutils.h"
 
+#include "krahodb/fault.h"
 #include "krahodb/init.h"
 #include "lanes_private.h"
 
@@ -87,26 +92,63 @@ init_group(KdbLaneGroup *group)
 	pg_atomic_init_u32(&group->nlanes, 0);
 }
 
+/*
+ * See lanes_private.h.  The error leaves nothing behind but the engine's descriptor of a segment that
+ * was not made, which goes with the process.
+ */
+dsm_segment *
+KdbLaneMemory(Size size, dsa_area **with_area, char **why)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	dsm_segment *volatile made = NULL;
+
+	Assert(!IsTransactionState());
+	PG_TRY();
+	{
+		KDB_FAULT_POINT("lane_memory");
+		made = dsm_create(size, 0);
+		dsm_pin_mapping(made);
+		if (with_area != NULL)
+		{
+			*with_area = dsa_create(KdbLanes->tranche);
+			dsa_pin_mapping(*with_area);
+		}
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(KdbApplyMessageContext);
+		error = CopyErrorData();
+		FlushErrorState();
+		if (made != NULL)
+			dsm_detach(made);
+		made = NULL;
+		*why = error->message;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	return made;
+}
+
 /* See lanes_private.h. */
-void
-KdbLaneGroupCreate(void)
+bool
+KdbLaneGroupCreate(char **why)
 {
 	static bool registered = false;
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
 	Assert(KdbMyLaneGroup == NULL);
 	if (!registered)
 		before_shmem_exit(end_on_exit, (Datum) 0);
 	registered = true;
 
-	segment = dsm_create(sizeof(KdbLaneGroup), 0);
-	dsm_pin_mapping(segment);
-	area = dsa_create(KdbLanes->tranche);
-	dsa_pin_mapping(area);
+	segment = KdbLaneMemory(sizeof(KdbLaneGroup), &area, why);
+	if (segment == NULL)
+		return false;
 	init_group(dsm_segment_address(segment));
 	last_relation = InvalidDsaPointer;
 	KdbMyLaneGroup = dsm_segment_address(segment);
-	MemoryContextSwitchTo(old);
+	return true;
 }
 
 /*

@@ -228,15 +228,49 @@ share_known_relations(void)
 		KdbLaneShareRelation(known->message, known->length);
 }
 
+/* Was there room the last time, or is it time to look again? */
+static bool
+may_have_room(TimestampTz now)
+{
+	return no_room_since == 0 || TimestampDifferenceExceeds(no_room_since, now, START_AGAIN_MS);
+}
+
+/* why: what has failed; NULL if the server has no room for another process. */
 static void
+note_no_room(TimestampTz now, const char *why)
+{
+	if (no_room_since == 0)
+		ereport(LOG,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("subscription \"%s\" applies with %d of %d lanes", MySubscription->name,
+						KdbLanesStarted(), KdbMyOptions->apply_workers),
+				 why ? errdetail_internal("%s", why) :
+				 errdetail("There are no more background worker slots."),
+				 why ? errhint("Lanes need shared memory, which may be limited by the size of /dev/shm.") :
+				 errhint("You might need to increase max_worker_processes.")));
+	no_room_since = now;
+}
+
+/* The memory that is shared with lanes, if the server has room. */
+static bool
 start_group(void)
 {
-	KdbLaneGroupCreate();
+	TimestampTz now = GetCurrentTimestamp();
+	char	   *why;
+
+	if (!may_have_room(now))
+		return false;
+	if (!KdbLaneGroupCreate(&why))
+	{
+		note_no_room(now, why);
+		return false;
+	}
 	share_known_relations();
 	KdbLaneDependReset();
 	KdbLanePaceReset();
 	reaped = 0;
 	ring_head = 0;
+	return true;
 }
 
 /* One more lane, if the server has room. */
@@ -245,19 +279,11 @@ start_lane(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (no_room_since != 0 &&
-		!TimestampDifferenceExceeds(no_room_since, now, START_AGAIN_MS))
+	if (!may_have_room(now))
 		return false;
 	if (KdbLaneStart())
 		return true;
-	if (no_room_since == 0)
-		ereport(LOG,
-				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-				 errmsg("subscription \"%s\" applies with %d of %d lanes", MySubscription->name,
-						KdbLanesStarted(), KdbMyOptions->apply_workers),
-				 errdetail("There are no more background worker slots."),
-				 errhint("You might need to increase max_worker_processes.")));
-	no_room_since = now;
+	note_no_room(now, NULL);
 	return false;
 }
 
@@ -294,8 +320,8 @@ wake_a_lane(void)
 static bool
 lanes_are_there(void)
 {
-	if (KdbMyLaneGroup == NULL)
-		start_group();
+	if (KdbMyLaneGroup == NULL && !start_group())
+		return false;
 	if (KdbLanesStarted() == 0)
 	{
 		for (int i = 0; i < Min(FIRST_LANES, KdbMyOptions->apply_workers); i++)

@@ -135,8 +135,18 @@ KdbLaneIsCommitted(KdbLaneGroup *group, uint64 seq)
 
 /* ---- lane_group.c; all of it for the leader, but the last ---- */
 
-/* Make the segment, for the subscription as it is now; no lane is started. */
-extern void KdbLaneGroupCreate(void);
+/*
+ * Shared memory for a process and those that work for it, with an area that grows if asked for;
+ * pinned.  NULL if the server has no room: *why says so, in KdbApplyMessageContext.  Not in a
+ * transaction.
+ */
+extern dsm_segment *KdbLaneMemory(Size size, dsa_area **with_area, char **why);
+
+/*
+ * Make the segment, for the subscription as it is now; no lane is started.  False if there is
+ * no room for it, as above.
+ */
+extern bool KdbLaneGroupCreate(char **why);
 
 /* End all lanes, and the segment with them. */
 extern void KdbLaneGroupEnd(void);

@@ -235,6 +235,8 @@ KdbGetStreamProgress(Oid subid, XLogRecPtr wanted, KdbStreamProgress *result)
 		{
 			result->stream = progress->stream;
 			result->origin = progress->origin;
+			result->node = progress->node;
+			result->incarnation = progress->incarnation;
 			result->tables_ready = progress->tables_ready;
 			result->durable = progress->durable;
 			progress->wanted = wanted;

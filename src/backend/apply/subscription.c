@@ -88,7 +88,7 @@ read_subscription(Subscription **subscription, KdbSubscriptionOptions **options)
 		*options = KdbGetSubscriptionOptions(MyLogicalRepWorker->subid);
 
 	if (*options != NULL && KdbResolversActive(&(*options)->resolvers))
-		KdbClockEnforce(KDB_CLOCK_SUBSCRIPTIONS, true);
+		KdbClockEnforce(KDB_CLOCK_SUBSCRIPTIONS);
 
 	MemoryContextSwitchTo(oldcxt);
 	return context;

@@ -305,7 +305,7 @@ build_options(KdbApplyTarget *target)
 						RelationGetRelationName(target->rel), MySubscription->name),
 				 errdetail("Values are merged where every type of conflict is resolved by last_update_wins and the table has a primary key.")));
 	if (target->resolving && !KdbResolversActive(&KdbMyOptions->resolvers))
-		KdbClockEnforce(KDB_CLOCK_TABLES, true);
+		KdbClockEnforce(KDB_CLOCK_TABLES);
 }
 
 /* Slots over copies of the descriptor, which no resource owner tracks. */

@@ -42,10 +42,12 @@
 #include "replication/walreceiver.h"
 #include "storage/ipc.h"
 #include "tcop/tcopprot.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
@@ -327,10 +329,28 @@ set_up_origin(const char *name)
 	return position;
 }
 
+/*
+ * A publisher whose log ends before what has been applied of it has lost changes (it was set back to an
+ * earlier time, or a standby was promoted that had not received all), or is another server.  The stream
+ * would begin where its log has not come to yet, and leave out all until there.
+ */
 static void
-connect_to_publisher(void)
+check_ahead(XLogRecPtr startpoint, XLogRecPtr end)
 {
-	TimeLineID	tli;
+	if (startpoint <= end)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("subscription \"%s\" has applied its publisher's changes until %X/%X, but the publisher's log ends at %X/%X",
+					MySubscription->name, LSN_FORMAT_ARGS(startpoint), LSN_FORMAT_ARGS(end)),
+			 errdetail("The publisher was set back to an earlier time, or is another server than before."),
+			 errhint("Drop the subscription, make its tables equal to the publisher's, and create it again.")));
+}
+
+static void
+connect_to_publisher(XLogRecPtr startpoint)
+{
+	List	   *rows;
 	char	   *err;
 
 	LogRepWorkerWalRcvConn = walrcv_connect(MySubscription->conninfo, true,
@@ -340,8 +360,10 @@ connect_to_publisher(void)
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not connect to the publisher: %s", err)));
 
-	/* The answer is of no use, but it initialises the walsender. */
-	(void) walrcv_identify_system(LogRepWorkerWalRcvConn, &tli);
+	/* This also initialises the walsender. */
+	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "IDENTIFY_SYSTEM", 4, "system identification");
+	check_ahead(startpoint, DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
+															CStringGetDatum(((char **) linitial(rows))[2]))));
 }
 
 /* Step 4 of start-up: returns the slot to stream from, and where to start. */
@@ -369,7 +391,7 @@ set_up_stream(XLogRecPtr *startpoint)
 
 		snprintf(originname, sizeof(originname), "pg_%u", MySubscription->oid);
 		*startpoint = set_up_origin(originname);
-		connect_to_publisher();
+		connect_to_publisher(*startpoint);
 	}
 
 	KdbApply.origin = replorigin_session_origin;

@@ -39,7 +39,13 @@
  * WHERE IT HOLDS.  Only in a server with a subscription that resolves conflicts
  * (KdbClockEnforce): a plain server is not to wait for its clock.  From start-up
  * until the launcher has read the subscriptions it holds.  When it begins to hold, the number is
- * raised to the time, since it has not been kept.
+ * raised to the time, since it has not been kept.  A transaction that is committing at that moment has
+ * not counted itself in, and may take its timestamp later.  So the number does not count as
+ * complete (clock_unsettled) until all have ended that had an id then; it is raised once more then.
+ *
+ * The launcher says that it need not hold from what it has read a moment ago.  A worker that starts
+ * meanwhile may know better.  So clock_enforced also counts how often somebody said that it holds, in
+ * the bits above the reasons, and the launcher takes the reason away only if nobody has.
  */
 #include "postgres.h"
 
@@ -47,14 +53,15 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "replication/origin.h"
 #include "storage/latch.h"
+#include "storage/procarray.h"
 #include "utils/timestamp.h"
 
 #include "krahodb/clock.h"
-#include "krahodb/shared.h"
 
 /* How many transactions to look at after a restart, at most. */
 #define CLOCK_LOOK_BACK		1000000
@@ -76,20 +83,50 @@ static bool committing = false;
 /* It is in clock_committing. */
 static bool counted = false;
 
+/* See clock.h.  Whoever sees that it holds finds it unsettled. */
 void
-KdbClockEnforce(uint32 reason, bool enforce)
+KdbClockEnforce(uint32 reason)
 {
-	if (!enforce)
-		pg_atomic_fetch_and_u32(&KdbShared->clock_enforced, ~reason);
-	else if (pg_atomic_fetch_or_u32(&KdbShared->clock_enforced, reason) == 0)
-		KdbClockReached();
+	uint32		state = pg_atomic_read_u32(&KdbShared->clock_enforced);
+	bool		begins = false;
+
+	do
+	{
+		if ((state & KDB_CLOCK_REASONS) == 0)
+		{
+			pg_atomic_write_u64(&KdbShared->clock_unsettled, PG_UINT64_MAX);
+			begins = true;
+		}
+	} while (!pg_atomic_compare_exchange_u32(&KdbShared->clock_enforced, &state,
+											 (state | reason) + KDB_CLOCK_REASONS + 1));
+	if (!begins)
+		return;
+	KdbClockReached();
+	pg_atomic_write_u64(&KdbShared->clock_unsettled,
+						U64FromFullTransactionId(ReadNextFullTransactionId()));
+}
+
+/* See clock.h. */
+uint32
+KdbClockState(void)
+{
+	uint32		state = pg_atomic_read_u32(&KdbShared->clock_enforced);
+
+	pg_memory_barrier();
+	return state;
+}
+
+/* See clock.h. */
+void
+KdbClockRelax(uint32 reason, uint32 state)
+{
+	(void) pg_atomic_compare_exchange_u32(&KdbShared->clock_enforced, &state, state & ~reason);
 }
 
 static bool
 rule_holds(void)
 {
-	return track_commit_timestamp && KdbShared != NULL &&
-		pg_atomic_read_u32(&KdbShared->clock_enforced) != 0;
+	return track_commit_timestamp && KdbShared != NULL && KdbClockHolds();
 }
 
 /* Raise the number to ts. */
@@ -262,13 +299,37 @@ KdbClockBeforeApply(TimestampTz ts, void (*waiting) (void))
 	count_wait(&KdbShared->clock_apply_waits, &KdbShared->clock_apply_wait_us, first);
 }
 
+/* Have all transactions ended that had an id when the rule began to hold? */
+static bool
+is_settled(void)
+{
+	uint64		bound;
+	uint64		next;
+	TransactionId oldest;
+
+	pg_read_barrier();			/* behind the look at whether it holds */
+	bound = pg_atomic_read_u64(&KdbShared->clock_unsettled);
+	if (likely(bound == 0))
+		return true;
+	if (bound == PG_UINT64_MAX)
+		return false;
+	oldest = GetOldestActiveTransactionId();
+	next = U64FromFullTransactionId(ReadNextFullTransactionId());
+	if (next - (uint32) ((uint32) next - oldest) < bound)
+		return false;
+
+	/* They are visible, but may not have come to their callback. */
+	advance_max(GetCurrentTimestamp());
+	return pg_atomic_compare_exchange_u64(&KdbShared->clock_unsettled, &bound, 0);
+}
+
 /* See clock.h. */
 uint64
 KdbClockMark(void)
 {
 	uint64		mark;
 
-	if (!rule_holds())
+	if (!rule_holds() || !is_settled())
 		return 0;
 	if (pg_atomic_read_u64(&KdbShared->clock_max) == 0)
 		advance_max(find_max());
@@ -324,3 +385,16 @@ KdbClockInit(void)
 {
 	RegisterXactCallback(clock_xact_callback, NULL);
 }
+
+#ifdef KRAHODB_FAULT_POINTS
+
+/* For tests: KdbClockMark. */
+PG_FUNCTION_INFO_V1(krahodb_test_clock_mark);
+
+Datum
+krahodb_test_clock_mark(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64((int64) KdbClockMark());
+}
+
+#endif							/* KRAHODB_FAULT_POINTS */

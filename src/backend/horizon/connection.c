@@ -40,7 +40,7 @@
 #define FIRST_PAUSE			1000	/* ms; until the next attempt, doubled each time */
 #define LONGEST_PAUSE		30000
 
-#define ANSWER_COLUMNS		6
+#define ANSWER_COLUMNS		7
 
 #define QUESTION(setting) \
 	"SELECT s.*, pg_catalog.pg_current_wal_insert_lsn()" \
@@ -49,7 +49,8 @@
 	" pg_catalog.current_setting('" setting "', true)," \
 	" pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot())," \
 	" pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())," \
-	" pg_catalog.current_setting('krahodb.version_num', true)" \
+	" pg_catalog.current_setting('krahodb.version_num', true)," \
+	" pg_catalog.current_setting('krahodb.node', true)" \
 	" OFFSET 0) s"
 
 static const char *const question = QUESTION("krahodb.frontiers");
@@ -158,7 +159,8 @@ read_answer(const PGresult *result, PeerAnswer *answer)
 	answer->snapshot_xmin = strtoull(PQgetvalue(result, 0, 2), NULL, 10);
 	answer->snapshot_xmax = strtoull(PQgetvalue(result, 0, 3), NULL, 10);
 	answer->is_krahodb = !PQgetisnull(result, 0, 4);
-	if (sscanf(PQgetvalue(result, 0, 5), "%X/%X", &hi, &lo) != 2)
+	strlcpy(answer->server, PQgetvalue(result, 0, 5), sizeof(answer->server));
+	if (sscanf(PQgetvalue(result, 0, 6), "%X/%X", &hi, &lo) != 2)
 		return false;
 	answer->insert_lsn = ((uint64) hi) << 32 | lo;
 	return answer->snapshot_xmin > 0 && answer->snapshot_xmax > 0 && answer->now > 0;

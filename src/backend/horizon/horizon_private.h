@@ -48,6 +48,7 @@ typedef struct PeerAnswer
 	char		frontiers[KDB_FRONTIERS_LENGTH];	/* krahodb.frontiers there; empty: none, or not KrahoDB */
 	bool		frontiers_cut;	/* it was longer */
 	bool		is_krahodb;
+	char		server[48];		/* krahodb.node there: which database, and which run of its server */
 	uint64		snapshot_xmin;
 	uint64		snapshot_xmax;
 	XLogRecPtr	insert_lsn;		/* behind all that was committed in the snapshot */
@@ -89,7 +90,8 @@ typedef struct KdbPeer
 	bool		enabled;
 	TimestampTz stale_since;
 	char	   *name;
-	char	   *conninfo;		/* NULL: cannot be read here */
+	char	   *conninfo;
+	const char *unreadable;		/* what of it cannot be read here, for people; NULL: nothing */
 	uint32		stream;
 	KdbSubscriptionOptions *options;
 	MemoryContext context;
@@ -101,13 +103,17 @@ typedef struct KdbPeer
 
 	/* one measurement at a time */
 	TimestampTz measured;		/* time that is to become the frontier; 0: none in progress */
+	char		measured_server[48];	/* who has answered */
+	bool		other_server;	/* somebody else than who sends the stream */
 	uint64		wait_xid;		/* until no older transaction runs there */
 	XLogRecPtr	target;			/* until the stream has passed; invalid: not there yet */
 	bool		held_by_forwarded;	/* the time is that of something it passes on */
 	TimestampTz measured_received;	/* that is to become received with it */
 	TimestampTz measured_seen;	/* and seen_until */
 
-	/* what is known */
+	/* what is known, and of which publisher */
+	uint64		node;			/* 0: not known, or a stock server */
+	bool		unconfirmed;	/* the connection is another one; nobody knows yet to whom */
 	TimestampTz frontier;
 	TimestampTz streamed;		/* the same for tables that are not being synchronised; known
 								 * after a restart, as far as the horizon was */
@@ -130,8 +136,8 @@ typedef struct KdbPeer
 
 extern List *KdbPeers;			/* of KdbPeer *; in TopMemoryContext */
 
-/* Take over what was known when the horizon was stored last; for the start of the process. */
-extern void KdbRecallPeers(void);
+/* Take over what was known when the horizon was stored last, which is returned; for the start of the process. */
+extern TimestampTz KdbRecallPeers(void);
 
 /* Store a horizon, with those whose streams have been applied until then. */
 extern void KdbPeersStore(TimestampTz horizon);

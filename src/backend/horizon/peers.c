@@ -48,7 +48,12 @@
  * That is also kept with the horizon, as far as it counted there: a peer that is away when
  * this server starts must not keep others from joining.
  *
- * A measurement belongs to a stream and a server: with another stream, and when
+ * WHOSE.  All of this is known of one node.  ALTER SUBSCRIPTION ... CONNECTION may lead to
+ * another one, of which nothing is known, or only change the password.  That shows when the
+ * worker has connected.  Until then the horizon stays where it is.
+ *
+ * A measurement belongs to a stream and a server.  A connection string may lead to several
+ * servers, at different times: then it is no measurement.  With another stream, and when
  * the connection breaks, it starts over, as positions may mean something else.
  * (It goes on when we close the connection for its age: a stream that is behind
  * may need longer than that.)
@@ -86,7 +91,7 @@
 List	   *KdbPeers = NIL;
 
 /* What was known before this process: these had applied all until then. */
-static List *recalled = NIL;
+static List *recalled = NIL;	/* of KdbHorizonCounted */
 static TimestampTz recalled_horizon = 0;
 
 static KdbPeer *
@@ -103,13 +108,30 @@ find_peer(Oid subid)
 }
 
 /* See horizon_private.h. */
-void
+TimestampTz
 KdbRecallPeers(void)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
 	recalled_horizon = KdbHorizonStored(&recalled);
 	MemoryContextSwitchTo(old);
+	return recalled_horizon;
+}
+
+static void
+recall_peer(KdbPeer *peer)
+{
+	ListCell   *lc;
+
+	foreach(lc, recalled)
+	{
+		const KdbHorizonCounted *known = lfirst(lc);
+
+		if (known->subid != peer->subid)
+			continue;
+		peer->streamed = recalled_horizon;
+		peer->node = known->node;
+	}
 }
 
 /* See horizon_private.h. */
@@ -122,12 +144,17 @@ KdbPeersStore(TimestampTz horizon)
 	foreach(lc, KdbPeers)
 	{
 		KdbPeer    *peer = lfirst(lc);
+		KdbHorizonCounted *known;
 
-		if (!peer->excluded && peer->streamed >= horizon)
-			counted = lappend_oid(counted, peer->subid);
+		if (peer->excluded || peer->streamed < horizon)
+			continue;
+		known = palloc(sizeof(KdbHorizonCounted));
+		known->subid = peer->subid;
+		known->node = peer->node;
+		counted = lappend(counted, known);
 	}
 	KdbHorizonStore(horizon, counted);
-	list_free(counted);
+	list_free_deep(counted);
 }
 
 static void
@@ -135,6 +162,18 @@ forget_measurement(KdbPeer *peer)
 {
 	peer->measured = 0;
 	peer->target = InvalidXLogRecPtr;
+}
+
+/* It is of another publisher. */
+static void
+forget_known(KdbPeer *peer)
+{
+	peer->frontier = 0;
+	peer->streamed = 0;
+	peer->received = 0;
+	peer->seen_until = 0;
+	peer->unconfirmed = false;
+	forget_measurement(peer);
 }
 
 static KdbPeer *
@@ -145,8 +184,7 @@ add_peer(Oid subid)
 
 	peer->subid = subid;
 	peer->state = KDB_PEER_STARTING;
-	if (list_member_oid(recalled, subid))
-		peer->streamed = recalled_horizon;
+	recall_peer(peer);
 	peer->since = peer->alive_time = GetCurrentTimestamp();
 	peer->alive_at = KdbTicksNow();
 	peer->alive_lsn = GetXLogInsertRecPtr();
@@ -219,6 +257,33 @@ old_workers_are_gone(const KdbPeer *peer)
 	return gone;
 }
 
+/* The connection or the slot is another one now. */
+static void
+note_other_stream(KdbPeer *peer)
+{
+	KdbPeerConnectionClose(&peer->connection);
+	peer->connection.connect_at = 0;
+	peer->durable = InvalidXLogRecPtr;
+	peer->seen_until = 0;
+	forget_measurement(peer);
+	if (peer->context == NULL)
+		return;					/* it has just been found */
+	if (peer->node != 0)
+		peer->unconfirmed = true;
+	else
+		forget_known(peer);
+}
+
+static const char *
+what_is_unreadable(const KdbPeer *peer)
+{
+	if (peer->conninfo == NULL)
+		return "the connection string is too long to be read by the horizon worker";
+	if (peer->options == NULL)
+		return "the options of the subscription cannot be read by the horizon worker";
+	return NULL;
+}
+
 /* Take over what the catalogs say; in a transaction. */
 static void
 update_peer(KdbPeer *peer, Relation rel, HeapTuple tuple)
@@ -235,18 +300,16 @@ update_peer(KdbPeer *peer, Relation rel, HeapTuple tuple)
 	peer->name = pstrdup(NameStr(form->subname));
 	peer->conninfo = text_attribute(rel, tuple, Anum_pg_subscription_subconninfo);
 	stream = peer->conninfo ? KdbStreamHash(peer->conninfo, slot_name(rel, tuple)) : 0;
-	peer->options = KdbGetSubscriptionOptions(peer->subid);
-	peer->stale_since = peer->options->stale_since;
+	peer->options = KdbTryGetSubscriptionOptions(peer->subid);
+	peer->unreadable = what_is_unreadable(peer);
+	if (peer->options == NULL)
+		peer->options = KdbParseSubscriptionOptions(NIL);
+	else
+		peer->stale_since = peer->options->stale_since;
 	MemoryContextSwitchTo(old);
 
-	if (stream != peer->stream || peer->conninfo == NULL)
-	{
-		KdbPeerConnectionClose(&peer->connection);
-		peer->connection.connect_at = 0;
-		peer->durable = InvalidXLogRecPtr;
-		peer->seen_until = 0;
-		forget_measurement(peer);
-	}
+	if (stream != peer->stream)
+		note_other_stream(peer);
 	peer->stream = stream;
 	if (!was_stale && peer->stale_since != 0)
 	{
@@ -311,8 +374,10 @@ KdbReadPeers(void)
 	{
 		Oid			subid = ((Form_pg_subscription) GETSTRUCT(tuple))->oid;
 		KdbPeer    *peer = find_peer(subid);
+		KdbSubscriptionOptions *options = KdbTryGetSubscriptionOptions(subid);
 
-		if (!KdbResolversActive(&KdbGetSubscriptionOptions(subid)->resolvers))
+		/* If nobody can say, it may be one. */
+		if (options != NULL && !KdbResolversActive(&options->resolvers))
 			continue;
 		update_peer(peer ? peer : add_peer(subid), rel, tuple);
 	}
@@ -413,11 +478,14 @@ begin_measurement(KdbPeer *peer, const PeerAnswer *answer)
 	peer->measured_received = Min(answer->now, Min(told.first_level, told.writers));
 	peer->measured_seen = told.of_us ? peer->measured_received : 0;
 	peer->wait_xid = answer->snapshot_xmax;
+	strlcpy(peer->measured_server, answer->server, sizeof(peer->measured_server));
 }
 
 static void
 note_answer(KdbPeer *peer, const PeerAnswer *answer)
 {
+	if (peer->measured != 0 && strcmp(peer->measured_server, answer->server) != 0)
+		forget_measurement(peer);
 	if (peer->measured == 0)
 		begin_measurement(peer, answer);
 	if (XLogRecPtrIsInvalid(peer->target) && answer->snapshot_xmin >= peer->wait_xid)
@@ -458,6 +526,31 @@ without_page_header(XLogRecPtr lsn)
 	return offset == SizeOfXLogShortPHD || offset == SizeOfXLogLongPHD ? lsn - offset : lsn;
 }
 
+/* Its worker has connected by the connection that it has now: to whom? */
+static void
+look_at_node(KdbPeer *peer, const KdbStreamProgress *progress)
+{
+	/* 0 is a stock server, or nothing that can be said (KdbProgressClear) */
+	if (progress->node == 0 && (!peer->unconfirmed || XLogRecPtrIsInvalid(progress->durable)))
+		return;
+	if (peer->node != 0 && progress->node != peer->node)
+		forget_known(peer);
+	peer->node = progress->node;
+	peer->unconfirmed = false;
+}
+
+/* Has the one answered who sends the stream?  False also if nobody can say (KdbProgressClear). */
+static bool
+is_same_server(const KdbPeer *peer, const KdbStreamProgress *progress)
+{
+	char		server[sizeof(peer->measured_server)] = "";
+
+	if (progress->node != 0)
+		snprintf(server, sizeof(server), UINT64_FORMAT "/" UINT64_FORMAT,
+				 progress->node, progress->incarnation);
+	return progress->node == peer->node && strcmp(server, peer->measured_server) == 0;
+}
+
 /* Look how far its stream is; finish the measurement if that is far enough. */
 static void
 look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
@@ -468,6 +561,8 @@ look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
 	if (!KdbGetStreamProgress(peer->subid, target, progress))
 		return;
 	peer->origin = progress->origin;
+	if (progress->stream == peer->stream)
+		look_at_node(peer, progress);
 	KdbSetStreamSeenUntil(peer->subid, peer->stream, peer->seen_until);
 	if (progress->stream != peer->stream)
 	{
@@ -479,7 +574,16 @@ look_at_progress(KdbPeer *peer, KdbTicks now, KdbStreamProgress *progress)
 		peer->durable = progress->durable;
 		note_alive(peer, now);
 	}
-	if (XLogRecPtrIsInvalid(target) || progress->durable < target)
+	if (XLogRecPtrIsInvalid(target) || XLogRecPtrIsInvalid(progress->durable))
+		return;
+	peer->other_server = false;
+	if (!is_same_server(peer, progress))
+	{
+		peer->other_server = progress->node != 0 && KdbHasWorkers(peer->subid, true);
+		forget_measurement(peer);
+		return;
+	}
+	if (progress->durable < target)
 		return;
 	peer->streamed = Max(peer->streamed, peer->measured);
 	if (progress->tables_ready)
@@ -504,8 +608,10 @@ judge(const KdbPeer *peer, TimestampTz wanted, const KdbStreamProgress *progress
 		return KDB_PEER_STALE;
 	if (!peer->enabled)
 		return KDB_PEER_DISABLED;
-	if (peer->conninfo == NULL || peer->connection.error[0] != '\0')
+	if (peer->unreadable != NULL || peer->connection.error[0] != '\0' || peer->other_server)
 		return KDB_PEER_UNREACHABLE;
+	if (peer->unconfirmed)
+		return KdbHasWorkers(peer->subid, false) ? KDB_PEER_STARTING : KDB_PEER_NOT_APPLYING;
 	if (is_near(peer->frontier, wanted) && (wanted == 0 || is_near(peer->received, wanted)))
 		return KDB_PEER_OK;
 	if (!KdbHasWorkers(peer->subid, false))
@@ -528,10 +634,11 @@ set_state(KdbPeer *peer, KdbPeerState state)
 {
 	if (state == peer->state)
 		return;
-	if (state == KDB_PEER_UNREACHABLE && peer->conninfo != NULL)
+	if (state == KDB_PEER_UNREACHABLE && peer->unreadable == NULL)
 		ereport(LOG,
 				(errmsg("publisher of subscription \"%s\" does not answer: %s",
-						peer->name, peer->connection.error),
+						peer->name,
+						peer->connection.error[0] != '\0' ? peer->connection.error : "another server has answered"),
 				 errdetail("Deleted rows are kept until it does, but no longer than \"%s\" and \"%s\" allow.",
 						   "krahodb.max_retention", "krahodb.max_retention_size")));
 	peer->state = state;
@@ -547,7 +654,7 @@ step_connection(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks n
 		 peer->connection.error[0] != '\0');
 	PeerAnswer	answer;
 
-	if (!peer->enabled || peer->stale_since != 0 || peer->conninfo == NULL)
+	if (!peer->enabled || peer->stale_since != 0 || peer->unreadable != NULL)
 	{
 		KdbPeerConnectionClose(&peer->connection);
 		peer->connection.error[0] = '\0';
@@ -579,8 +686,12 @@ KdbPeerStep(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now)
 
 	if (peer->stale_since != 0 && !peer->excluded)
 		peer->excluded = old_workers_are_gone(peer);
-	/* What it has received only moves while it answers, and that moves the frontier. */
-	if (peer->frontier >= wanted && peer->received >= wanted && peer->frontier != 0)
+	/*
+	 * What it has received only moves while it answers, and that moves the frontier.  Who cannot
+	 * even be asked is not judged.
+	 */
+	if (peer->unreadable != NULL ||
+		(peer->frontier >= wanted && peer->received >= wanted && peer->frontier != 0 && !peer->unconfirmed))
 		note_alive(peer, now);
 	set_state(peer, judge(peer, wanted, &progress));
 

@@ -13,7 +13,7 @@
  * gets changes of that origin from this server gets none that are older than
  * the frontier any more, and what comes was written by who had applied all that was
  * received.  Empty if there are no peers; "0:0:0:0" as long as nobody knows
- * whether there are.
+ * whether there are, and if they cannot all be told.
  *
  * Whoever reads it takes it that nothing will be committed here at an earlier time
  * than now.  The clock rule sees to that once it has been told of the time.
@@ -78,7 +78,9 @@ append_reason(StringInfo reason, const KdbPeer *peer)
 			appendStringInfoString(reason, "the subscription's apply worker is not running, see the server log");
 			break;
 		case KDB_PEER_UNREACHABLE:
-			appendStringInfoString(reason, peer->conninfo ? peer->connection.error : "the connection string is too long to be read by the horizon worker");
+			appendStringInfoString(reason, peer->unreadable ? peer->unreadable :
+								   peer->connection.error[0] != '\0' ? peer->connection.error :
+								   "another server has answered than the one whose changes come");
 			break;
 		case KDB_PEER_DISABLED:
 			appendStringInfoString(reason, "the subscription is disabled");
@@ -114,6 +116,7 @@ void
 KdbPublishPeers(void)
 {
 	int			n = 0;
+	bool		warn;
 	ListCell   *lc;
 
 	LWLockAcquire(KdbHorizon->lock, LW_EXCLUSIVE);
@@ -124,14 +127,24 @@ KdbPublishPeers(void)
 	}
 	KdbHorizon->npeers = n;
 	KdbHorizon->published = true;
+	warn = n < list_length(KdbPeers) && !KdbHorizon->incomplete;
+	KdbHorizon->incomplete = n < list_length(KdbPeers);
 	LWLockRelease(KdbHorizon->lock);
+	if (warn)
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("more than %d subscriptions resolve conflicts", KdbHorizon->max_peers),
+				 errdetail("Other nodes keep deleted rows, and cannot copy tables from here, until there are fewer."),
+				 errhint("You might need to increase max_logical_replication_workers.")));
 }
 
 /* See horizon.h. */
 const char *
 KdbShowFrontiers(void)
 {
+	static const char *const not_known = "0:0:0:0";
 	static char buffer[KDB_FRONTIERS_LENGTH];
+	bool		known;
 	size_t		len = 0;
 
 	buffer[0] = '\0';
@@ -140,9 +153,8 @@ KdbShowFrontiers(void)
 	KdbClockReached();
 
 	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
-	if (!KdbHorizon->published && KdbHorizon->nprogress > 0)
-		len = strlcpy(buffer, "0:0:0:0", sizeof(buffer));
-	for (int i = 0; i < KdbHorizon->npeers && len < sizeof(buffer) - 1; i++)
+	known = KdbHorizon->published || KdbHorizon->nprogress == 0;
+	for (int i = 0; i < KdbHorizon->npeers && len < sizeof(buffer); i++)
 	{
 		const KdbSharedPeer *peer = &KdbHorizon->peers[i];
 
@@ -152,8 +164,9 @@ KdbShowFrontiers(void)
 						len == 0 ? "" : " ", peer->origin, peer->frontier, peer->received,
 						KdbOriginNode(peer->origin));
 	}
+	known = known && !KdbHorizon->incomplete && len < sizeof(buffer);
 	LWLockRelease(KdbHorizon->lock);
-	return buffer;
+	return known ? buffer : not_known;
 }
 
 /* See horizon.h. */

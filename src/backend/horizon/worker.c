@@ -194,7 +194,7 @@ least_horizon(void)
 		KdbPeer    *peer = lfirst(lc);
 
 		if (!peer->excluded)
-			least = Min(least, Min(peer->frontier, peer->received));
+			least = Min(least, peer->unconfirmed ? 0 : Min(peer->frontier, peer->received));
 	}
 	if (least == DT_NOEND)
 		return candidate.time;
@@ -349,7 +349,8 @@ KdbHorizonMain(Datum main_arg)
 	before_shmem_exit(forget_latch, (Datum) 0);
 	(void) pg_atomic_exchange_u32(&KdbHorizon->moving, 0);	/* one that failed may have left it */
 	KdbHorizon->latch = MyLatch;
-	KdbRecallPeers();
+	/* with peers it is stored before it is said */
+	without_peers = KdbHorizonTimestamp() > KdbRecallPeers();
 	round = AllocSetContextCreate(TopMemoryContext, "KrahoDB horizon round",
 								  ALLOCSET_DEFAULT_SIZES);
 

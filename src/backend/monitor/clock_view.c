@@ -31,7 +31,7 @@ krahodb_clock_state(PG_FUNCTION_ARGS)
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	values[0] = BoolGetDatum(pg_atomic_read_u32(&KdbShared->clock_enforced) != 0);
+	values[0] = BoolGetDatum(KdbClockHolds());
 	values[1] = TimestampTzGetDatum(newest);
 	nulls[1] = newest == 0;
 	values[2] = Int64GetDatum(pg_atomic_read_u64(&KdbShared->clock_commit_waits));

@@ -29,7 +29,11 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_shseclabel.h"
 #include "catalog/pg_subscription.h"
 #include "commands/seclabel.h"
 #include "common/jsonapi.h"
@@ -38,6 +42,9 @@
 #include "nodes/value.h"
 #include "utils/json.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
 
 #include "options_private.h"
 
@@ -190,6 +197,38 @@ KdbReadOptions(Oid classid, Oid objectid)
 	return label == NULL ? NIL : KdbLabelToOptions(label);
 }
 
+/* See options_private.h. */
+bool
+KdbLabelIsInLine(Oid classid, Oid objectid)
+{
+	Relation	rel = table_open(SharedSecLabelRelationId, AccessShareLock);
+	ScanKeyData keys[3];
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		result = true;
+
+	ScanKeyInit(&keys[0], Anum_pg_shseclabel_objoid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(objectid));
+	ScanKeyInit(&keys[1], Anum_pg_shseclabel_classoid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(classid));
+	ScanKeyInit(&keys[2], Anum_pg_shseclabel_provider, BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(KDB_LABEL_PROVIDER));
+	/* right after initdb, who has no database has no indexes either */
+	scan = systable_beginscan(rel, SharedSecLabelObjectIndexId, criticalSharedRelcachesBuilt,
+							  NULL, 3, keys);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		bool		isnull;
+		Datum		label = heap_getattr(tuple, Anum_pg_shseclabel_label, RelationGetDescr(rel),
+										 &isnull);
+
+		result = isnull || !VARATT_IS_EXTERNAL(DatumGetPointer(label));
+	}
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return result;
+}
+
 List *
 KdbMergeOptions(List *old, List *changes)
 {
@@ -225,7 +264,7 @@ check_subscription_label(Oid subid, const char *label)
 	if (label != NULL)
 		options = KdbNormaliseSubscriptionOptions(NULL, KdbLabelToOptions(label));
 	parsed = KdbParseSubscriptionOptions(options);
-	if (parsed->stale_since == 0 && KdbGetSubscriptionOptions(subid)->stale_since != 0)
+	if (parsed->stale_since == 0 && KdbIsMarkedStale(subid))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot remove the mark of a stale subscription from its security label"),

@@ -22,6 +22,12 @@
 extern List *KdbLabelToOptions(const char *label);
 extern char *KdbOptionsToLabel(List *options);
 
+/* Can the label of a shared object be read without a database, and so without TOAST? */
+extern bool KdbLabelIsInLine(Oid classid, Oid objectid);
+
+/* subscription_options.c: does its label say so, whatever else that says? */
+extern bool KdbIsMarkedStale(Oid subid);
+
 /* Tell who caches the options, at commit. */
 extern void KdbSubscriptionOptionsChanged(Oid subid);	/* subscription_options.c */
 extern void KdbTableOptionsChanged(Oid relid);	/* table_options.c */

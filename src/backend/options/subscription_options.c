@@ -230,12 +230,56 @@ KdbParseSubscriptionOptions(List *options)
 	return result;
 }
 
+static void
+name_subscription(void *arg)
+{
+	errcontext("options of the subscription with OID %u", *(Oid *) arg);
+}
+
 KdbSubscriptionOptions *
 KdbGetSubscriptionOptions(Oid subid)
 {
-	List	   *options = KdbReadOptions(SubscriptionRelationId, subid);
+	ErrorContextCallback callback = {.previous = error_context_stack,
+		.callback = name_subscription, .arg = &subid};
+	KdbSubscriptionOptions *result;
+	List	   *options;
 
-	return KdbParseSubscriptionOptions(KdbNormaliseSubscriptionOptions(NULL, options));
+	error_context_stack = &callback;
+	options = KdbReadOptions(SubscriptionRelationId, subid);
+	result = KdbParseSubscriptionOptions(KdbNormaliseSubscriptionOptions(NULL, options));
+	error_context_stack = callback.previous;
+	return result;
+}
+
+/*
+ * See options.h.  Only what an error has allocated is left to clean up: text that is in memory
+ * is being read, and nothing else.
+ */
+KdbSubscriptionOptions *
+KdbTryGetSubscriptionOptions(Oid subid)
+{
+	MemoryContext context = CurrentMemoryContext;
+	KdbSubscriptionOptions *volatile result = NULL;
+	ObjectAddress object;
+	char	   *label;
+
+	if (!KdbLabelIsInLine(SubscriptionRelationId, subid))
+		return NULL;
+	ObjectAddressSet(object, SubscriptionRelationId, subid);
+	label = GetSecurityLabel(&object, KDB_LABEL_PROVIDER);
+	if (label == NULL)
+		return KdbParseSubscriptionOptions(NIL);
+	PG_TRY();
+	{
+		result = KdbParseSubscriptionOptions(KdbNormaliseSubscriptionOptions(NULL, KdbLabelToOptions(label)));
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return result;
 }
 
 bool
@@ -310,6 +354,13 @@ store_stale_since(Oid subid, List *options, Node *value)
 	List	   *change = list_make1(makeDefElem(STALE_SINCE, value, -1));
 
 	KdbStoreSubscriptionOptions(subid, KdbMergeOptions(options, change));
+}
+
+/* See options_private.h. */
+bool
+KdbIsMarkedStale(Oid subid)
+{
+	return option_value(KdbReadOptions(SubscriptionRelationId, subid), STALE_SINCE) != NULL;
 }
 
 bool

@@ -27,6 +27,8 @@
  * Only origins that this session filters out take part.  What is passed on is in
  * this very stream, in order, and needs no telling.
  *
+ * Nor does what other databases of this server have applied; records of theirs are not asked about.
+ *
  * COST.  Without a change since the last vector, two comparisons per transaction.
  */
 #include "postgres.h"
@@ -242,7 +244,7 @@ KdbOutputSeenInit(LogicalDecodingContext *ctx, KdbOutput *output, MemoryContext 
 		XLogRecPtr	progress = replorigin_get_progress((RepOriginId) origin, false);
 		uint64		node = KdbOriginNode((RepOriginId) origin);
 
-		if (progress != InvalidXLogRecPtr)
+		if (progress != InvalidXLogRecPtr && !KdbOriginIsElsewhere((RepOriginId) origin))
 		{
 			SeenOrigin *entry = add_origin(seen, (RepOriginId) origin, node);
 

@@ -16,7 +16,8 @@
  * WHAT IT CONSISTS OF is in the file too: the subscriptions that counted when it moved, for
  * all that their publishers had committed until then has been applied and flushed here.
  * Who copies a table from here has to know which these are, and after a restart their
- * publishers may not answer for long.
+ * publishers may not answer for long.  With each is the node that its publisher was: the
+ * subscription may be altered to lead to another one.
  *
  * It belongs to a node: a copy of the data directory that becomes another one begins
  * without.  A promoted standby goes on with the one of its base backup, which is true
@@ -42,7 +43,7 @@
 typedef struct FileEntry
 {
 	uint64		salt;			/* of the node */
-	TimestampTz horizon;
+	uint64		value;			/* the first one: the horizon; others: the publisher's node */
 	Oid			subid;			/* has all until the horizon; invalid in the first one */
 	uint32		unused;			/* 0 */
 } FileEntry;
@@ -109,9 +110,15 @@ KdbHorizonStored(List **counted)
 	*counted = NIL;
 	if (count > 0 && entries[0].salt == current_salt())
 	{
-		horizon = entries[0].horizon;
+		horizon = (TimestampTz) entries[0].value;
 		for (uint32 i = 1; i < count; i++)
-			*counted = lappend_oid(*counted, entries[i].subid);
+		{
+			KdbHorizonCounted *peer = palloc(sizeof(KdbHorizonCounted));
+
+			peer->subid = entries[i].subid;
+			peer->node = entries[i].value;
+			*counted = lappend(*counted, peer);
+		}
 	}
 	pfree(entries);
 	return horizon;
@@ -125,13 +132,16 @@ KdbHorizonStore(TimestampTz horizon, const List *counted)
 	uint32		count = 1;
 	ListCell   *lc;
 
+	entries[0].value = (uint64) horizon;
 	foreach(lc, counted)
-		entries[count++].subid = lfirst_oid(lc);
-	for (uint32 i = 0; i < count; i++)
 	{
-		entries[i].salt = current_salt();
-		entries[i].horizon = horizon;
+		const KdbHorizonCounted *peer = lfirst(lc);
+
+		entries[count].subid = peer->subid;
+		entries[count++].value = peer->node;
 	}
+	for (uint32 i = 0; i < count; i++)
+		entries[i].salt = current_salt();
 	KdbStateFileWrite(&state_file, entries, count);
 	pfree(entries);
 }
@@ -200,14 +210,14 @@ KdbHorizonRelease(void)
 	holding = false;
 }
 
-/* How many peers are shown; -1 if nobody has looked since the server started. */
+/* How many peers are shown; -1 if nobody has looked since the server started, or there are more. */
 static int
 peers_shown(void)
 {
 	int			n;
 
 	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
-	n = KdbHorizon->published ? KdbHorizon->npeers : -1;
+	n = KdbHorizon->published && !KdbHorizon->incomplete ? KdbHorizon->npeers : -1;
 	LWLockRelease(KdbHorizon->lock);
 	return n;
 }

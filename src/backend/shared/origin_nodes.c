@@ -12,6 +12,9 @@
  * says since when it holds, as a position in this server's log: a walsender that
  * reads older records must not take the former node's stream for the new one's.
  *
+ * With it goes the database whose subscription the id belongs to.  What one database has applied of a
+ * node, the others of the server have not seen.
+ *
  * FORMER NODES.  The rows that were applied before keep their versions, so what an
  * id has stood for is kept too, with the first transaction id for which that is not
  * so any more.  An id changes its node when its subscription is gone, or when
@@ -21,6 +24,7 @@
 
 #include "access/transam.h"
 #include "access/xlog.h"
+#include "miscadmin.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
 
@@ -40,7 +44,7 @@ typedef struct FileEntry
 	XLogRecPtr	since;
 	uint64		until;			/* full transaction id; 0: it still is that node */
 	uint32		origin;
-	uint32		unused;			/* 0 */
+	Oid			database;		/* 0: written by an older version */
 } FileEntry;
 
 static const KdbStateFile state_file = {
@@ -57,6 +61,7 @@ typedef struct OriginNodes
 	LWLock		lock;			/* of writers; readers need none */
 	pg_atomic_uint64 node[ORIGIN_IDS];
 	pg_atomic_uint64 since[ORIGIN_IDS]; /* set before node is */
+	pg_atomic_uint32 database[ORIGIN_IDS];
 	pg_atomic_uint32 any_former;
 	int			nformer;		/* lock */
 	FileEntry	former[MAX_FORMER]; /* lock; until ascends */
@@ -87,6 +92,7 @@ read_map(void)
 			continue;
 		}
 		pg_atomic_write_u64(&map->since[origin], entries[i].since);
+		pg_atomic_write_u32(&map->database[origin], entries[i].database);
 		pg_atomic_write_u64(&map->node[origin], entries[i].node);
 	}
 	pg_atomic_write_u32(&map->any_former, map->nformer > 0);
@@ -108,6 +114,7 @@ KdbOriginNodesStart(void)
 	{
 		pg_atomic_init_u64(&map->node[i], 0);
 		pg_atomic_init_u64(&map->since[i], 0);
+		pg_atomic_init_u32(&map->database[i], InvalidOid);
 	}
 	read_map();
 }
@@ -128,6 +135,7 @@ write_map(void)
 			continue;
 		entries[count].node = node;
 		entries[count].since = pg_atomic_read_u64(&map->since[i]);
+		entries[count].database = pg_atomic_read_u32(&map->database[i]);
 		entries[count++].origin = i;
 	}
 	KdbStateFileWrite(&state_file, entries, count);
@@ -144,6 +152,15 @@ XLogRecPtr
 KdbOriginNodeSince(RepOriginId origin)
 {
 	return pg_atomic_read_u64(&map->since[origin]);
+}
+
+/* See origin_nodes.h. */
+bool
+KdbOriginIsElsewhere(RepOriginId origin)
+{
+	Oid			database = pg_atomic_read_u32(&map->database[origin]);
+
+	return OidIsValid(database) && database != MyDatabaseId;
 }
 
 /* The full id of a transaction that has left something in a table. */
@@ -213,21 +230,27 @@ void
 KdbRememberOriginNode(RepOriginId origin, uint64 node)
 {
 	uint64		old_node = KdbOriginNode(origin);
+	Oid			old_database = pg_atomic_read_u32(&map->database[origin]);
 	XLogRecPtr	old_since;
 	volatile int nformer;
 
-	if (old_node == node)
+	if (old_node == node && old_database == MyDatabaseId)
 		return;
 
 	/* What was applied of the former node stays seen. */
-	KdbSeenKeepProgress(origin);
+	if (old_node != node)
+		KdbSeenKeepProgress(origin);
 
 	LWLockAcquire(&map->lock, LW_EXCLUSIVE);
 	old_node = KdbOriginNode(origin);
 	old_since = KdbOriginNodeSince(origin);
 	nformer = map->nformer;
-	add_former(origin, old_node, old_since);
-	set_node(origin, node, GetXLogInsertRecPtr());
+	pg_atomic_write_u32(&map->database[origin], MyDatabaseId);
+	if (old_node != node)
+	{
+		add_former(origin, old_node, old_since);
+		set_node(origin, node, GetXLogInsertRecPtr());
+	}
 	PG_TRY();
 	{
 		write_map();
@@ -235,7 +258,9 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 	PG_CATCH();
 	{
 		set_node(origin, old_node, old_since);
-		map->nformer = Min(nformer, MAX_FORMER - 1);
+		pg_atomic_write_u32(&map->database[origin], old_database);
+		if (old_node != node)
+			map->nformer = Min(nformer, MAX_FORMER - 1);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

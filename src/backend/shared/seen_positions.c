@@ -175,7 +175,7 @@ static bool
 recording(void)
 {
 	return track_commit_timestamp && seen != NULL &&
-		pg_atomic_read_u32(&KdbShared->clock_enforced) != 0;
+		KdbClockHolds();
 }
 
 /*

@@ -61,7 +61,8 @@ start_shared(void)
 	if (!found)
 	{
 		pg_atomic_init_u64(&KdbShared->clock_max, 0);
-		pg_atomic_init_u32(&KdbShared->clock_enforced, 1);
+		pg_atomic_init_u32(&KdbShared->clock_enforced, KDB_CLOCK_SUBSCRIPTIONS);
+		pg_atomic_init_u64(&KdbShared->clock_unsettled, 0);
 		pg_atomic_init_u32(&KdbShared->clock_committing, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_waits, 0);
 		pg_atomic_init_u64(&KdbShared->clock_commit_wait_us, 0);

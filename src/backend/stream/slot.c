@@ -17,6 +17,9 @@
 
 #include "stream_private.h"
 
+/* Servers from this version on may give up a slot, and say so. */
+#define WAL_STATUS_VERSION		130000
+
 /* Servers from this version on take the options in parentheses. */
 #define OPTION_LIST_VERSION		150000
 
@@ -119,4 +122,20 @@ KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname)
 								   quote_literal_cstr(slotname)),
 						  1, "replication slot information");
 	return rows == NIL ? NULL : ((char **) linitial(rows))[0];
+}
+
+bool
+KdbStreamSlotIsUsable(WalReceiverConn *conn, const char *slotname)
+{
+	KdbPublisher publisher;
+	List	   *rows;
+
+	KdbStreamIdentify(conn, &publisher);
+	rows = KdbStreamQuery(conn,
+						  psprintf("SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name OPERATOR(pg_catalog.=) %s%s",
+								   quote_literal_cstr(slotname),
+								   publisher.server_version < WAL_STATUS_VERSION ? "" :
+								   " AND wal_status IS DISTINCT FROM 'lost'"),
+						  1, "replication slot information");
+	return rows != NIL;
 }

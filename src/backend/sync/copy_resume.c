@@ -39,7 +39,8 @@
  *	 is kept, and the stream begins at LSN 1: ranges that are not the same come once
  *	 more, row by row and with the time of each row, and nothing is taken away.  That the
  *	 stream then brings changes that the copied rows have in them is nothing new to
- *	 it: a copied row is older than each of them, and the last one stays.
+ *	 it: a copied row is older than each of them, and the last one stays.  If that slot is gone, or
+ *	 the publisher could not keep the log for it, there is no such stream; then no row may be here.
  *
  * ANOTHER SUBSCRIPTION may have left the marks.  While it exists, they are its own, and
  * the table is copied as a whole.  If it was dropped, they are gone on with if all
@@ -207,6 +208,20 @@ all_unchanged_here(const Earlier *earlier)
 	return true;
 }
 
+/* Is nothing left of it, and nothing else there? */
+static bool
+nothing_is_here(const Earlier *earlier)
+{
+	HASH_SEQ_STATUS status;
+	LocalRows  *entry;
+	uint64		left = earlier->other_rows;
+
+	hash_seq_init(&status, earlier->rows);
+	while ((entry = hash_seq_search(&status)) != NULL)
+		left += entry->found;
+	return left == 0;
+}
+
 static void
 raise_changed_here(Relation rel)
 {
@@ -220,7 +235,7 @@ raise_changed_here(Relation rel)
 
 /*
  * Is the stream to begin where the earlier attempt began, with its slot?  See
- * above.  startpos is that of the attempt.
+ * above.  startpos is that of the attempt; invalid if its slot cannot be used any more.
  */
 bool
 KdbCopyKeepsSlot(Relation rel, XLogRecPtr startpos)
@@ -232,6 +247,8 @@ KdbCopyKeepsSlot(Relation rel, XLogRecPtr startpos)
 		return false;
 	earlier = read_earlier(rel);
 	if (earlier == NULL || earlier->subid != MySubscription->oid || all_unchanged_here(earlier))
+		return false;
+	if (startpos == InvalidXLogRecPtr && nothing_is_here(earlier))
 		return false;
 	foreach(lc, earlier->marks)
 	{
@@ -272,18 +289,8 @@ has_key(Relation rel)
 static void
 check_changed_here(const Earlier *earlier, Relation rel)
 {
-	HASH_SEQ_STATUS status;
-	LocalRows  *entry;
-	uint64		left = earlier->other_rows;
-
-	if (KdbSyncExistingRowsResolved())
-		raise_changed_here(rel);	/* just now: look at it again */
-	if (has_key(rel))
-		return;
-	hash_seq_init(&status, earlier->rows);
-	while ((entry = hash_seq_search(&status)) != NULL)
-		left += entry->found;
-	if (left > 0)
+	/* if conflicts are resolved, just now, or the old slot is gone: look at it again */
+	if ((KdbSyncExistingRowsResolved() || !has_key(rel)) && !nothing_is_here(earlier))
 		raise_changed_here(rel);
 }
 
@@ -327,11 +334,13 @@ settle(Earlier *earlier, Relation rel, KdbCopyJob *job, bool right, bool kept_sl
 	{
 		KdbCopyMark *mark = lfirst(lc);
 		bool		same = right && mark->range < earlier->plan->nranges;
+		bool		merge = kept_slot;
 
 		if (same && !kept_slot && !unchanged_here(earlier, mark))
 		{
 			check_changed_here(earlier, rel);
 			same = false;
+			merge = KdbSyncExistingRowsResolved();	/* with what was deleted here */
 		}
 		same = same && same_there(earlier, job->table, mark, job->xmin);
 		if (same)
@@ -339,7 +348,7 @@ settle(Earlier *earlier, Relation rel, KdbCopyJob *job, bool right, bool kept_sl
 		else
 		{
 			if (right)
-				job->merge[mark->range] = kept_slot;
+				job->merge[mark->range] = merge;
 			rows_of(earlier, mark)->take_away = !kept_slot;
 			any_away = any_away || !kept_slot;
 			KdbCopyUnmark(RelationGetRelid(rel), mark->range);
@@ -398,6 +407,7 @@ KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID tim
 	Oid			relid = RelationGetRelid(rel);
 	KdbCopyPlan *now = KdbCopyPlanMake(table, rel, sysid, timeline);
 	Earlier    *earlier = read_earlier(rel);
+	bool		changed = earlier != NULL && !all_unchanged_here(earlier);
 	KdbCopyJob *job;
 	bool		right = false;
 
@@ -423,7 +433,7 @@ KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID tim
 	if (job->plan == NULL)
 		return NULL;
 
-	if (kept_slot && !right)
+	if (!right && (kept_slot || (changed && job->resolving)))
 		memset(job->merge, 1, KDB_COPY_MAX_RANGES);
 	CommandCounterIncrement();
 	KdbCopyMarkPlan(relid, job->plan);

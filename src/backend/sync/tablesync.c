@@ -79,8 +79,8 @@ slot_is_kept(const char *slotname, char state)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	rel = table_open(MyLogicalRepWorker->relid, RowExclusiveLock);
-	kept = KdbCopyKeepsSlot(rel, KdbStreamSlotPlugin(LogRepWorkerWalRcvConn, slotname) == NULL ?
-							InvalidXLogRecPtr : KdbSyncOriginProgress());
+	kept = KdbCopyKeepsSlot(rel, KdbStreamSlotIsUsable(LogRepWorkerWalRcvConn, slotname) ?
+							KdbSyncOriginProgress() : InvalidXLogRecPtr);
 	table_close(rel, NoLock);
 	PopActiveSnapshot();
 	CommitTransactionCommand();

@@ -143,6 +143,8 @@ typedef struct KdbStreamProgress
 {
 	uint32		stream;
 	RepOriginId origin;
+	uint64		node;			/* the publisher, and its server's run; 0: stock, or not known */
+	uint64		incarnation;
 	bool		tables_ready;
 	XLogRecPtr	durable;
 } KdbStreamProgress;

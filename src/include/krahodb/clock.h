@@ -10,6 +10,8 @@
 #include "postgres.h"
 #include "datatype/timestamp.h"
 
+#include "krahodb/shared.h"
+
 /* krahodb.max_clock_skew, milliseconds. */
 extern int	KdbMaxClockSkew;
 
@@ -20,12 +22,16 @@ extern void KdbClockInit(void);
  * The rule holds in this server while there is a reason: a subscription that
  * resolves conflicts (the launcher, which sees all of them, says so, and workers
  * when they start), or a table that does under a plain subscription (its worker
- * says so; until the next start of the server).
+ * says so; until the next start of the server).  The reasons are in shared.h.
  */
-#define KDB_CLOCK_SUBSCRIPTIONS	1
-#define KDB_CLOCK_TABLES		2
+extern void KdbClockEnforce(uint32 reason);
 
-extern void KdbClockEnforce(uint32 reason, bool enforce);
+/*
+ * For the launcher: there is no such reason any more, unless somebody has said that there is one since
+ * KdbClockState was asked.
+ */
+extern uint32 KdbClockState(void);
+extern void KdbClockRelax(uint32 reason, uint32 state);
 
 /*
  * Before a local commit whose transaction the callback does not see (COMMIT

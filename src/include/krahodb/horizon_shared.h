@@ -86,6 +86,7 @@ typedef struct KdbHorizonShared
 	int			max_peers;
 	int			npeers;
 	bool		published;		/* since the server started */
+	bool		incomplete;		/* there are more */
 	KdbSharedPeer *peers;
 
 	/* each has its own lock; one per worker slot of the engine's array */
@@ -99,9 +100,16 @@ extern KdbHorizonShared *KdbHorizon;
 extern void KdbHorizonRequestShared(void);
 extern void KdbHorizonStartShared(void);
 
+/* A subscription whose stream has been applied until the horizon, and its publisher; 0: stock. */
+typedef struct KdbHorizonCounted
+{
+	Oid			subid;
+	uint64		node;
+} KdbHorizonCounted;
+
 /*
- * Have the server start with this horizon next time; durable when it returns.  counted: the
- * subscriptions whose streams have been applied until then.
+ * Have the server start with this horizon next time; durable when it returns.  counted: of
+ * KdbHorizonCounted *.
  */
 extern void KdbHorizonStore(TimestampTz horizon, const List *counted);
 

@@ -62,6 +62,13 @@ typedef struct KdbTableOptions
  * Objects without label have the defaults.
  */
 extern KdbSubscriptionOptions *KdbGetSubscriptionOptions(Oid subid);
+
+/*
+ * The same for who is connected to no database, and looks at all subscriptions: NULL instead of
+ * an error if they cannot be read.
+ */
+extern KdbSubscriptionOptions *KdbTryGetSubscriptionOptions(Oid subid);
+
 extern void KdbGetTableOptions(Oid relid, KdbTableOptions *options);
 
 /* Do two sets differ in anything that a running worker must know? */

@@ -24,6 +24,9 @@ extern uint64 KdbOriginNodeOf(RepOriginId origin, TransactionId xid);
  */
 extern XLogRecPtr KdbOriginNodeSince(RepOriginId origin);
 
+/* Does the id belong to a subscription of another database than this session's? */
+extern bool KdbOriginIsElsewhere(RepOriginId origin);
+
 /*
  * How far the node's stream has been applied here by any subscription that there
  * is; flush: and is durable.  Looks at all ids, so it is not for each change.

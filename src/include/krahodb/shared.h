@@ -24,7 +24,8 @@ typedef struct KdbSharedState
 {
 	/* clock/: see clock.h */
 	pg_atomic_uint64 clock_max; /* greatest TimestampTz committed here, 0 until known */
-	pg_atomic_uint32 clock_enforced;	/* why the clock rule holds, KDB_CLOCK_... bits */
+	pg_atomic_uint32 clock_enforced;	/* why the clock rule holds, and how often it was said; clock.c */
+	pg_atomic_uint64 clock_unsettled;	/* older transactions may not be in clock_max; 0: all are */
 	pg_atomic_uint32 clock_committing;	/* local transactions whose timestamp is not in clock_max yet */
 	pg_atomic_uint64 clock_commit_waits;	/* commits that waited for the clock */
 	pg_atomic_uint64 clock_commit_wait_us;	/* and how long, in microseconds */
@@ -51,6 +52,18 @@ typedef struct KdbSharedState
 
 /* Set in every process of a server that preloads KrahoDB. */
 extern KdbSharedState *KdbShared;
+
+/* Reasons for the clock rule, in clock_enforced; see clock.h. */
+#define KDB_CLOCK_SUBSCRIPTIONS	1
+#define KDB_CLOCK_TABLES		2
+#define KDB_CLOCK_REASONS		(KDB_CLOCK_SUBSCRIPTIONS | KDB_CLOCK_TABLES)
+
+/* Does it hold? */
+static inline bool
+KdbClockHolds(void)
+{
+	return (pg_atomic_read_u32(&KdbShared->clock_enforced) & KDB_CLOCK_REASONS) != 0;
+}
 
 /*
  * The time, not before any timestamp that was committed here under the clock rule: a clock that

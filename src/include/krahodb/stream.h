@@ -46,6 +46,9 @@ extern void KdbStreamIdentify(WalReceiverConn *conn, KdbPublisher *publisher);
 /* The output plugin of a slot there; palloc'd, NULL if there is no such slot. */
 extern char *KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname);
 
+/* Is there such a slot, and can it still be streamed from (max_slot_wal_keep_size)? */
+extern bool KdbStreamSlotIsUsable(WalReceiverConn *conn, const char *slotname);
+
 /*
  * Can that publisher do what the options ask (origin filters, compression)?
  * Raises an error with a hint if not.

@@ -2,7 +2,8 @@
 # ever committed, and does not look for what the change has lost to.  It knows the
 # greatest timestamp that was committed, but not after a restart, where it finds one in the
 # engine's commit timestamps; and not of the time in which no subscription resolved
-# conflicts.
+# conflicts, nor of a transaction that is committing when the first one does; and the launcher, which
+# has read that none does, says so behind a worker that knows better.
 
 use strict;
 use warnings;
@@ -58,6 +59,45 @@ $node->safe_psql('postgres', sprintf(
 	connstr($peer)));
 wait_streams(1, [ $peer, 's' ]);
 is($node->safe_psql('postgres', 'SELECT * FROM t WHERE id = 3'), '', 'with the first subscription');
+
+# A transaction that is committing at that moment does not say so, but it has an id.
+sub clock_is
+{
+	my ($condition) = @_;
+
+	return $node->poll_query_until('postgres', "SELECT $condition FROM krahodb.clock");
+}
+
+$node->safe_psql('postgres', q{CREATE FUNCTION clock_mark() RETURNS bigint LANGUAGE C AS 'krahodb', 'krahodb_test_clock_mark'});
+$node->safe_psql('postgres', 'DROP SUBSCRIPTION s');
+clock_is('NOT enforced') or die 'the clock rule still holds';
+my $session = $node->background_psql('postgres');
+$session->query_safe(q{BEGIN; INSERT INTO t VALUES (4, 'committing')});
+$node->safe_psql('postgres', sprintf(
+		"CREATE SUBSCRIPTION s CONNECTION '%s' PUBLICATION p WITH (copy_data = false)", connstr($peer)));
+wait_streams(1, [ $peer, 's' ]);
+$node->safe_psql('postgres', 'ALTER SUBSCRIPTION s SET (conflict_resolution = last_update_wins)');
+clock_is('enforced') or die 'the clock rule does not hold';
+is($node->safe_psql('postgres', 'SELECT clock_mark()'), '0', 'nobody knows what is committed by whom came before the rule');
+$session->query_safe('COMMIT');
+$session->quit;
+ok($node->poll_query_until('postgres', 'SELECT clock_mark() > 0'), 'until that has ended');
+
+# ---- the launcher is late -----------------------------------------------------------------
+
+$node->safe_psql('postgres', 'ALTER SUBSCRIPTION s SET (conflict_resolution = default)');
+clock_is('NOT enforced') or die 'the clock rule still holds';
+$offset = -s $node->logfile;
+arm_fault($node, 'launcher_read=wait');
+reload_settings($node);
+$node->wait_for_log(qr/fault point "launcher_read" reached: wait/, $offset);
+$node->safe_psql('postgres', 'ALTER SUBSCRIPTION s SET (conflict_resolution = last_update_wins)');
+ok(clock_is('enforced'), 'the worker says that the clock rule holds');
+disarm_fault($node);
+reload_settings($node);
+$node->poll_query_until('postgres',
+	"SELECT wait_event = 'LogicalLauncherMain' FROM pg_stat_activity WHERE backend_type = 'logical replication launcher'") or die;
+is($node->safe_psql('postgres', 'SELECT enforced FROM krahodb.clock'), 't', 'and the launcher does not take that back');
 
 $node->stop;
 $peer->stop;

@@ -478,6 +478,21 @@ wait_for("SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type IN ('logi
 	'end of all processes after DROP SUBSCRIPTION');
 is(on_subscriber('SELECT count(*) FROM pg_replication_origin_status'), '0', '... and no origin');
 
+# No shared memory.
+$log = -s $subscriber->logfile;
+arm_fault($subscriber, 'lane_memory=error');
+reload_settings($subscriber);
+on_subscriber('TRUNCATE item, event, full_row');
+on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
+	  . "' PUBLICATION pub WITH (apply_workers = 2)");
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+on_publisher($workload) for (1 .. 3);
+check_equal('no shared memory for lanes');
+my @said = slurp_file($subscriber->logfile, $log) =~ /subscription "sub" applies with 0 of 2 lanes\n.*error at fault point "lane_memory"/g;
+is(scalar @said, 1, '... which is said once');
+disarm_fault($subscriber);
+on_subscriber('DROP SUBSCRIPTION sub');
+
 # No room for as many as are asked for.
 $subscriber->append_conf('postgresql.conf', 'max_worker_processes = 5');
 $subscriber->restart;
