@@ -332,12 +332,13 @@ set_up_origin(const char *name)
 /*
  * A publisher whose log ends before what has been applied of it has lost changes (it was set back to an
  * earlier time, or a standby was promoted that had not received all), or is another server.  The stream
- * would begin where its log has not come to yet, and leave out all until there.
+ * would begin where its log has not come to yet, and leave out all until there.  (Less than
+ * a record's alignment is what who skips a transaction adds to its end.)
  */
 static void
 check_ahead(XLogRecPtr startpoint, XLogRecPtr end)
 {
-	if (startpoint <= end)
+	if (startpoint < end + MAXIMUM_ALIGNOF)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
