@@ -22,6 +22,7 @@
 #include "storage/procarray.h"
 
 #include "krahodb/clock.h"
+#include "krahodb/horizon_shared.h"
 #include "krahodb/node.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
@@ -58,7 +59,8 @@ give_own_version(KdbConverge *c, KdbLocalRow *local)
 typedef struct Truth
 {
 	KdbConverge *c;
-	KdbLocalRow *live;			/* the live row, or NULL */
+	bool		live;			/* there is a row: */
+	KdbVersion	shown;			/* by it; {0, 0}: nothing */
 	List	   *killed;			/* of KdbVersionRecord */
 	KdbLocalRow dead;			/* newest DEAD record */
 } Truth;
@@ -79,8 +81,8 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 	switch (record->kind)
 	{
 		case KDB_RECORD_TRUTH:
-			if (truth->live && truth->live->version_known &&
-				KdbVersionCompare(record->shown, truth->live->version) == 0)
+			if (truth->live && KdbVersionCompare(truth->shown, (KdbVersion){0, 0}) != 0 &&
+				KdbVersionCompare(record->shown, truth->shown) == 0)
 			{
 				KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
 
@@ -120,12 +122,14 @@ void
 KdbTrueVersion(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot *slot,
 			   KdbLocalRow *local)
 {
-	Truth		truth = {.c = c, .live = local};
+	Truth		truth = {.c = c, .live = true};
 	KdbRecordedKey key;
 	ListCell   *lc;
 
-	KdbTargetRowVersion(target, slot, local);
+	truth.shown = KdbTargetRowVersion(target, slot, local);
 	give_own_version(c, local);
+	if (local->same_transaction)
+		truth.shown = local->version;
 	if (!KdbVersionRecordsAny(target->relid, &target->records))
 		return;
 	KdbKeyOfRow(target, slot, &key);
@@ -137,6 +141,7 @@ KdbTrueVersion(KdbConverge *c, KdbApplyTarget *target, TupleTableSlot *slot,
 		if (lc == list_head(truth.killed) ||
 			KdbVersionCompare(record->version, local->version) > 0)
 			take_version(local, record);
+		local->rewritten = false;
 	}
 }
 
@@ -374,7 +379,39 @@ typedef struct ClaimSearch
 	KdbVersion	version;
 } ClaimSearch;
 
-/* Version of the transaction that wrote a tuple, whatever has become of the tuple. */
+typedef struct Carried
+{
+	KdbVersion	shown;
+	KdbVersion	version;
+	bool		found;
+} Carried;
+
+static void
+take_carried(void *arg, const KdbVersionRecord *record)
+{
+	Carried    *carried = arg;
+
+	if (record->kind != KDB_RECORD_TRUTH || KdbVersionCompare(record->shown, carried->shown) != 0 ||
+		(carried->found && KdbVersionCompare(record->version, carried->version) <= 0))
+		return;
+	carried->version = record->version;
+	carried->found = true;
+}
+
+/* The version of a tuple that was only written anew; false if the horizon had passed it. */
+static bool
+carried_version(KdbApplyTarget *target, TupleTableSlot *slot, const KdbRewrite *rewrite, KdbVersion *version)
+{
+	Carried		carried = {KdbRewriteShown(rewrite)};
+	KdbRecordedKey key;
+
+	KdbKeyOfRow(target, slot, &key);
+	KdbVersionRecordsOfKey(target->relid, &key, take_carried, &carried);
+	*version = carried.version;
+	return carried.found;
+}
+
+/* Version of a tuple by who wrote it, whatever has become of the tuple. */
 static bool
 written_version(KdbApplyTarget *target, TupleTableSlot *slot, KdbVersion *version)
 {
@@ -383,6 +420,7 @@ written_version(KdbApplyTarget *target, TupleTableSlot *slot, KdbVersion *versio
 	TransactionId xmin;
 	bool		settled;
 	bool		invalid;
+	const KdbRewrite *rewrite = NULL;
 	KdbLocalRow row = {0};
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
@@ -398,7 +436,11 @@ written_version(KdbApplyTarget *target, TupleTableSlot *slot, KdbVersion *versio
 		return false;
 	KdbTransactionVersion(xmin, KdbApply.origin, KdbApply.remote_node, &row);
 	*version = row.version;
-	return row.version_known && !KdbTargetIsRewritten(target, slot, xmin);
+	if (!row.version_known)
+		return false;
+	if (row.version.ts > KdbHorizonTimestamp())
+		rewrite = KdbTargetRewrite(target, slot, xmin);
+	return rewrite == NULL || carried_version(target, slot, rewrite, version);
 }
 
 /* A tuple of another key, dead or alive, that had the values at a greater version? */

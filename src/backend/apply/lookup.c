@@ -305,27 +305,33 @@ KdbLockRow(KdbApplyTarget *target, LockTupleMode mode)
 }
 
 /* See relation_private.h. */
-bool
-KdbTargetIsRewritten(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin)
+const KdbRewrite *
+KdbTargetRewrite(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin)
 {
-	return KdbIsRewritten(target->relid, &target->rewrites, &target->records, target->context,
+	return KdbFindRewrite(target->relid, &target->rewrites, &target->records, target->context,
 						  slot, xmin);
 }
 
 /* See relation_private.h. */
-void
+KdbVersion
 KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row)
 {
+	const KdbRewrite *rewrite = NULL;
+
 	KdbLocalRowVersion(slot, KdbApply.origin, KdbApply.remote_node, row);
 	row->rewritten = false;
+	if (!row->version_known)
+		return (KdbVersion){0, 0};
 	/* What comes is newer than the horizon, and by one who had seen what is older. */
-	if (!row->version_known || row->version.ts <= KdbHorizonTimestamp() ||
-		!KdbTargetIsRewritten(target, slot, row->xid))
-		return;
+	if (row->version.ts > KdbHorizonTimestamp())
+		rewrite = KdbTargetRewrite(target, slot, row->xid);
+	if (rewrite == NULL)
+		return row->version;
 	row->version_known = row->same_origin = false;
 	memset(&row->version, 0, sizeof(row->version));
 	/* Where nothing can be fetched there is no other row to take values from. */
-	row->rewritten = KdbApply.krahodb_stream;
+	row->rewritten = !rewrite->carried && KdbApply.krahodb_stream;
+	return KdbRewriteShown(rewrite);
 }
 
 static KdbLeftOut *

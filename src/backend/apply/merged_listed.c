@@ -178,7 +178,7 @@ note_tuple(Listing *listing, TupleTableSlot *slot, Snapshot snapshot)
 
 	tuple_transactions(slot, snapshot, &xmin, &xmax);
 	if (!is_newer(listing, xmax) &&
-		(!is_newer(listing, xmin) || KdbTargetIsRewritten(&listing->target, slot, xmin)))
+		(!is_newer(listing, xmin) || KdbTargetRewrite(&listing->target, slot, xmin)))
 		return;
 	KdbKeyOfRow(&listing->target, slot, &key);
 	note_key(listing, &key);

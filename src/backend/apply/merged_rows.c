@@ -99,7 +99,7 @@ read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 	{
 		KdbTransactionVersion(version->writer, KdbApply.origin, KdbApply.remote_node, &row);
 		if (row.version_known &&
-			!KdbTargetIsRewritten(KdbSideOf(c, KDB_KEY_NEW)->target, slot, version->writer))
+			!KdbTargetRewrite(KdbSideOf(c, KDB_KEY_NEW)->target, slot, version->writer))
 			version->version = row.version;
 	}
 	version->values = palloc0_array(KdbColumnContribution, change->n);

@@ -330,10 +330,11 @@ extern bool KdbLockRow(KdbApplyTarget *target, LockTupleMode mode);
 
 /*
  * The version of the row in the slot, as KdbLocalRowVersion says, or unknown if a command has only
- * written it anew; and has it?
+ * written it anew; and that command, or NULL.  The first one returns what records of the row's truth
+ * name as shown; {0, 0}: there are none.
  */
-extern void KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row);
-extern bool KdbTargetIsRewritten(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin);
+extern KdbVersion KdbTargetRowVersion(KdbApplyTarget *target, TupleTableSlot *slot, KdbLocalRow *row);
+extern const KdbRewrite *KdbTargetRewrite(KdbApplyTarget *target, TupleTableSlot *slot, TransactionId xmin);
 
 /* What an index of the target, which is open, lacks of dead tuples, or NULL. */
 extern KdbLeftOut *KdbTargetLeftOut(KdbApplyTarget *target, Relation index);

@@ -185,7 +185,7 @@ local_row(Change *change, bool found, KdbLocalRow *local)
 {
 	memset(local, 0, sizeof(KdbLocalRow));
 	if (found)
-		KdbTargetRowVersion(change->target, change->target->local, local);
+		(void) KdbTargetRowVersion(change->target, change->target->local, local);
 	else if (!KdbFindDead(change->target, change->search, local))
 	{
 		local->state = KDB_ROW_ABSENT;

@@ -109,7 +109,7 @@ is_tolerated(UniqueProbe *probe, TupleTableSlot *existing)
 
 	if (probe->index->rd_index->indimmediate)
 		return false;
-	KdbTargetRowVersion(probe->target, existing, &row);
+	(void) KdbTargetRowVersion(probe->target, existing, &row);
 	return row.same_origin || row.same_transaction;
 }
 
@@ -129,7 +129,7 @@ remember_holder(UniqueProbe *probe, TupleTableSlot *existing, KdbHolder *holder)
 {
 	holder->tid = existing->tts_tid;
 	holder->index = RelationGetRelid(probe->index);
-	KdbTargetRowVersion(probe->target, existing, &holder->row);
+	(void) KdbTargetRowVersion(probe->target, existing, &holder->row);
 	holder->copy = MakeSingleTupleTableSlot(probe->target->tupdesc, &TTSOpsHeapTuple);
 	ExecCopySlot(holder->copy, existing);
 	holder->copy->tts_tid = existing->tts_tid;

@@ -7,7 +7,7 @@
  *	copy_origin.c	warning about copied data of other origins
  *	table.c			CREATE TABLE, CREATE TABLE AS, ALTER TABLE
  *	column.c		ALTER TABLE ... ALTER COLUMN; what merged columns do not allow
- *	drop.c			object access hook: labels of dropped subscriptions
+ *	drop.c			object access hook: labels of dropped subscriptions; rewritten tables
  */
 #ifndef COMMANDS_PRIVATE_H
 #define COMMANDS_PRIVATE_H
@@ -51,6 +51,9 @@ extern void KdbCreateTable(const KdbUtilityCall *call);
 extern void KdbCreateTableAs(const KdbUtilityCall *call);
 extern void KdbAlterTable(const KdbUtilityCall *call);
 extern void KdbCreateIndex(const KdbUtilityCall *call);
+
+/* table.c: a table was made; if the engine is to write another one's rows into it, these are read. */
+extern void KdbTableCreated(Oid relid);
 
 /* table.c: parameters of name space "krahodb" in a list; Take takes them out. */
 extern bool KdbHasParameters(List *options);

@@ -6,6 +6,9 @@
  * not look for any, and the label of a subscription would be found again by the
  * next one with the same OID.  What was copied by an initial copy that was not
  * finished stays marked (sync/copy_marks.c) until the table is dropped.
+ *
+ * The same hook tells when a table is about to be rewritten: the engine creates the one that takes
+ * its rows (table.c).
  */
 #include "postgres.h"
 
@@ -46,6 +49,9 @@ access_hook(ObjectAccessType access, Oid classid, Oid objectid, int subid, void 
 	}
 	else if (access == OAT_DROP && classid == RelationRelationId && subid == 0)
 		KdbCopyUnmarkAll(objectid);
+	else if (access == OAT_POST_CREATE && classid == RelationRelationId && subid == 0 &&
+			 ((ObjectAccessPostCreate *) arg)->is_internal)
+		KdbTableCreated(objectid);
 }
 
 void

@@ -11,12 +11,15 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "commands/tablecmds.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "krahodb/conflict.h"
@@ -244,12 +247,30 @@ alter_table(const KdbUtilityCall *call)
 	KdbStoreColumnChanges(relid, columns);
 }
 
+/*
+ * ---- rewritten tables ----
+ *
+ * A command may write all rows of a table anew, and they are no newer for that (conflict/rewritten.c).
+ * Or it gives keys another type, and only the catalogs change.
+ */
+
 /* A table of those that the command is about, and its storage. */
 typedef struct Storage
 {
 	Oid			relid;
 	Oid			node;
+	KdbCarried *carried;		/* NULL: its versions cannot be carried over */
 } Storage;
+
+/* The commands that run, one within the other. */
+typedef struct Altering
+{
+	MemoryContext context;
+	List	   *tables;			/* of Storage */
+	struct Altering *outer;
+} Altering;
+
+static Altering *altering = NULL;
 
 static Oid
 storage_of(Oid relid)
@@ -267,52 +288,194 @@ storage_of(Oid relid)
 	return node;
 }
 
+/* May it rewrite tables?  *children: those of the table, too. */
+static bool
+may_rewrite(const AlterTableStmt *stmt, bool *children)
+{
+	bool		result = false;
+	ListCell   *lc;
+
+	*children = false;
+	foreach(lc, stmt->cmds)
+	{
+		switch (lfirst_node(AlterTableCmd, lc)->subtype)
+		{
+			case AT_AddColumn:
+			case AT_AlterColumnType:
+				*children |= stmt->relation->inh;
+				result = true;
+				break;
+			case AT_SetLogged:
+			case AT_SetUnLogged:
+			case AT_SetAccessMethod:
+				result = true;
+				break;
+			default:
+				break;
+		}
+	}
+	return result;
+}
+
+/* The table that the command is about; locked as the engine will do it, if it may be rewritten. */
+static Oid
+table_of(const AlterTableStmt *stmt, bool lock)
+{
+	if (!lock)
+		return RangeVarGetRelid(stmt->relation, NoLock, true);
+	return RangeVarGetRelidExtended(stmt->relation, AccessExclusiveLock, RVR_MISSING_OK,
+									RangeVarCallbackOwnsRelation, NULL);
+}
+
+static KdbCarried *
+prepare_to_carry(const AlterTableStmt *stmt, Oid relid)
+{
+	Relation	rel = table_open(relid, NoLock);
+	KdbCarried *carried = KdbCarriedPrepare(rel, stmt->cmds);
+
+	table_close(rel, NoLock);
+	return carried;
+}
+
 /* The table, its partitions and children. */
 static List *
 storage_before(const AlterTableStmt *stmt)
 {
-	Oid			relid = InvalidOid;
+	bool		children;
+	bool		rewrites = may_rewrite(stmt, &children) && !XactReadOnly && !RecoveryInProgress();
+	Oid			root = InvalidOid;
 	List	   *result = NIL;
 	ListCell   *lc;
 
-	if (stmt->objtype == OBJECT_TABLE && KdbVersionRecordsPresent())
-		relid = RangeVarGetRelid(stmt->relation, NoLock, true);
-	if (!OidIsValid(relid))
+	if (stmt->objtype == OBJECT_TABLE)
+		root = table_of(stmt, rewrites);
+	if (!OidIsValid(root))
 		return NIL;
-	foreach(lc, find_all_inheritors(relid, NoLock, NULL))
+	foreach(lc, find_all_inheritors(root, rewrites && children ? AccessExclusiveLock : NoLock, NULL))
 	{
-		Storage    *storage = palloc(sizeof(Storage));
+		Storage    *storage = palloc0(sizeof(Storage));
 
 		storage->relid = lfirst_oid(lc);
 		storage->node = storage_of(storage->relid);
+		if (OidIsValid(storage->node) && rewrites && (children || storage->relid == root))
+			storage->carried = prepare_to_carry(stmt, storage->relid);
 		result = lappend(result, storage);
 	}
 	return result;
 }
 
-/* Rows that the command has written anew are no newer than they were; see conflict/rewritten.c. */
 static void
 note_rewrites(List *before, CommandId first)
 {
 	CommandId	last = GetCurrentCommandId(false);
 	ListCell   *lc;
 
+	if (before != NIL)
+		CommandCounterIncrement();
 	foreach(lc, before)
 	{
 		const Storage *storage = lfirst(lc);
 		Oid			now = storage_of(storage->relid);
 
-		if (OidIsValid(storage->node) && OidIsValid(now) && storage->node != now)
-			KdbNoteRewrite(storage->relid, first, last);
+		if (!OidIsValid(storage->node) || !OidIsValid(now))
+			continue;
+		if (storage->node != now)
+			KdbCarriedFinish(storage->carried, storage->relid, first, last);
+		else if (storage->carried)
+			KdbCarriedNotRewritten(storage->carried);
 	}
+}
+
+/*
+ * A command within another one, by an event trigger: what that has noted of tables may not be true any
+ * more.
+ */
+static void
+forget_outer(void)
+{
+	ListCell   *lc;
+
+	for (Altering *outer = altering; outer; outer = outer->outer)
+	{
+		foreach(lc, outer->tables)
+			((Storage *) lfirst(lc))->carried = NULL;
+	}
+}
+
+/* The table whose rows are to be written into this one, which was just made. */
+static Oid
+rewritten_by(Oid relid)
+{
+	Relation	rel = RelationIdGetRelation(relid);
+	Oid			result = InvalidOid;
+
+	if (!RelationIsValid(rel))
+		return InvalidOid;
+	result = rel->rd_rel->relrewrite;
+	RelationClose(rel);
+	return result;
+}
+
+/* Tables of a composite type that is altered are not known before. */
+static Storage *
+find_storage(Oid relid)
+{
+	MemoryContext old;
+	Storage    *storage;
+	ListCell   *lc;
+
+	foreach(lc, altering->tables)
+	{
+		storage = lfirst(lc);
+		if (storage->relid == relid)
+			return storage;
+	}
+	old = MemoryContextSwitchTo(altering->context);
+	storage = palloc0(sizeof(Storage));
+	storage->relid = relid;
+	storage->node = storage_of(relid);
+	altering->tables = lappend(altering->tables, storage);
+	MemoryContextSwitchTo(old);
+	return storage;
+}
+
+/* See commands_private.h. */
+void
+KdbTableCreated(Oid relid)
+{
+	Oid			rewritten = altering ? rewritten_by(relid) : InvalidOid;
+	Storage    *storage;
+
+	if (!OidIsValid(rewritten))
+		return;
+	storage = find_storage(rewritten);
+	if (storage->carried)
+		KdbCarriedRead(storage->carried);
 }
 
 void
 KdbAlterTable(const KdbUtilityCall *call)
 {
-	List	   *before = storage_before(castNode(AlterTableStmt, call->pstmt->utilityStmt));
-	CommandId	first = GetCurrentCommandId(false);
+	Altering	this = {CurrentMemoryContext, NIL, altering};
+	CommandId	first;
 
-	alter_table(call);
-	note_rewrites(before, first);
+	if (!KdbVersionRecordsPresent())
+	{
+		alter_table(call);
+		return;
+	}
+	forget_outer();
+	this.tables = storage_before(castNode(AlterTableStmt, call->pstmt->utilityStmt));
+	first = GetCurrentCommandId(false);
+	PG_TRY();
+	{
+		altering = &this;
+		alter_table(call);
+	}
+	PG_FINALLY();
+	{
+		altering = this.outer;
+	}
+	PG_END_TRY();
+	note_rewrites(this.tables, first);
 }

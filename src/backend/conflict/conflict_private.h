@@ -7,6 +7,7 @@
 
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_counters.h"
+#include "krahodb/version_record.h"
 
 extern KdbConflictOutcome KdbConflictOutcomeOf(KdbAction action);
 
@@ -33,5 +34,76 @@ extern Datum KdbRowToJsonb(TupleTableSlot *slot, const bool *wanted);
 
 /* Several rows, as a jsonb array. */
 extern Datum KdbJsonbArray(const Datum *rows, int nrows);
+
+/*
+ * version_listing.c: a table whose versions are listed.  Zeros, and what the caller sets: since,
+ * put_row with its argument, context, rewriting.
+ */
+typedef struct KdbListing
+{
+	Oid			relid;
+	TupleDesc	desc;			/* of the tuples */
+	TimestampTz since;			/* what is not newer is left out */
+
+	/*
+	 * For the current transaction, which is about to write all live rows anew: what it has done
+	 * itself is listed too (as KdbVersionOfRecord), and claims of dead tuples only.
+	 */
+	bool		rewriting;
+	Oid			identity;
+	int			nkeys;
+	AttrNumber	keys[INDEX_MAX_KEYS];
+	Oid			collations[INDEX_MAX_KEYS];
+	const ScanKeyData *equality;	/* NULL: that of the types */
+	Bitmapset  *indexed;		/* attribute numbers: of the key and of unique indexes */
+	Bitmapset  *columns;		/* the same, but instead of generated columns all others */
+	bool		has_unique;		/* other unique keys than the identity */
+	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
+	KdbVersionRecordsKnown records;
+	KdbRewrites rewrites;
+	MemoryContext table_context;
+	MemoryContext context;		/* of one row; put_row is called in it */
+	void		(*put_row) (void *arg, char kind, KdbVersion version, TupleTableSlot *slot);
+	void	   *arg;
+} KdbListing;
+
+/*
+ * Fill in what there is to know of the table; into the current memory context, which must last as
+ * long.  False if it has no rows or no key.
+ */
+extern bool KdbListingPrepare(KdbListing *listing, Relation rel);
+extern void KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot);
+
+/* Unique or for an exclusion constraint?  Attribute numbers that it depends on. */
+extern bool KdbIsUniqueIndex(Relation index);
+extern Bitmapset *KdbIndexColumns(Relation index);
+
+/*
+ * carried_values.c: what ALTER TABLE makes of the values of a table's columns.  Prepare before the
+ * command, rel as it is then and locked; Build when rel is as it will be.
+ */
+typedef struct KdbCarriedValues KdbCarriedValues;
+
+extern KdbCarriedValues *KdbCarriedValuesPrepare(Relation rel, List *commands);
+
+/* The columns with those that their new values are made of; the latter only. */
+extern Bitmapset *KdbCarriedValuesNeeded(const KdbCarriedValues *values, const Bitmapset *columns);
+extern void KdbCarriedValuesBuild(KdbCarriedValues *values, Relation rel, const Bitmapset *columns);
+
+/* Does the command leave the column's values as they are? */
+extern bool KdbCarriedValueIsSame(const KdbCarriedValues *values, AttrNumber attnum);
+
+/*
+ * Fill the new row (virtual) with what follows from the columns of the old one that are available;
+ * returns which columns these are.  May raise the errors of conversions.
+ */
+extern Bitmapset *KdbCarriedValuesConvert(const KdbCarriedValues *values, TupleTableSlot *old_row,
+										  const Bitmapset *available, TupleTableSlot *new_row);
+
+/*
+ * Do that in a subtransaction which is always rolled back; false if it has raised an error that
+ * is not about to end the transaction.  In the current memory context.
+ */
+extern bool KdbTry(void (*work)(void *arg), void *arg);
 
 #endif							/* CONFLICT_PRIVATE_H */

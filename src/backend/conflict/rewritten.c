@@ -9,11 +9,14 @@
  *
  * So the command leaves a REWRITTEN record: its transaction, and its command ids, which
  * are in the rows it has written and tell them from rows that the same transaction has
- * changed otherwise.  Until the horizon has passed the command, such a row counts as one whose
- * version is not known, which is older than any change; but it is no row to take values from that were
- * not sent, as nobody knows whose it is.
- * (What its versions really were could be kept for those that the horizon has not passed.  Then a
- * change that is older than the row would lose to it as it does elsewhere; now it wins.)
+ * changed otherwise.  Until the horizon has passed the command, such a row has the version that a
+ * TRUTH record gives it, which names the command instead of a version.  These are of all rows that
+ * were newer than the horizon (carried_versions.c).  The others are older than any change that
+ * is still to come.
+ *
+ * Where that could not be carried over (no horizon, a key that nobody can compute) rows without such
+ * a record count as older than any change, too, whatever they are; but then they are no rows to
+ * take values from that were not sent, as nobody knows whose they are.
  *
  * CLUSTER and VACUUM FULL keep what a row says of its transactions, and SET TABLESPACE
  * copies whole blocks.
@@ -29,23 +32,23 @@
 #include "krahodb/conflict.h"
 #include "krahodb/version_record.h"
 
-/*
- * A record is kept at least so long, and until the horizon has passed that time.  It must outlive
- * the moment when the horizon passes the commit, which may come long after the command if
- * the transaction goes on.
- */
-#define KEEP_US		(3600 * USECS_PER_SEC)
+/* See conflict.h.  Versions have greater times: they are of this century. */
+KdbVersion
+KdbRewriteShown(const KdbRewrite *rewrite)
+{
+	return (KdbVersion){(TimestampTz) rewrite->xid, (uint64) rewrite->first << 32 | rewrite->last};
+}
 
 /* See conflict.h. */
 void
-KdbNoteRewrite(Oid relid, CommandId first, CommandId last)
+KdbNoteRewrite(Oid relid, CommandId first, CommandId last, bool carried)
 {
 	KdbRecordedKey none = {0};
 	KdbVersionRecord record = {KDB_RECORD_REWRITTEN};
 
-	record.version.ts = GetCurrentTimestamp() + KEEP_US;
-	record.shown.ts = (TimestampTz) GetCurrentTransactionId();
-	record.shown.node = (uint64) first << 32 | last;
+	record.version.ts = GetCurrentTimestamp() + KDB_REWRITE_KEEP_US;
+	record.version.node = carried ? 1 : 0;
+	record.shown = KdbRewriteShown(&(KdbRewrite){GetCurrentTransactionId(), first, last});
 	KdbVersionRecordAdd(relid, &record, &none, InvalidOid, NULL);
 }
 
@@ -65,35 +68,57 @@ take_rewrite(void *arg, const KdbVersionRecord *record)
 	rewrite->xid = (TransactionId) record->shown.ts;
 	rewrite->first = (CommandId) (record->shown.node >> 32);
 	rewrite->last = (CommandId) record->shown.node;
+	rewrite->carried = record->version.node != 0;
 }
 
 /* Was the row written by these commands?  Once somebody was to end it, that is not known. */
 static bool
 is_of_command(TupleTableSlot *slot, const KdbRewrite *rewrite)
 {
-	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
+	Buffer		buffer = InvalidBuffer;
 	HeapTupleHeader tuple;
 	CommandId	command;
 	bool		ended;
 
-	if (slot == NULL || !TTS_IS_BUFFERTUPLE(slot) || !BufferIsValid(heap->buffer))
+	if (slot == NULL || !(TTS_IS_BUFFERTUPLE(slot) || TTS_IS_HEAPTUPLE(slot)))
 		return true;
-	tuple = heap->base.tuple->t_data;
-	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
+	tuple = ((HeapTupleTableSlot *) slot)->tuple->t_data;
+	if (TTS_IS_BUFFERTUPLE(slot))
+		buffer = ((BufferHeapTupleTableSlot *) slot)->buffer;
+	if (BufferIsValid(buffer))
+		LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	ended = TransactionIdIsValid(HeapTupleHeaderGetRawXmax(tuple)) ||
 		(tuple->t_infomask & HEAP_COMBOCID) != 0;
 	command = HeapTupleHeaderGetRawCommandId(tuple);
-	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+	if (BufferIsValid(buffer))
+		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
 	return ended || (command >= rewrite->first && command <= rewrite->last);
 }
 
+/* Of those by one transaction the last one counts: it has written the rows of the others again. */
+static const KdbRewrite *
+find_last(const KdbRewrites *rewrites, TupleTableSlot *slot, TransactionId xmin)
+{
+	const KdbRewrite *found = NULL;
+
+	for (int i = 0; i < rewrites->n; i++)
+	{
+		const KdbRewrite *rewrite = &rewrites->list[i];
+
+		if (rewrite->xid == xmin && (found == NULL || rewrite->last > found->last) &&
+			is_of_command(slot, rewrite))
+			found = rewrite;
+	}
+	return found;
+}
+
 /* See conflict.h. */
-bool
-KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
+const KdbRewrite *
+KdbFindRewrite(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
 			   MemoryContext context, TupleTableSlot *slot, TransactionId xmin)
 {
 	if (!KdbVersionRecordsAny(relid, known))
-		return false;
+		return NULL;
 	if (!rewrites->known)
 	{
 		KdbRecordedKey none = {0};
@@ -105,10 +130,5 @@ KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
 		rewrites->known = true;
 		MemoryContextSwitchTo(old);
 	}
-	for (int i = 0; i < rewrites->n; i++)
-	{
-		if (rewrites->list[i].xid == xmin && is_of_command(slot, &rewrites->list[i]))
-			return true;
-	}
-	return false;
+	return find_last(rewrites, slot, xmin);
 }

@@ -13,16 +13,12 @@
  *		position instead of columns
  *
  * All as of the active snapshot, which is the one that is copied.  Each comes with
- * the columns of the key and of unique indexes, as text.
+ * the columns of the key and of unique indexes, as text.  What the heap says of this is listed by
+ * version_listing.c, what version records say is added here.
  *
  * THE HORIZON must not move between the moment when it is asked for, before the
  * snapshot is taken, and the scan: what it passes may be gone.  So the copying session
  * holds it (KdbHorizonHold).
- *
- * Of dead tuples those are deaths that were deleted, or updated in a key column
- * (HEAP_KEYS_UPDATED); others have a successor of the same key.  So may those where
- * another unique column was updated: then a live row of that version or a later one is
- * listed too, or a later death.
  *
  * What nodes a table has all changes of: those whose changes a subscription of this
  * database applies that counts in the horizon and has finished copying the
@@ -40,12 +36,8 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
-#include "access/tableam.h"
-#include "access/transam.h"
 #include "catalog/partition.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_subscription.h"
@@ -54,12 +46,9 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "optimizer/optimizer.h"
 #include "replication/origin.h"
 #include "storage/spin.h"
-#include "storage/bufmgr.h"
 #include "storage/lwlock.h"
-#include "storage/procarray.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -69,12 +58,12 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-#include "krahodb/conflict.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
 #include "krahodb/shared.h"
-#include "krahodb/version_record.h"
+
+#include "conflict_private.h"
 
 PG_FUNCTION_INFO_V1(krahodb_table_versions);
 
@@ -83,20 +72,8 @@ PG_FUNCTION_INFO_V1(krahodb_table_versions);
 /* A table or partition whose versions are listed. */
 typedef struct Listing
 {
+	KdbListing	table;
 	ReturnSetInfo *result;
-	Relation	rel;
-	TimestampTz since;
-	int			nkeys;
-	AttrNumber	keys[INDEX_MAX_KEYS];
-	Oid			collations[INDEX_MAX_KEYS];
-	const ScanKeyData *equality;	/* NULL: that of the types */
-	Bitmapset  *columns;		/* attribute numbers of what is sent with a row */
-	bool		has_unique;		/* other unique keys than the identity */
-	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
-	KdbVersionRecordsKnown records;
-	KdbRewrites rewrites;
-	MemoryContext table_context;
-	MemoryContext context;		/* of one row */
 } Listing;
 
 /* ---- what is sent ---- */
@@ -112,7 +89,7 @@ typedef struct Line
 static void
 add_column(Listing *listing, Line *line, AttrNumber attnum, Datum value, bool isnull)
 {
-	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(listing->rel), attnum - 1);
+	Form_pg_attribute att = TupleDescAttr(listing->table.desc, attnum - 1);
 	Oid			function;
 	bool		is_varlena;
 
@@ -127,7 +104,7 @@ add_column(Listing *listing, Line *line, AttrNumber attnum, Datum value, bool is
 }
 
 static void
-put_line(Listing *listing, char kind, KdbVersion version, Line *line)
+put_line(ReturnSetInfo *result, char kind, KdbVersion version, Line *line)
 {
 	Datum		values[COLUMNS];
 	bool		nulls[COLUMNS] = {false};
@@ -140,162 +117,24 @@ put_line(Listing *listing, char kind, KdbVersion version, Line *line)
 	values[3] = PointerGetDatum(construct_array(line->names, line->n, TEXTOID, -1, false, TYPALIGN_INT));
 	values[4] = PointerGetDatum(construct_md_array(line->values, line->isnull, 1, dims, bounds,
 												   TEXTOID, -1, false, TYPALIGN_INT));
-	tuplestore_putvalues(listing->result->setResult, listing->result->setDesc, values, nulls);
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 }
 
 static void
-put_row(Listing *listing, char kind, KdbVersion version, TupleTableSlot *slot)
+put_row(void *arg, char kind, KdbVersion version, TupleTableSlot *slot)
 {
+	Listing    *listing = arg;
 	Line	   *line = palloc0(sizeof(Line));
 	int			attnum = -1;
 
-	while ((attnum = bms_next_member(listing->columns, attnum)) >= 0)
+	while ((attnum = bms_next_member(listing->table.columns, attnum)) >= 0)
 	{
 		bool		isnull;
 		Datum		value = slot_getattr(slot, (AttrNumber) attnum, &isnull);
 
 		add_column(listing, line, (AttrNumber) attnum, value, isnull);
 	}
-	put_line(listing, kind, version, line);
-}
-
-/* ---- heap ---- */
-
-typedef struct Tuple
-{
-	bool		live;
-	TransactionId xmin;
-	TransactionId ended;		/* the key died with it; or invalid */
-} Tuple;
-
-static bool
-is_in_snapshot(TransactionId xid, Snapshot snapshot)
-{
-	return TransactionIdIsNormal(xid) && !XidInMVCCSnapshot(xid, snapshot) &&
-		TransactionIdDidCommit(xid);
-}
-
-/* What the snapshot says of a tuple; false if it is nothing to it. */
-static bool
-look_at_tuple(TupleTableSlot *slot, Snapshot snapshot, Tuple *result)
-{
-	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
-	HeapTupleHeader tuple = heap->base.tuple->t_data;
-	TransactionId xmax = InvalidTransactionId;
-	bool		frozen;
-	bool		key_updated;
-
-	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	result->live = HeapTupleSatisfiesVisibility(heap->base.tuple, snapshot, heap->buffer);
-	result->xmin = KdbTupleWriter(tuple);
-	frozen = HeapTupleHeaderXminFrozen(tuple);
-	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
-		xmax = HeapTupleHeaderGetUpdateXid(tuple);
-	key_updated = (tuple->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
-	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
-
-	result->ended = InvalidTransactionId;
-	if (result->live)
-		return true;
-	if (!frozen && !is_in_snapshot(result->xmin, snapshot))
-		return false;
-	if (key_updated && is_in_snapshot(xmax, snapshot))
-		result->ended = xmax;
-	return true;
-}
-
-static KdbLocalRow
-version_of(TransactionId xid)
-{
-	KdbLocalRow row = {0};
-
-	KdbTransactionVersion(xid, InvalidRepOriginId, 0, &row);
-	return row;
-}
-
-typedef struct Death
-{
-	KdbVersion	shown;
-	KdbVersion	version;
-	bool		found;
-} Death;
-
-static void
-take_killed(void *arg, const KdbVersionRecord *record)
-{
-	Death	   *death = arg;
-
-	if (record->kind != KDB_RECORD_KILLED ||
-		KdbVersionCompare(record->shown, death->shown) != 0 ||
-		(death->found && KdbVersionCompare(record->version, death->version) <= 0))
-		return;
-	death->version = record->version;
-	death->found = true;
-}
-
-/* The version of a death, by its record if there is one. */
-static KdbVersion
-death_of(Listing *listing, TupleTableSlot *slot, KdbVersion shown)
-{
-	Death		death = {shown, shown, false};
-	KdbRecordedKey key = {0};
-
-	if (!KdbVersionRecordsAny(RelationGetRelid(listing->rel), &listing->records))
-		return shown;
-	key.n = listing->nkeys;
-	key.operators = listing->equality;
-	for (int i = 0; i < key.n; i++)
-	{
-		key.values[i] = slot_getattr(slot, listing->keys[i], &key.isnull[i]);
-		key.types[i] = TupleDescAttr(RelationGetDescr(listing->rel), listing->keys[i] - 1)->atttypid;
-		key.collations[i] = listing->collations[i];
-	}
-	KdbVersionRecordsOfKey(RelationGetRelid(listing->rel), &key, take_killed, &death);
-	return death.version;
-}
-
-static void
-list_tuple(Listing *listing, TupleTableSlot *slot, const Tuple *tuple)
-{
-	KdbLocalRow written = version_of(tuple->xmin);
-	KdbLocalRow ended;
-
-	if (written.version_known && written.version.ts > listing->since &&
-		!KdbIsRewritten(RelationGetRelid(listing->rel), &listing->rewrites, &listing->records,
-						listing->table_context, slot, tuple->xmin))
-	{
-		if (tuple->live)
-			put_row(listing, 't', written.version, slot);
-		if (listing->has_unique)
-			put_row(listing, 'c', written.version, slot);
-	}
-	if (!TransactionIdIsValid(tuple->ended))
-		return;
-	ended = version_of(tuple->ended);
-	if (ended.version_known && ended.version.ts > listing->since)
-		put_row(listing, 'd', death_of(listing, slot, ended.version), slot);
-}
-
-static void
-list_heap(Listing *listing)
-{
-	Snapshot	snapshot = GetActiveSnapshot();
-	TupleTableSlot *slot = table_slot_create(listing->rel, NULL);
-	TableScanDesc scan = table_beginscan(listing->rel, SnapshotAny, 0, NULL);
-
-	while (TTS_IS_BUFFERTUPLE(slot) && table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		MemoryContext old = MemoryContextSwitchTo(listing->context);
-		Tuple		tuple;
-
-		CHECK_FOR_INTERRUPTS();
-		if (look_at_tuple(slot, snapshot, &tuple))
-			list_tuple(listing, slot, &tuple);
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(listing->context);
-	}
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
+	put_line(listing->result, kind, version, line);
 }
 
 /* ---- records ---- */
@@ -303,7 +142,7 @@ list_heap(Listing *listing)
 static Oid
 type_of_column(const Listing *listing, AttrNumber attnum)
 {
-	return TupleDescAttr(RelationGetDescr(listing->rel), attnum - 1)->atttypid;
+	return TupleDescAttr(listing->table.desc, attnum - 1)->atttypid;
 }
 
 /* The columns of an index that claims can be sent of: plain ones. */
@@ -314,7 +153,7 @@ add_claimed(Listing *listing, Line *line, Oid index, const KdbRecordedKey *claim
 	Form_pg_index form;
 	bool		ok = HeapTupleIsValid(tuple);
 
-	if (!ok || listing->nulls_equal)
+	if (!ok || listing->table.nulls_equal)
 	{
 		if (ok)
 			ReleaseSysCache(tuple);
@@ -328,8 +167,8 @@ add_claimed(Listing *listing, Line *line, Oid index, const KdbRecordedKey *claim
 	{
 		bool		is_key = false;
 
-		for (int j = 0; j < listing->nkeys; j++)
-			is_key |= listing->keys[j] == form->indkey.values[i];
+		for (int j = 0; j < listing->table.nkeys; j++)
+			is_key |= listing->table.keys[j] == form->indkey.values[i];
 		if (!is_key)
 			add_column(listing, line, form->indkey.values[i], claimed->values[i], claimed->isnull[i]);
 	}
@@ -343,9 +182,9 @@ add_key(Listing *listing, Line *line, const KdbRecordedKey *key)
 {
 	for (int i = 0; i < key->n; i++)
 	{
-		if (!KdbRecordedValueFits(key, i, type_of_column(listing, listing->keys[i])))
+		if (!KdbRecordedValueFits(key, i, type_of_column(listing, listing->table.keys[i])))
 			return false;
-		add_column(listing, line, listing->keys[i], key->values[i], key->isnull[i]);
+		add_column(listing, line, listing->table.keys[i], key->values[i], key->isnull[i]);
 	}
 	return true;
 }
@@ -355,120 +194,42 @@ list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 			Oid index, const KdbRecordedKey *claimed)
 {
 	Listing    *listing = arg;
-	MemoryContext old = MemoryContextSwitchTo(listing->context);
+	MemoryContext old = MemoryContextSwitchTo(listing->table.context);
 	Line	   *line = palloc0(sizeof(Line));
 
 	if (add_key(listing, line, key))
 	{
 		if (record->kind == KDB_RECORD_TRUTH)
-			put_line(listing, 't', record->version, line);
+			put_line(listing->result, 't', record->version, line);
 		else if (record->kind == KDB_RECORD_DEAD)
-			put_line(listing, 'd', record->version, line);
+			put_line(listing->result, 'd', record->version, line);
 		else if (record->kind == KDB_RECORD_CLAIM && claimed && add_claimed(listing, line, index, claimed))
-			put_line(listing, 'c', record->version, line);
+			put_line(listing->result, 'c', record->version, line);
 	}
 	MemoryContextSwitchTo(old);
-	MemoryContextReset(listing->context);
+	MemoryContextReset(listing->table.context);
 }
 
 /* ---- the table ---- */
 
 static void
-find_keys(Listing *listing)
-{
-	Oid			oid = RelationGetReplicaIndex(listing->rel);
-	KdbRecordedKey types = {0};
-	Relation	index;
-
-	if (!OidIsValid(oid))
-		oid = RelationGetPrimaryKeyIndex(listing->rel);
-	listing->nkeys = 0;
-	if (!OidIsValid(oid))
-		return;
-	index = index_open(oid, AccessShareLock);
-	listing->nkeys = types.n = index->rd_index->indnkeyatts;
-	for (int i = 0; i < listing->nkeys; i++)
-	{
-		listing->keys[i] = index->rd_index->indkey.values[i];
-		listing->collations[i] = index->rd_indcollation[i];
-		listing->columns = bms_add_member(listing->columns, listing->keys[i]);
-		types.types[i] = TupleDescAttr(RelationGetDescr(listing->rel), listing->keys[i] - 1)->atttypid;
-	}
-	listing->equality = KdbIndexOwnEquality(index, &types);
-	index_close(index, AccessShareLock);
-}
-
-static void
-add_index_columns(Listing *listing, Relation index)
-{
-	Bitmapset  *attributes = NULL;
-	int			member = -1;
-
-	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
-		attributes = bms_add_member(attributes, index->rd_index->indkey.values[i] - FirstLowInvalidHeapAttributeNumber);
-	pull_varattnos((Node *) RelationGetIndexExpressions(index), 1, &attributes);
-	pull_varattnos((Node *) RelationGetIndexPredicate(index), 1, &attributes);
-	while ((member = bms_next_member(attributes, member)) >= 0)
-	{
-		AttrNumber	attnum = (AttrNumber) (member + FirstLowInvalidHeapAttributeNumber);
-
-		if (attnum > 0)
-			listing->columns = bms_add_member(listing->columns, attnum);
-	}
-}
-
-/* What rows must tell so that others can compute their values in unique indexes. */
-static void
-find_unique(Listing *listing, Oid identity)
-{
-	TupleDesc	desc = RelationGetDescr(listing->rel);
-	bool		generated = false;
-	ListCell   *lc;
-
-	foreach(lc, RelationGetIndexList(listing->rel))
-	{
-		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
-
-		if (lfirst_oid(lc) != identity &&
-			(index->rd_index->indisunique || index->rd_index->indisexclusion))
-		{
-			listing->has_unique = true;
-			listing->nulls_equal |= index->rd_index->indnullsnotdistinct;
-			add_index_columns(listing, index);
-		}
-		index_close(index, AccessShareLock);
-	}
-	for (int i = 0; i < desc->natts; i++)
-		generated |= TupleDescAttr(desc, i)->attgenerated && bms_is_member(i + 1, listing->columns);
-	for (int i = 0; i < desc->natts; i++)
-	{
-		if (TupleDescAttr(desc, i)->attgenerated)
-			listing->columns = bms_del_member(listing->columns, i + 1);
-		else if (generated && !TupleDescAttr(desc, i)->attisdropped)
-			listing->columns = bms_add_member(listing->columns, i + 1);
-	}
-}
-
-static void
 list_table(ReturnSetInfo *result, Oid relid, TimestampTz since)
 {
-	Listing		listing = {.result = result, .since = since};
-	Oid			identity;
+	Listing		listing = {.result = result};
+	Relation	rel = relation_open(relid, AccessShareLock);
 
-	listing.rel = relation_open(relid, AccessShareLock);
-	find_keys(&listing);
-	if (listing.nkeys > 0 && RELKIND_HAS_TABLE_AM(listing.rel->rd_rel->relkind))
+	listing.table.since = since;
+	listing.table.put_row = put_row;
+	listing.table.arg = &listing;
+	if (KdbListingPrepare(&listing.table, rel))
 	{
-		identity = RelationGetReplicaIndex(listing.rel);
-		find_unique(&listing, OidIsValid(identity) ? identity : RelationGetPrimaryKeyIndex(listing.rel));
-		listing.table_context = CurrentMemoryContext;
-		listing.context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB table versions",
-												ALLOCSET_DEFAULT_SIZES);
-		list_heap(&listing);
-		KdbVersionRecordsOfTable(relid, since, listing.nkeys, list_record, &listing);
-		MemoryContextDelete(listing.context);
+		listing.table.context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB table versions",
+													  ALLOCSET_DEFAULT_SIZES);
+		KdbListHeap(&listing.table, rel, GetActiveSnapshot());
+		KdbVersionRecordsOfTable(relid, since, listing.table.nkeys, list_record, &listing);
+		MemoryContextDelete(listing.table.context);
 	}
-	relation_close(listing.rel, NoLock);
+	relation_close(rel, NoLock);
 }
 
 /* ---- what is complete ---- */
@@ -587,14 +348,14 @@ position_in_snapshot(Oid subid, RepOriginId origin)
 }
 
 static void
-put_floor(Listing *listing, KdbVersion floor, XLogRecPtr position)
+put_floor(ReturnSetInfo *result, KdbVersion floor, XLogRecPtr position)
 {
 	Line		line = {0};
 
 	line.n = 1;
 	line.names[0] = CStringGetTextDatum("lsn");
 	line.values[0] = CStringGetTextDatum(psprintf(UINT64_FORMAT, position));
-	put_line(listing, 'f', floor, &line);
+	put_line(result, 'f', floor, &line);
 }
 
 static bool
@@ -613,7 +374,6 @@ is_of_this_database(Oid subid)
 static void
 list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
 {
-	Listing		listing = {.result = result};
 	int			n;
 	KdbSharedPeer *peers = read_peers(&n);
 
@@ -629,7 +389,7 @@ list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
 		origin = peers[i].origin != InvalidRepOriginId ? peers[i].origin : origin_of(peers[i].subid);
 		floor = (KdbVersion){Min(since, peers[i].streamed), KdbOriginNode(origin)};
 		if (floor.node != 0)
-			put_floor(&listing, floor, position_in_snapshot(peers[i].subid, origin));
+			put_floor(result, floor, position_in_snapshot(peers[i].subid, origin));
 	}
 }
 

@@ -5,8 +5,9 @@
  * KEYS.  A record has the values of its key as they were stored, and a hash of
  * them by the types' own hash functions, so that equal keys have equal hashes
  * whatever their images are (1.0 and 1.00).  Found by the hash, compared by the
- * types' equality.  The hash covers types and collations: a column that
- * changes its type has no records any more, as its values are others.  Where records
+ * types' equality.  The hash covers types and collations: of a column that
+ * changes its type no records are found any more, as its values are others; ALTER TABLE makes new ones
+ * of them (carried_versions.c).  Where records
  * are not found by the hash of their key (claims of its values, and all of a table) the stored values
  * must at least have the form of such a type.
  *
@@ -37,6 +38,7 @@
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
+#include "krahodb/conflict.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/record.h"
 #include "krahodb/shared.h"
@@ -349,6 +351,33 @@ next_record(Look *look, TransactionId *wait)
 	return slot;
 }
 
+/*
+ * A time until when it is needed at least, as the horizon must pass the end of the transaction,
+ * which is still to come; and no node.
+ */
+#define NODE_OF_RECORD	PG_UINT64_MAX
+
+KdbVersion
+KdbVersionOfRecord(void)
+{
+	return (KdbVersion){GetCurrentTimestamp() + KDB_REWRITE_KEEP_US, NODE_OF_RECORD};
+}
+
+/*
+ * What is not known of this transaction stays greater than all that is; what is not known any more
+ * is older.
+ */
+static void
+find_version(KdbVersionRecord *record, TransactionId writer)
+{
+	KdbLocalRow row = {0};
+
+	if (record->version.node != NODE_OF_RECORD || record->own)
+		return;
+	KdbTransactionVersion(writer, InvalidRepOriginId, 0, &row);
+	record->version = row.version_known ? row.version : (KdbVersion) {0, 0};
+}
+
 static Datum
 column(TupleTableSlot *slot, RecordColumn c)
 {
@@ -370,6 +399,7 @@ read_record(TupleTableSlot *slot, KdbVersionRecord *record)
 	record->shown.node = (uint64) DatumGetInt64(column(slot, REC_SHOWN_NODE));
 	record->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
 	record->merged = NULL;
+	find_version(record, DatumGetTransactionId(xmin));
 }
 
 /* See version_record.h. */
@@ -500,13 +530,17 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 						 KdbTableRecordCallback callback, void *arg)
 {
 	TupleTableSlot *slot;
+	MemoryContext context;
 	Look		look;
 
 	if (!KdbVersionRecordsPresent())
 		return;
+	context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB version record",
+									ALLOCSET_SMALL_SIZES);
 	begin_look(&look, relid, NULL, GetActiveSnapshot());
 	while ((slot = KdbRecordScanNext(&look.scan)) != NULL)
 	{
+		MemoryContext old;
 		KdbVersionRecord record;
 		KdbRecordedKey key;
 		KdbRecordedKey claimed;
@@ -517,6 +551,7 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
 			record.kind == KDB_RECORD_REWRITTEN)
 			continue;
+		old = MemoryContextSwitchTo(context);
 		values_of(column(slot, REC_KEY), nkeys, &key);
 		image = slot_getattr(slot, REC_CLAIMED + 1, &no_claim);
 		no_claim |= record.kind != KDB_RECORD_CLAIM;
@@ -524,8 +559,11 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 			values_of(image, INDEX_MAX_KEYS, &claimed);
 		callback(arg, &record, &key, DatumGetObjectId(column(slot, REC_INDEX)),
 				 no_claim ? NULL : &claimed);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(context);
 	}
 	KdbRecordScanEnd(&look.scan);
+	MemoryContextDelete(context);
 }
 
 typedef struct ClaimLook

@@ -344,9 +344,9 @@ look_at_records(Truth *truth)
 
 /* Does another version count for what the heap shows in row? */
 static bool
-correct_version(const Asked *asked, KdbVersionRecordKind kind, KdbLocalRow *row)
+correct_version(const Asked *asked, KdbVersionRecordKind kind, KdbVersion shown, KdbLocalRow *row)
 {
-	Truth		truth = {.asked = asked, .kind = kind, .shown = row->version};
+	Truth		truth = {.asked = asked, .kind = kind, .shown = shown};
 
 	if (row->version_known)
 		look_at_records(&truth);
@@ -356,16 +356,24 @@ correct_version(const Asked *asked, KdbVersionRecordKind kind, KdbLocalRow *row)
 }
 
 /*
- * A row that ALTER TABLE has written anew is not as new as the command.  What it is, is not
- * known; but the change that is applied came before the command, or the row
+ * The version of the live row; false if it is the writer's.
+ *
+ * A row that ALTER TABLE has written anew is not as new as the command.  What it was before is in a
+ * record if that was newer than the horizon.  Else nobody knows (somebody who is not waited for may
+ * still be behind the horizon); but the change that is applied came before the command, or the row
  * would be its, so the row has that or something later.  As that change's it is merged: whatever
  * is later than that comes by its own node's stream, or has come.
  */
 static bool
-is_rewritten(Asked *asked, KdbLocalRow *row)
+find_version(Asked *asked, KdbLocalRow *row)
 {
-	return KdbIsRewritten(RelationGetRelid(asked->rel), &asked->rewrites, &asked->records,
-						  CurrentMemoryContext, asked->slot, row->xid);
+	const KdbRewrite *rewrite = KdbFindRewrite(RelationGetRelid(asked->rel), &asked->rewrites,
+											   &asked->records, CurrentMemoryContext,
+											   asked->slot, row->xid);
+	KdbVersion	shown = rewrite ? KdbRewriteShown(rewrite) : row->version;
+
+	return correct_version(asked, KDB_RECORD_TRUTH, shown, row) ||
+		(rewrite == NULL && row->xid != asked->writer);
 }
 
 static bool
@@ -381,8 +389,7 @@ find_live(Asked *asked, Found *found)
 		return false;
 	found->state = "live";
 	KdbLocalRowVersion(asked->slot, InvalidRepOriginId, 0, &found->row);
-	found->own = !correct_version(asked, KDB_RECORD_TRUTH, &found->row) &&
-		(found->row.xid == asked->writer || is_rewritten(asked, &found->row));
+	found->own = !find_version(asked, &found->row);
 	return true;
 }
 
@@ -396,7 +403,7 @@ true_end(void *arg, KdbLocalRow *candidate)
 	if (XidInMVCCSnapshot(candidate->xid, asked->snapshot))
 		candidate->version_known = false;
 	else
-		(void) correct_version(asked, KDB_RECORD_KILLED, candidate);
+		(void) correct_version(asked, KDB_RECORD_KILLED, candidate->version, candidate);
 }
 
 static KdbLeftOut *

@@ -106,15 +106,16 @@ extern bool KdbFindDeadRow(Relation rel, Relation index, struct ScanKeyData *ske
 
 /*
  * rewritten.c: a command of this transaction, with these command ids, has written all rows of the
- * table anew.
+ * table anew.  carried: records tell the versions of all that were newer than the horizon.
  */
-extern void KdbNoteRewrite(Oid relid, CommandId first, CommandId last);
+extern void KdbNoteRewrite(Oid relid, CommandId first, CommandId last, bool carried);
 
 typedef struct KdbRewrite
 {
 	TransactionId xid;
 	CommandId	first;
 	CommandId	last;
+	bool		carried;
 } KdbRewrite;
 
 /*
@@ -130,11 +131,31 @@ typedef struct KdbRewrites
 } KdbRewrites;
 
 /*
- * Is the tuple in the slot, which names xmin as its writer, one that was only written anew, so
- * that its version is not known?  Without slot the transaction counts.
+ * Was the tuple in the slot, which names xmin as its writer, only written anew, and by which
+ * command?  Then records of its truth (KDB_RECORD_TRUTH) name that as shown, and without one its
+ * version is not known.  Without slot the transaction counts.
  */
-extern bool KdbIsRewritten(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
-						   MemoryContext context, TupleTableSlot *slot, TransactionId xmin);
+extern const KdbRewrite *KdbFindRewrite(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
+										MemoryContext context, TupleTableSlot *slot, TransactionId xmin);
+extern KdbVersion KdbRewriteShown(const KdbRewrite *rewrite);
+
+/*
+ * carried_versions.c: versions of rows that ALTER TABLE is about to write anew, maybe.  rel is
+ * locked exclusively, and the same for the command and its children; commands are of
+ * AlterTableCmd.  NULL if the table's rows have no key.  All is allocated in the current memory context.
+ */
+typedef struct KdbCarried KdbCarried;
+
+extern KdbCarried *KdbCarriedPrepare(Relation rel, List *commands);
+
+/* Now it does: read them, before that has begun. */
+extern void KdbCarriedRead(KdbCarried *carried);
+
+/* Rows have stayed as they were, but types of their columns may be others. */
+extern void KdbCarriedNotRewritten(KdbCarried *carried);
+
+/* They were written; carried may be NULL. */
+extern void KdbCarriedFinish(KdbCarried *carried, Oid relid, CommandId first, CommandId last);
 
 /* Fill the number, types and collations of the columns of an index. */
 extern void KdbIndexedTypes(Relation index, const struct IndexInfo *info, TupleDesc desc,

@@ -16,7 +16,8 @@
  *			applied all that the node of "version" wrote until its time, and all of its
  *			stream before the position that is the time of "shown"
  *	REWRITTEN	(of a table; the key is empty) the transaction whose id is the time of "shown"
- *			has written all rows anew, with the command ids of its node; see rewritten.c
+ *			has written all rows anew, with the command ids of its node; see rewritten.c.
+ *			TRUTH of these rows has the same "shown"
  *	MERGED	a write of version "version" has contributed these values to the merged
  *			columns of the key; and what the heap shows of the transaction of
  *			version "shown" is no contribution by itself
@@ -84,6 +85,19 @@ typedef struct KdbVersionRecord
 	bytea	   *merged;			/* MERGED, SEALED: in a format of the writer's own */
 } KdbVersionRecord;
 
+/*
+ * What speaks of the end of the current transaction is kept at least so long, and until the horizon
+ * has passed that time: it must outlive the moment when the horizon passes the commit,
+ * which may come long after the record is written.
+ */
+#define KDB_REWRITE_KEEP_US		(3600 * USECS_PER_SEC)
+
+/*
+ * A version to record (TRUTH, DEAD, CLAIM): that of the current transaction, which nobody knows
+ * before it has ended.  Readers get the version that it has got.
+ */
+extern KdbVersion KdbVersionOfRecord(void);
+
 /* Can versions be recorded in this database?  Cheap. */
 extern bool KdbVersionRecordsPresent(void);
 
@@ -128,7 +142,7 @@ extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snaps
 /*
  * Call back for each record of the table that the active snapshot shows and whose
  * version is later than since: the values of its key and, for a claim, of the index,
- * as they were given.  nkeys: columns of the key.  A column may have got another type since:
+ * as they were given, for the time of the call.  nkeys: columns of the key.  A column may have got another type since:
  * see KdbRecordedValueFits.
  */
 typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *record,

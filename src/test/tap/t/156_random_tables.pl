@@ -3,7 +3,7 @@
 # 'A'), unique values kept by a random kind of constraint, a random replica identity,
 # large values that most updates leave unsent, perhaps partitions and a merged column, and
 # another order of columns on each node.  All nodes write random transactions to a few
-# keys, while random streams run for a while, VACUUM does, or a server is killed.  Each
+# keys, while random streams run for a while, VACUUM does, ALTER TABLE writes all rows anew, or a server is killed.  Each
 # node must end with the rows that follow from the set of all writes: of each key the last
 # one, but none whose unique value a later write of another key has ever claimed; and of a
 # merged column the last value assigned with all that was added since.  Edits that then
@@ -425,6 +425,21 @@ sub expected_rows
 	return join "\n", sort @rows;
 }
 
+# Rewrite a table, with new indexes on what is claimed, or with keys and values that are computed.
+# (Merged columns would lose their histories, and claims on expressions theirs; what a publication
+# lists cannot be altered.)
+sub rewrite_sql
+{
+	my ($table, $node) = @_;
+	my %types = (%{ $table->{types} }, map { $_ => $table->{$_}{type} } qw(u w));
+	my $expressions = grep { $table->{$_}{unique} =~ /^(expression|excl_gist|excl_deferred)$/ } qw(u w);
+	my @altered = $expressions || has_extra($table, $node) ? () : grep { chance(0.4) } sort keys %types;
+
+	return 'SELECT 1' if $table->{merged};
+	return "ALTER TABLE $table->{name} ADD r float DEFAULT random(); ALTER TABLE $table->{name} DROP r" if !@altered;
+	return "ALTER TABLE $table->{name} " . join ', ', map { "ALTER $_ TYPE $types{$_} USING COALESCE($_, $_)" } @altered;
+}
+
 # ---- running ----------------------------------------------------------------------------------
 
 sub check_tables
@@ -498,6 +513,14 @@ foreach my $round (1 .. $rounds)
 
 			note "$command on " . $node->name;
 			$node->safe_psql('postgres', join ";\n", map { "$command $_->{name}" } @tables);
+		}
+		if (chance(0.5))
+		{
+			my $number = 1 + int rand $nodes;
+			my $sql = join ";\n", map { rewrite_sql($_, $number) } @tables;
+
+			note "on n$number: $sql";
+			$mesh->on($number => $sql);
 		}
 		next if $step == 3;
 		foreach my $link (grep { chance(0.35) } shuffle @links)

@@ -1,0 +1,321 @@
+/*
+ * version_listing.c
+ *		What the heap says of the versions of a table's rows.
+ *
+ * For those who need the versions of everything newer than a retention horizon: who copies the
+ * table (table_versions.c), and ALTER TABLE when it writes it anew (carried_versions.c).  One
+ * scan of all tuples, dead ones too, says
+ *
+ *	t	a live row: its version
+ *	d	a key that is dead: the version of its death
+ *	c	unique values that a row has or had: its version
+ *
+ * Of dead tuples those are deaths that were deleted, or updated in a key column
+ * (HEAP_KEYS_UPDATED); others have a successor of the same key.  So may those where
+ * another unique column was updated: then a live row of that version or a later one is
+ * listed too, or a later death.
+ *
+ * What the heap does not say is in version records, which the caller lists.  Of a row that was
+ * written anew before, all is: it has no line "t".
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/tableam.h"
+#include "access/transam.h"
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "optimizer/optimizer.h"
+#include "storage/bufmgr.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "conflict_private.h"
+
+/* ---- tuples ---- */
+
+typedef struct Tuple
+{
+	bool		live;
+	TransactionId xmin;
+	TransactionId ended;		/* the key died with it; or invalid */
+} Tuple;
+
+static bool
+has_happened(const KdbListing *listing, TransactionId xid, Snapshot snapshot)
+{
+	if (TransactionIdIsCurrentTransactionId(xid))
+		return listing->rewriting;
+	return TransactionIdIsNormal(xid) && !XidInMVCCSnapshot(xid, snapshot) &&
+		TransactionIdDidCommit(xid);
+}
+
+/* What the snapshot says of a tuple; false if it is nothing to it. */
+static bool
+look_at_tuple(const KdbListing *listing, TupleTableSlot *slot, Snapshot snapshot, Tuple *result)
+{
+	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
+	HeapTupleHeader tuple = heap->base.tuple->t_data;
+	TransactionId xmax = InvalidTransactionId;
+	bool		frozen;
+	bool		key_updated;
+
+	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
+	result->live = HeapTupleSatisfiesVisibility(heap->base.tuple, snapshot, heap->buffer);
+	result->xmin = KdbTupleWriter(tuple);
+	frozen = HeapTupleHeaderXminFrozen(tuple);
+	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
+		xmax = HeapTupleHeaderGetUpdateXid(tuple);
+	key_updated = (tuple->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
+	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+
+	result->ended = InvalidTransactionId;
+	if (result->live)
+		return true;
+	if (!frozen && !has_happened(listing, result->xmin, snapshot))
+		return false;
+	if (key_updated && has_happened(listing, xmax, snapshot))
+		result->ended = xmax;
+	return true;
+}
+
+/* ---- versions ---- */
+
+/* The version of a transaction; false if the horizon has passed it. */
+static bool
+version_of(const KdbListing *listing, TransactionId xid, KdbVersion *version)
+{
+	KdbLocalRow row = {0};
+
+	if (TransactionIdIsCurrentTransactionId(xid))
+	{
+		*version = KdbVersionOfRecord();
+		return listing->rewriting;
+	}
+	KdbTransactionVersion(xid, InvalidRepOriginId, 0, &row);
+	*version = row.version;
+	return row.version_known && row.version.ts > listing->since;
+}
+
+/* The greatest version that records of a kind give to what is shown. */
+typedef struct Truth
+{
+	KdbVersionRecordKind kind;	/* TRUTH or KILLED */
+	KdbVersion	shown;
+	KdbVersion	version;
+	bool		found;
+} Truth;
+
+static void
+take_truth(void *arg, const KdbVersionRecord *record)
+{
+	Truth	   *truth = arg;
+
+	if (record->kind != truth->kind ||
+		KdbVersionCompare(record->shown, truth->shown) != 0 ||
+		(truth->found && KdbVersionCompare(record->version, truth->version) <= 0))
+		return;
+	truth->version = record->version;
+	truth->found = true;
+}
+
+static void
+look_for_truth(KdbListing *listing, TupleTableSlot *slot, Truth *truth)
+{
+	KdbRecordedKey key = {0};
+
+	if (!KdbVersionRecordsAny(listing->relid, &listing->records))
+		return;
+	key.n = listing->nkeys;
+	key.operators = listing->equality;
+	for (int i = 0; i < key.n; i++)
+	{
+		key.values[i] = slot_getattr(slot, listing->keys[i], &key.isnull[i]);
+		key.types[i] = TupleDescAttr(listing->desc, listing->keys[i] - 1)->atttypid;
+		key.collations[i] = listing->collations[i];
+	}
+	KdbVersionRecordsOfKey(listing->relid, &key, take_truth, truth);
+}
+
+/* The version of a death, by its record if there is one. */
+static KdbVersion
+death_of(KdbListing *listing, TupleTableSlot *slot, KdbVersion shown)
+{
+	Truth		truth = {KDB_RECORD_KILLED, shown, shown, false};
+
+	look_for_truth(listing, slot, &truth);
+	return truth.version;
+}
+
+/* What was known of a row when it was written anew; false if the horizon had passed it. */
+static bool
+version_before(KdbListing *listing, TupleTableSlot *slot, const KdbRewrite *rewrite, KdbVersion *version)
+{
+	Truth		truth = {KDB_RECORD_TRUTH, KdbRewriteShown(rewrite)};
+
+	look_for_truth(listing, slot, &truth);
+	*version = truth.version;
+	return truth.found && version->ts > listing->since;
+}
+
+static void
+list_writer(KdbListing *listing, TupleTableSlot *slot, const Tuple *tuple)
+{
+	KdbVersion	version;
+	const KdbRewrite *rewrite;
+
+	if (!version_of(listing, tuple->xmin, &version))
+		return;
+	rewrite = KdbFindRewrite(listing->relid, &listing->rewrites, &listing->records,
+							 listing->table_context, slot, tuple->xmin);
+	if (rewrite && !version_before(listing, slot, rewrite, &version))
+		return;
+	if (tuple->live && !rewrite)
+		listing->put_row(listing->arg, 't', version, slot);
+	if (listing->has_unique && !(tuple->live && listing->rewriting))
+		listing->put_row(listing->arg, 'c', version, slot);
+}
+
+static void
+list_tuple(KdbListing *listing, TupleTableSlot *slot, const Tuple *tuple)
+{
+	KdbVersion	version;
+
+	list_writer(listing, slot, tuple);
+	if (TransactionIdIsValid(tuple->ended) && version_of(listing, tuple->ended, &version))
+		listing->put_row(listing->arg, 'd', death_of(listing, slot, version), slot);
+}
+
+/* See conflict_private.h. */
+void
+KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(listing->desc, table_slot_callbacks(rel));
+	TableScanDesc scan = table_beginscan(rel, SnapshotAny, 0, NULL);
+
+	while (TTS_IS_BUFFERTUPLE(slot) && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		MemoryContext old = MemoryContextSwitchTo(listing->context);
+		Tuple		tuple;
+
+		CHECK_FOR_INTERRUPTS();
+		if (look_at_tuple(listing, slot, snapshot, &tuple))
+			list_tuple(listing, slot, &tuple);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(listing->context);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/* ---- the table ---- */
+
+static void
+find_keys(KdbListing *listing, Relation rel)
+{
+	KdbRecordedKey types = {0};
+	Relation	index;
+
+	listing->identity = RelationGetReplicaIndex(rel);
+	if (!OidIsValid(listing->identity))
+		listing->identity = RelationGetPrimaryKeyIndex(rel);
+	listing->nkeys = 0;
+	if (!OidIsValid(listing->identity))
+		return;
+	index = index_open(listing->identity, AccessShareLock);
+	listing->nkeys = types.n = index->rd_index->indnkeyatts;
+	for (int i = 0; i < listing->nkeys; i++)
+	{
+		listing->keys[i] = index->rd_index->indkey.values[i];
+		listing->collations[i] = index->rd_indcollation[i];
+		listing->indexed = bms_add_member(listing->indexed, listing->keys[i]);
+		types.types[i] = TupleDescAttr(listing->desc, listing->keys[i] - 1)->atttypid;
+	}
+	listing->equality = KdbIndexOwnEquality(index, &types);
+	index_close(index, AccessShareLock);
+}
+
+/* See conflict_private.h. */
+Bitmapset *
+KdbIndexColumns(Relation index)
+{
+	Bitmapset  *attributes = NULL;
+	Bitmapset  *columns = NULL;
+	int			member = -1;
+
+	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
+		attributes = bms_add_member(attributes, index->rd_index->indkey.values[i] - FirstLowInvalidHeapAttributeNumber);
+	pull_varattnos((Node *) RelationGetIndexExpressions(index), 1, &attributes);
+	pull_varattnos((Node *) RelationGetIndexPredicate(index), 1, &attributes);
+	while ((member = bms_next_member(attributes, member)) >= 0)
+	{
+		if (member + FirstLowInvalidHeapAttributeNumber > 0)
+			columns = bms_add_member(columns, member + FirstLowInvalidHeapAttributeNumber);
+	}
+	return columns;
+}
+
+/* See conflict_private.h. */
+bool
+KdbIsUniqueIndex(Relation index)
+{
+	return index->rd_index->indisunique || index->rd_index->indisexclusion;
+}
+
+static void
+find_unique(KdbListing *listing, Relation rel)
+{
+	ListCell   *lc;
+
+	foreach(lc, RelationGetIndexList(rel))
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		if (lfirst_oid(lc) != listing->identity && KdbIsUniqueIndex(index))
+		{
+			listing->has_unique = true;
+			listing->nulls_equal |= index->rd_index->indnullsnotdistinct;
+			listing->indexed = bms_add_members(listing->indexed, KdbIndexColumns(index));
+		}
+		index_close(index, AccessShareLock);
+	}
+}
+
+/* What rows must tell so that others can compute their values in unique indexes. */
+static void
+find_columns(KdbListing *listing)
+{
+	TupleDesc	desc = listing->desc;
+	bool		generated = false;
+
+	listing->columns = bms_copy(listing->indexed);
+	for (int i = 0; i < desc->natts; i++)
+		generated |= TupleDescAttr(desc, i)->attgenerated && bms_is_member(i + 1, listing->columns);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (TupleDescAttr(desc, i)->attgenerated)
+			listing->columns = bms_del_member(listing->columns, i + 1);
+		else if (generated && !TupleDescAttr(desc, i)->attisdropped)
+			listing->columns = bms_add_member(listing->columns, i + 1);
+	}
+}
+
+/* See conflict_private.h. */
+bool
+KdbListingPrepare(KdbListing *listing, Relation rel)
+{
+	listing->relid = RelationGetRelid(rel);
+	if (!RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+		return false;
+	listing->desc = CreateTupleDescCopyConstr(RelationGetDescr(rel));
+	listing->table_context = CurrentMemoryContext;
+	find_keys(listing, rel);
+	if (listing->nkeys == 0)
+		return false;
+	find_unique(listing, rel);
+	find_columns(listing);
+	return true;
+}
