@@ -33,15 +33,21 @@ arm_fault($sub, 'copy_horizon_held=error');
 $sub->start;
 $sub->wait_for_log(qr/fault point "copy_horizon_held" reached/, $offset);
 my $slot = $pub->safe_psql('postgres', "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE '%sync%'");
+$pub->safe_psql('postgres', 'SELECT txid_current(), pg_switch_wal()') foreach 1 .. 3;
+my $end = $pub->lsn('insert');
+
+# the stream's own slot must have come there, not only what is applied
+foreach (1 .. 100)
+{
+	$pub->safe_psql('postgres', 'SELECT txid_current()');
+	$pub->safe_psql('postgres', 'CHECKPOINT');
+	$pub->wait_for_catchup('s', 'replay', $pub->lsn('insert'));
+	last if $pub->safe_psql('postgres', "SELECT restart_lsn >= '$end' FROM pg_replication_slots WHERE slot_name = 's'") eq 't';
+}
 $pub->append_conf('postgresql.conf', 'max_slot_wal_keep_size = 1MB');
 reload_settings($pub);
-for (1 .. 20)
-{
-	$pub->safe_psql('postgres', 'SELECT txid_current(), pg_switch_wal()');
-	$pub->wait_for_catchup('s', 'replay', $pub->lsn('insert'));
-	$pub->safe_psql('postgres', 'CHECKPOINT');
-	last if $pub->safe_psql('postgres', "SELECT wal_status FROM pg_replication_slots WHERE slot_name = '$slot'") eq 'lost';
-}
+$pub->safe_psql('postgres', 'CHECKPOINT');
+$pub->poll_query_until('postgres', "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = '$slot'");
 is( $pub->safe_psql('postgres', "SELECT string_agg(wal_status, ' ' ORDER BY slot_name = '$slot') FROM pg_replication_slots WHERE slot_type = 'logical'"),
 	'reserved lost', 'the slot is lost');
 
