@@ -72,7 +72,8 @@ extern void KdbConvergeStart(KdbConverge *c);
 /* converge_facts.c */
 extern void KdbFactFind(void *arg, KdbMergeKey key, KdbLocalRow *local);
 extern bool KdbFactUniqueChanges(void *arg, KdbRowPart part);
-extern int	KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max);
+extern int	KdbFactHolders(void *arg, KdbRowPart part, KdbVersion version,
+						   KdbMergeHolder *list, int max);
 extern bool KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version);
 extern uint64_t KdbFactPosition(void *arg, const KdbLocalRow *local);
 extern uint64_t KdbFactProgress(void *arg, uint64_t node);

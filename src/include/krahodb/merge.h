@@ -160,9 +160,11 @@ typedef struct KdbMergeOps
 
 	/*
 	 * Live rows of other keys than the new one that hold a unique value of the
-	 * row; returns how many were put into the list, at most max.
+	 * row; returns how many were put into the list, at most max.  If there are more,
+	 * those that are not greater than the version come first.
 	 */
-	int			(*holders) (void *arg, KdbRowPart part, KdbMergeHolder *list, int max);
+	int			(*holders) (void *arg, KdbRowPart part, KdbVersion version,
+							KdbMergeHolder *list, int max);
 
 	/*
 	 * Has another key than the new one claimed a unique value of the row at a
