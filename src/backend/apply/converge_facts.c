@@ -359,14 +359,33 @@ order_to(KdbVersion version, const KdbLocalRow *row)
 	return row->version_known ? KdbVersionCompare(version, row->version) : 1;
 }
 
-/* A deferrable key may be taken twice for a while. */
 static bool
-may_keep(KdbConverge *c, TupleTableSlot *existing)
+writer_saw(const KdbMergeContext *context, const KdbLocalRow *row)
 {
-	KdbLocalRow row = {0};
+	return !row->version_known || row->version.ts <= context->horizon ||
+		row->version.node == context->version.node ||
+		KdbSeenSurely(&context->seen, row->version.node, KdbSeenPosition(row));
+}
 
-	KdbTargetRowVersion(KdbSideOf(c, KDB_KEY_NEW)->target, existing, &row);
-	return row.same_origin || row.same_transaction;
+/*
+ * A deferrable value may be taken twice until the end of a transaction.  An older row that its
+ * writer had seen keeps it until then (see converge_deferred.c): mostly it is going to be written by
+ * the same transaction.  Not so for a fetched row of another version: that is no step of this transaction.
+ */
+static bool
+may_keep(KdbConverge *c, KdbVersion version, const KdbLocalRow *holder)
+{
+	int			order = order_to(c->context->version, holder);
+
+	if (c->at_end)
+		return order == 0;
+	if (KdbVersionCompare(version, c->context->version) != 0)
+		return false;
+	if (order < 0 || (order > 0 && !writer_saw(c->context, holder)))
+		return false;
+	if (order > 0)
+		KdbNoteKeptHolder(c);
+	return true;
 }
 
 static bool
@@ -378,12 +397,13 @@ is_in_the_way(void *arg, Relation index, TupleTableSlot *existing)
 
 	if (same_key(side->target, existing, side->key))
 		return false;
-	if (!index->rd_index->indimmediate && may_keep(search->c, existing))
-		return false;
-	if (search->which == HOLDERS_ALL)
+	if (index->rd_index->indimmediate && search->which == HOLDERS_ALL)
 		return true;
 	KdbTrueVersion(search->c, side->target, existing, &holder);
-	return (order_to(search->version, &holder) >= 0) == (search->which == HOLDERS_OLDER);
+	if (search->which != HOLDERS_ALL &&
+		(order_to(search->version, &holder) >= 0) != (search->which == HOLDERS_OLDER))
+		return false;
+	return index->rd_index->indimmediate || !may_keep(search->c, search->version, &holder);
 }
 
 /* Behind those that are listed already. */

@@ -278,6 +278,13 @@ extern void KdbMergeState(const KdbMergeOps *ops, void *arg, KdbMergeContext *co
 						  const KdbMergeWrite *write, const KdbFetched *state);
 
 /*
+ * A row that the transaction has written claims its unique values once more, at the end of the
+ * transaction, KDB_PART_WRITTEN being the row that is here: for holders that were left alone before, as a
+ * deferrable key may be taken twice for a while.  The row is removed if one has become newer since.
+ */
+extern void KdbMergeClaimAtEnd(const KdbMergeOps *ops, void *arg, KdbMergeContext *context);
+
+/*
  * What an UPDATE does to a merged column; order is that of the new value to the
  * old one, and not looked at if one of them is NULL.
  */
