@@ -468,3 +468,27 @@ KdbMergeState(const KdbMergeOps *ops, void *arg, KdbMergeContext *context,
 	while (merge_state(&run) == KDB_MERGE_CHANGED)
 		continue;
 }
+
+void
+KdbMergeClaimAtEnd(const KdbMergeOps *ops, void *arg, KdbMergeContext *context)
+{
+	KdbMergeRun run = {0};
+	KdbUniqueVerdict verdict;
+	KdbLocalRow local;
+
+	run.ops = ops;
+	run.arg = arg;
+	run.context = context;
+	run.unique = true;
+	run.operation = KDB_UPDATE;
+	do
+	{
+		ops->find(arg, KDB_KEY_NEW, &local);
+		if (local.state != KDB_ROW_LIVE || KdbMergeOrder(context->version, &local) != 0)
+			return;
+		verdict = KdbMergeUnique(&run, KDB_PART_WRITTEN, context->version, true);
+		if (verdict == KDB_UNIQUE_BEATEN &&
+			make_dead(&run, KDB_KEY_NEW, &local, context->version) == KDB_MERGE_CHANGED)
+			verdict = KDB_UNIQUE_AGAIN;
+	} while (verdict == KDB_UNIQUE_AGAIN);
+}

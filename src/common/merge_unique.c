@@ -91,7 +91,8 @@ write_action(KdbMergeRun *run)
 
 /*
  * Older holders go, and are moved to the front of the list; for a newer one a
- * contender is dropped.  Two records if it is both.
+ * contender is dropped.  Two records if it is both.  If there may be more of them than the list has,
+ * the newer ones wait until all of the older have gone.
  */
 static KdbUniqueVerdict
 against_holders(KdbMergeRun *run, KdbVersion version, bool contender,
@@ -116,6 +117,8 @@ against_holders(KdbMergeRun *run, KdbVersion version, bool contender,
 		report(run, conflict_with(run, killed),
 			   contender && !dropped ? write_action(run) : KDB_ACTION_DELETE,
 			   holders, killed, false);
+	if (n == KDB_MERGE_MAX_HOLDERS && killed > 0)
+		return KDB_UNIQUE_AGAIN;
 	if (dropped && contender)
 		report(run, conflict_with(run, n - killed), KDB_ACTION_SKIP,
 			   holders + killed, n - killed, false);
@@ -137,13 +140,11 @@ KdbMergeUnique(KdbMergeRun *run, KdbRowPart part, KdbVersion version, bool conte
 	KdbUniqueVerdict verdict = KDB_UNIQUE_FREE;
 	int			n;
 
-	n = run->ops->holders(run->arg, part, holders, KDB_MERGE_MAX_HOLDERS);
+	n = run->ops->holders(run->arg, part, version, holders, KDB_MERGE_MAX_HOLDERS);
 	if (n > 0 && !chosen_by_version(run, conflict_with(run, n)))
 		return resolve_otherwise(run, holders, n, contender);
 	if (n > 0)
 		verdict = against_holders(run, version, contender, holders, n);
-	if (n == KDB_MERGE_MAX_HOLDERS && verdict == KDB_UNIQUE_FREE)
-		return KDB_UNIQUE_AGAIN;
 	if (verdict != KDB_UNIQUE_FREE || !contender)
 		return verdict;
 	if (chosen_by_version(run, conflict_with(run, 1)) && newer_claim(run, part, version))

@@ -282,6 +282,9 @@ extern void KdbBatchFlush(void);
 /* The transaction was aborted, and they with it. */
 extern void KdbBatchAbandon(void);
 
+/* converge_deferred.c: the remote transaction has no more changes. */
+extern void KdbConvergeBeforeEnd(void);
+
 /* converge.c: the remote transaction is over. */
 extern void KdbConvergeEnd(void);
 

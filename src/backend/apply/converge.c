@@ -113,6 +113,7 @@ KdbConvergeEnd(void)
 	if (!context_ready)
 		return;
 	context_ready = false;
+	KdbForgetKeptHolders();
 	KdbCountMerging(false);
 }
 
@@ -211,6 +212,15 @@ merge(KdbConverge *c)
 	KdbMerge(&ops, c, &context, &write);
 	if (c->old_row)
 		ExecDropSingleTupleTableSlot(c->old_row);
+}
+
+/* See converge_private.h. */
+void
+KdbConvergeClaimAtEnd(KdbConverge *c)
+{
+	KdbConvergeStart(c);
+	c->at_end = true;
+	KdbMergeClaimAtEnd(&ops, c, &context);
 }
 
 /*

@@ -364,12 +364,12 @@ claim_values(void *arg, const KdbUniqueValues *unique)
 	return false;
 }
 
-/* False if one of them has changed, so that all is to be looked at again. */
+/* False if one of them has changed, or there may be more, so that all is to be looked at again. */
 static bool
 kill_older_holders(KdbConverge *c, KdbRowPart part, KdbVersion version)
 {
 	KdbMergeHolder holders[KDB_MERGE_MAX_HOLDERS];
-	int			n = KdbFactHolders(c, part, holders, KDB_MERGE_MAX_HOLDERS);
+	int			n = KdbFactHolders(c, part, version, holders, KDB_MERGE_MAX_HOLDERS);
 	int			killed = 0;
 
 	for (int i = 0; i < n; i++)

@@ -344,29 +344,112 @@ same_key(KdbApplyTarget *target, TupleTableSlot *a, TupleTableSlot *b)
 	return true;
 }
 
+typedef enum WhichHolders
+{
+	HOLDERS_ALL,
+	HOLDERS_OLDER,				/* not greater than the version */
+	HOLDERS_NEWER
+} WhichHolders;
+
+typedef struct HolderSearch
+{
+	KdbConverge *c;
+	KdbVersion	version;
+	WhichHolders which;
+} HolderSearch;
+
+static int
+order_to(KdbVersion version, const KdbLocalRow *row)
+{
+	return row->version_known ? KdbVersionCompare(version, row->version) : 1;
+}
+
+static bool
+writer_saw(const KdbMergeContext *context, const KdbLocalRow *row)
+{
+	return !row->version_known || row->version.ts <= context->horizon ||
+		row->version.node == context->version.node ||
+		KdbSeenSurely(&context->seen, row->version.node, KdbSeenPosition(row));
+}
+
+/*
+ * A deferrable value may be taken twice until the end of a transaction.  An older row that its
+ * writer had seen keeps it until then (see converge_deferred.c): mostly it is going to be written by
+ * the same transaction.  Not so for a fetched row of another version: that is no step of this transaction.
+ */
+static bool
+may_keep(KdbConverge *c, KdbVersion version, const KdbLocalRow *holder)
+{
+	int			order = order_to(c->context->version, holder);
+
+	if (c->at_end)
+		return order == 0;
+	if (KdbVersionCompare(version, c->context->version) != 0)
+		return false;
+	if (order < 0 || (order > 0 && !writer_saw(c->context, holder)))
+		return false;
+	if (order > 0)
+		KdbNoteKeptHolder(c);
+	return true;
+}
+
+static bool
+is_in_the_way(void *arg, Relation index, TupleTableSlot *existing)
+{
+	HolderSearch *search = arg;
+	KdbConvergeSide *side = KdbSideOf(search->c, KDB_KEY_NEW);
+	KdbLocalRow holder = {0};
+
+	if (same_key(side->target, existing, side->key))
+		return false;
+	if (index->rd_index->indimmediate && search->which == HOLDERS_ALL)
+		return true;
+	KdbTrueVersion(search->c, side->target, existing, &holder);
+	if (search->which != HOLDERS_ALL &&
+		(order_to(search->version, &holder) >= 0) != (search->which == HOLDERS_OLDER))
+		return false;
+	return index->rd_index->indimmediate || !may_keep(search->c, search->version, &holder);
+}
+
+/* Behind those that are listed already. */
+static int
+list_holders(HolderSearch *search, TupleTableSlot *row, int listed, int max)
+{
+	KdbConverge *c = search->c;
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+
+	return listed + KdbFindHolders(side->target, row, side->live ? &side->tid : NULL, NULL, is_in_the_way, search, c->holders + listed, max - listed);
+}
+
 /* See merge.h. */
 int
-KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
+KdbFactHolders(void *arg, KdbRowPart part, KdbVersion version, KdbMergeHolder *list, int max)
 {
 	KdbConverge *c = arg;
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	HolderSearch search = {c, version, HOLDERS_ALL};
 	TupleTableSlot *row = KdbNewRow(c, part);
-	int			found;
-	int			n = 0;
+	int			n;
 
 	/* Whoever takes a value at this moment is noticed by the write. */
 	c->unclaimed = c->clashes == 0 && KdbHasNewValues(side->target, row);
 	if (c->unclaimed)
 		return 0;
-	found = KdbFindHolders(side->target, row, side->live ? &side->tid : NULL,
-						   NULL, c->holders, Min(max, KDB_MERGE_MAX_HOLDERS));
-	for (int i = 0; i < found; i++)
+	max = Min(max, KDB_MERGE_MAX_HOLDERS);
+	n = list_holders(&search, row, 0, max);
+	if (n == max)
 	{
-		if (same_key(side->target, c->holders[i].copy, side->key))
-			continue;
+		search.which = HOLDERS_OLDER;
+		n = list_holders(&search, row, 0, max);
+		search.which = HOLDERS_NEWER;
+		if (n < max)
+			n = list_holders(&search, row, n, max);
+	}
+	for (int i = 0; i < n; i++)
+	{
 		KdbTrueVersion(c, side->target, c->holders[i].copy, &c->holders[i].row);
-		list[n].row = c->holders[i].row;
-		list[n++].handle = i;
+		list[i].row = c->holders[i].row;
+		list[i].handle = i;
 	}
 	if (n > 0)
 		KdbLaneMustBeFirst();

@@ -5,6 +5,7 @@
  *	converge.c			the change, which table and key it is for, the report
  *	converge_facts.c	what is known here: heap, dead rows, records, claims
  *	converge_actions.c	what the rules order: rows written, killed, remembered
+ *	converge_deferred.c	deferrable keys that were taken twice for a while
  *	converge_merged.c	columns whose values are merged (merged_private.h)
  *	converge_row.c		the rows that are written, from what was sent, is here, was fetched
  *	converge_inserts.c	runs of inserts, written together if all of their values are new
@@ -51,6 +52,8 @@ typedef struct KdbConverge
 	bool		local_completed;	/* columns that the publisher does not have */
 	bool		triggers_fired; /* BEFORE ROW, of the insert */
 	bool		unclaimed;		/* no tuple has a unique value of the new row */
+	bool		kept_holder;	/* noted: an older row has kept a deferrable value */
+	bool		at_end;			/* of the transaction: none keeps it any more */
 	int			clashes;		/* unique keys that were found taken while writing */
 } KdbConverge;
 
@@ -72,7 +75,8 @@ extern void KdbConvergeStart(KdbConverge *c);
 /* converge_facts.c */
 extern void KdbFactFind(void *arg, KdbMergeKey key, KdbLocalRow *local);
 extern bool KdbFactUniqueChanges(void *arg, KdbRowPart part);
-extern int	KdbFactHolders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max);
+extern int	KdbFactHolders(void *arg, KdbRowPart part, KdbVersion version,
+						   KdbMergeHolder *list, int max);
 extern bool KdbFactNewerClaim(void *arg, KdbRowPart part, KdbVersion version);
 extern uint64_t KdbFactPosition(void *arg, const KdbLocalRow *local);
 extern uint64_t KdbFactProgress(void *arg, uint64_t node);
@@ -99,6 +103,15 @@ extern bool KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion 
 
 /* What is found from here on must hold when the row is written. */
 extern void KdbStartLook(KdbConverge *c);
+
+/* converge_deferred.c: an older row keeps a value of the new row, for now. */
+extern void KdbNoteKeptHolder(KdbConverge *c);
+
+/* Forget those of the transaction. */
+extern void KdbForgetKeptHolders(void);
+
+/* converge.c: the new row is here, and claims its values once more. */
+extern void KdbConvergeClaimAtEnd(KdbConverge *c);
 
 /* converge_row.c */
 

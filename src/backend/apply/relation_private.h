@@ -379,11 +379,15 @@ typedef struct KdbHolder
  * indexes on changed columns if "changed" is not NULL.  Fills at most "max"
  * distinct rows into holders, returns how many there are (at most max).
  *
- * A deferrable key may be taken for a while inside a transaction: rows of the
- * node that the change comes from are not in the way there.
+ * The filter says which rows are in the way, of those that the index has found.  With NULL: a
+ * deferrable key may be taken for a while inside a transaction, so rows of the node that the change
+ * comes from are not.
  */
+typedef bool (*KdbHolderFilter) (void *arg, Relation index, TupleTableSlot *existing);
+
 extern int	KdbFindHolders(KdbApplyTarget *target, TupleTableSlot *slot,
 						   ItemPointer self, const Bitmapset *changed,
+						   KdbHolderFilter filter, void *arg,
 						   KdbHolder *holders, int max);
 
 /* The values of a row in a unique index or exclusion constraint. */

@@ -151,7 +151,7 @@ clear_the_way(Change *change, TupleTableSlot *slot, ItemPointer self,
 	KdbDecision decision;
 	int			n;
 
-	n = KdbFindHolders(change->target, slot, self, changed, holders, KDB_MAX_HOLDERS);
+	n = KdbFindHolders(change->target, slot, self, changed, NULL, NULL, holders, KDB_MAX_HOLDERS);
 	if (n == 0)
 		return UNIQUE_FREE;
 	if (KdbLaneSettle())

@@ -206,6 +206,7 @@ release_snapshot(void)
 static void
 commit_local(XLogRecPtr end_lsn, TimestampTz commit_time)
 {
+	KdbConvergeBeforeEnd();
 	KdbApplyRelationsClose();
 	KDB_FAULT_POINT("apply_before_commit");
 
@@ -272,6 +273,7 @@ prepare_local(const KdbWireMessage *message)
 	BeginTransactionBlock();
 	CommitTransactionCommand();
 
+	KdbConvergeBeforeEnd();
 	KdbApplyRelationsClose();
 	KDB_FAULT_POINT("apply_before_prepare");
 

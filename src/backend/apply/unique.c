@@ -28,6 +28,8 @@ typedef struct UniqueProbe
 	bool		isnull[INDEX_MAX_KEYS];
 	ScanKeyData key[INDEX_MAX_KEYS];
 	int			nkeys;
+	KdbHolderFilter filter;
+	void	   *arg;
 } UniqueProbe;
 
 static bool
@@ -114,6 +116,14 @@ is_tolerated(UniqueProbe *probe, TupleTableSlot *existing)
 }
 
 static bool
+is_in_the_way(UniqueProbe *probe, TupleTableSlot *existing)
+{
+	if (probe->filter)
+		return probe->filter(probe->arg, probe->index, existing);
+	return !is_tolerated(probe, existing);
+}
+
+static bool
 already_known(const KdbHolder *holders, int n, ItemPointer tid)
 {
 	for (int i = 0; i < n; i++)
@@ -158,7 +168,7 @@ probe_index(UniqueProbe *probe, ItemPointer self, KdbHolder *holders, int n, int
 			continue;
 		if (wait_for_row(probe, &dirty, existing))
 			n = -1;
-		else if (!is_tolerated(probe, existing))
+		else if (is_in_the_way(probe, existing))
 			remember_holder(probe, existing, &holders[n++]);
 	}
 	ExecClearTuple(existing);
@@ -168,7 +178,8 @@ probe_index(UniqueProbe *probe, ItemPointer self, KdbHolder *holders, int n, int
 
 static int
 probe_all(KdbApplyTarget *target, TupleTableSlot *slot, ItemPointer self,
-		  const Bitmapset *changed, KdbHolder *holders, int max)
+		  const Bitmapset *changed, KdbHolderFilter filter, void *arg,
+		  KdbHolder *holders, int max)
 {
 	ResultRelInfo *relinfo = target->relinfo;
 	int			n = 0;
@@ -178,6 +189,8 @@ probe_all(KdbApplyTarget *target, TupleTableSlot *slot, ItemPointer self,
 		UniqueProbe probe;
 
 		probe.target = target;
+		probe.filter = filter;
+		probe.arg = arg;
 		probe.index = relinfo->ri_IndexRelationDescs[i];
 		probe.info = relinfo->ri_IndexRelationInfo[i];
 		if (!is_constraint(probe.info))
@@ -193,7 +206,8 @@ probe_all(KdbApplyTarget *target, TupleTableSlot *slot, ItemPointer self,
 /* See relation_private.h. */
 int
 KdbFindHolders(KdbApplyTarget *target, TupleTableSlot *slot, ItemPointer self,
-			   const Bitmapset *changed, KdbHolder *holders, int max)
+			   const Bitmapset *changed, KdbHolderFilter filter, void *arg,
+			   KdbHolder *holders, int max)
 {
 	int			n;
 
@@ -201,7 +215,7 @@ KdbFindHolders(KdbApplyTarget *target, TupleTableSlot *slot, ItemPointer self,
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
-		n = probe_all(target, slot, self, changed, holders, max);
+		n = probe_all(target, slot, self, changed, filter, arg, holders, max);
 	} while (n < 0);
 	return n;
 }

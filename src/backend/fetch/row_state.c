@@ -11,6 +11,11 @@
  *	dead		there is none; the version is that of its newest death
  *	absent		nothing is known of the key
  *
+ * TRUNCATE leaves no dead rows.  But it gives the key's index new storage, and nothing else that is done
+ * often does.  So if nothing is known of a key that the writer has written, and its index got new storage
+ * afterwards, the key died with that: it is dead, as if the writer had left it so.  TRUNCATE has no version; it comes by the
+ * stream, behind the writer.
+ *
  * ONE SNAPSHOT.  Row and version records are read with the snapshot of the caller's query,
  * deaths of transactions that it sees.  Nobody is waited for, not even writers of
  * version records: two nodes that fetch from each other would wait in a circle.
@@ -56,6 +61,7 @@
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "krahodb/conflict.h"
 #include "krahodb/node.h"
@@ -414,6 +420,31 @@ left_out(const Asked *asked)
 	return TransactionIdIsValid(before) ? KdbLeftOutCollect(asked->rel, asked->index, before) : NULL;
 }
 
+/* Has the index got new storage since the writer wrote?  Changes of pg_class that are no new storage are rare. */
+static bool
+was_emptied(const Asked *asked)
+{
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(RelationGetRelid(asked->index)));
+	KdbLocalRow emptied = {0};
+	KdbLocalRow written = {0};
+	TransactionId xid;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	xid = HeapTupleHeaderGetXmin(tuple->t_data);
+	ReleaseSysCache(tuple);
+	if (!TransactionIdIsNormal(xid) || !TransactionIdIsNormal(asked->writer))
+		return false;
+	if (TransactionIdFollowsOrEquals(xid, asked->writer))
+		return true;
+
+	/* It may have begun before the writer did. */
+	KdbTransactionVersion(xid, InvalidRepOriginId, 0, &emptied);
+	KdbTransactionVersion(asked->writer, InvalidRepOriginId, 0, &written);
+	return emptied.version_known && written.version_known &&
+		emptied.version.ts >= written.version.ts;
+}
+
 static void
 find_death(Asked *asked, Found *found)
 {
@@ -425,6 +456,11 @@ find_death(Asked *asked, Found *found)
 	ExecDropSingleTupleTableSlot(scratch);
 	look_at_records(&truth);
 	found->state = dead || truth.dead ? "dead" : "absent";
+	if (!dead && !truth.dead && was_emptied(asked))
+	{
+		found->state = "dead";
+		found->own = true;
+	}
 	if (truth.dead && (!dead || KdbVersionCompare(truth.death, found->row.version) > 0))
 	{
 		found->row.version = truth.death;

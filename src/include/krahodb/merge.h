@@ -160,9 +160,11 @@ typedef struct KdbMergeOps
 
 	/*
 	 * Live rows of other keys than the new one that hold a unique value of the
-	 * row; returns how many were put into the list, at most max.
+	 * row; returns how many were put into the list, at most max.  If there are more,
+	 * those that are not greater than the version come first.
 	 */
-	int			(*holders) (void *arg, KdbRowPart part, KdbMergeHolder *list, int max);
+	int			(*holders) (void *arg, KdbRowPart part, KdbVersion version,
+							KdbMergeHolder *list, int max);
 
 	/*
 	 * Has another key than the new one claimed a unique value of the row at a
@@ -274,6 +276,13 @@ extern void KdbMerge(const KdbMergeOps *ops, void *arg, KdbMergeContext *context
  */
 extern void KdbMergeState(const KdbMergeOps *ops, void *arg, KdbMergeContext *context,
 						  const KdbMergeWrite *write, const KdbFetched *state);
+
+/*
+ * A row that the transaction has written claims its unique values once more, at the end of the
+ * transaction, KDB_PART_WRITTEN being the row that is here: for holders that were left alone before, as a
+ * deferrable key may be taken twice for a while.  The row is removed if one has become newer since.
+ */
+extern void KdbMergeClaimAtEnd(const KdbMergeOps *ops, void *arg, KdbMergeContext *context);
 
 /*
  * What an UPDATE does to a merged column; order is that of the new value to the

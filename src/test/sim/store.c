@@ -267,7 +267,7 @@ op_unique_changes(void *arg, KdbRowPart part)
 }
 
 static int
-op_holders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
+op_holders(void *arg, KdbRowPart part, KdbVersion version, KdbMergeHolder *list, int max)
 {
 	SimApply   *apply = called(arg);
 	const SimRow *row = row_of(apply, part);

@@ -147,7 +147,7 @@ holder_of(const Node *node, int unique, int except)
 }
 
 static int
-op_holders(void *arg, KdbRowPart part, KdbMergeHolder *list, int max)
+op_holders(void *arg, KdbRowPart part, KdbVersion version, KdbMergeHolder *list, int max)
 {
 	Node	   *node = called(arg, 'h');
 	int			holder = holder_of(node, node->write->row.unique, node->write->new_key);

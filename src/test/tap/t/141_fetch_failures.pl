@@ -327,6 +327,22 @@ my ($ret, $out, $err) = $a->psql('postgres',
 	q{CREATE ROLE other; SET ROLE other; SELECT krahodb.row_state('public', 'doc', '{id}', '{1}', '{v}', '{}', '0')});
 like($err, qr/permission denied for table doc/, 'refused: privileges');
 
+# ---- TRUNCATE leaves no trace ------------------------------------------------------------
+
+foreach my $truncate ('UPDATE doc SET v = \'gone\' WHERE id = %d; TRUNCATE doc',
+	'BEGIN; UPDATE doc SET v = \'gone\' WHERE id = %d; TRUNCATE doc; COMMIT')
+{
+	changed_on_b();
+	pause_subscription($b, 'b_a');
+	$logstart = -s $b->logfile;
+	$a->safe_psql('postgres', sprintf $truncate, $id);
+	$a->safe_psql('postgres', "INSERT INTO doc SELECT g, 'new', wide('old') FROM generate_series($id + 1, 100) g; GRANT SELECT ON doc TO repl");
+	$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_a ENABLE');
+	$a->wait_for_catchup('b_a', 'replay', $a->lsn('insert'));
+	is($b->safe_psql('postgres', 'SELECT min(id), max(id), min(v) FROM doc'), ($id + 1) . '|100|new', "$truncate");
+	unlike(slurp_file($b->logfile, $logstart), qr/ERROR/, 'without an error');
+}
+
 # ---- a stock publisher -----------------------------------------------------------------
 
 my $stock = stock_node('stock');
