@@ -186,6 +186,33 @@ check_launcher(KdbFindings *findings, PGconn *conn)
 				   "set max_logical_replication_workers above 0; on a standby, it starts with promotion");
 }
 
+/* Subscriptions of this database that record versions, which they cannot do without the extension. */
+static void
+check_extension(KdbFindings *findings, PGconn *conn)
+{
+	char	   *version = KdbQueryValue(conn, "SELECT extversion FROM pg_catalog.pg_extension WHERE extname = 'krahodb'");
+	char	   *subscriptions;
+
+	if (version != NULL)
+	{
+		KdbFound(findings, "extension", version);
+		return;
+	}
+	subscriptions = KdbQueryValue(conn,
+								  "SELECT pg_catalog.string_agg(pg_catalog.quote_ident(s.subname), ', ' ORDER BY s.subname)"
+								  " FROM pg_catalog.pg_shseclabel l JOIN pg_catalog.pg_subscription s ON s.oid = l.objoid"
+								  " WHERE l.classoid = 'pg_catalog.pg_subscription'::regclass AND l.provider = 'krahodb'"
+								  " AND s.subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
+								  " AND pg_catalog.strpos(l.label, 'last_update_wins') > 0");
+	if (subscriptions == NULL)
+		KdbFound(findings, "extension", "not needed in this database");
+	else
+		KdbMissing(findings, "extension", subscriptions,
+				   KdbFormat("this database does not have extension krahodb, so subscriptions where the last update wins cannot record versions: %s",
+							 subscriptions),
+				   "CREATE EXTENSION krahodb, on every node");
+}
+
 /* Connect; NULL with the item added if that is impossible. */
 static PGconn *
 connect_server(KdbFindings *findings, const char *conninfo)
@@ -213,6 +240,7 @@ check_server(KdbFindings *findings, PGconn *conn)
 	check_launcher(findings, conn);
 	KdbCheckCapacity(findings, conn);
 	KdbCheckTables(findings, conn);
+	check_extension(findings, conn);
 	KdbCheckClock(findings, conn);
 }
 

@@ -148,7 +148,7 @@ my %items = map { /^(\w+)/ => 1 } @lines;
 foreach my $item (
 	qw(connection server_version shared_preload_libraries wal_level track_commit_timestamp
 	old_snapshot_threshold wal_writer_delay output_plugin_libraries launcher max_worker_processes max_logical_replication_workers
-	max_replication_slots max_wal_senders replica_identities clock))
+	max_replication_slots max_wal_senders replica_identities extension clock))
 {
 	ok($items{$item}, "... one of them for $item");
 }
@@ -207,6 +207,19 @@ my ($limit, $copies) = map { $node->safe_psql('postgres', "SHOW $_") } qw(max_lo
 my ($needed) = $out =~ /^max_worker_processes .* and (\d+) are needed/m;
 is($needed, $limit + 2 + 40 + $copies, '... as many as lanes, beside one helper of each table copy');
 $node->safe_psql('postgres', 'ALTER SUBSCRIPTION lanes DISABLE; ALTER SUBSCRIPTION lanes SET (slot_name = NONE); DROP SUBSCRIPTION lanes');
+
+my $last = "CONNECTION 'host=/nowhere' PUBLICATION p WITH (connect = false, slot_name = NONE, enabled = false, conflict_resolution =";
+$node->safe_psql('postgres', $_) foreach "CREATE SUBSCRIPTION \"last %\" $last last_update_wins)", "CREATE SUBSCRIPTION other $last keep_local)",
+	'CREATE DATABASE another';
+($exit, $out) = run_program('krahodb', 'check', $connstr);
+is($exit, 3, 'check of a database that lacks the extension: exit code 3');
+like($out, qr/^extension \.\.\. MISSING: .*: "last %"; CREATE EXTENSION krahodb, on every node$/m, '... names what needs it');
+($exit, $out) = run_program('krahodb', 'check', $node->connstr('another'));
+like($out, qr/^extension \.\.\. ok$/m, '... but not in another database');
+$node->safe_psql('postgres', 'CREATE EXTENSION krahodb');
+($exit, $out) = run_program('krahodb', 'check', $connstr);
+like($out, qr/^extension \.\.\. ok$/m, '... until it is made');
+$node->safe_psql('postgres', $_) foreach 'DROP SUBSCRIPTION "last %"', 'DROP SUBSCRIPTION other', 'DROP EXTENSION krahodb';
 
 # A plain server: everything that the engine has not by default is missing.
 my $stock = PostgreSQL::Test::Cluster->new('stock');
