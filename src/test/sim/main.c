@@ -62,7 +62,8 @@ static const Rule rules[] = {
 	{"join-ahead", true, SIM_WITHOUT_JOIN_AHEAD, true},
 	{"resync", true, SIM_WITHOUT_RESYNC},
 	{"level", true, SIM_WITHOUT_LEVEL},
-	{"lost-rows", true, SIM_WITHOUT_LOST_ROWS}
+	{"lost-rows", true, SIM_WITHOUT_LOST_ROWS},
+	{"new-identity", true, SIM_WITHOUT_NEW_IDENTITY, true}
 };
 
 #define NRULES	((int) (sizeof(rules) / sizeof(rules[0])))

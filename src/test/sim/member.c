@@ -13,7 +13,8 @@
  * LOSING A NODE.  The survivors bring each other up to the furthest that any of them
  * has received; the rest of its stream is lost.  Rows that one of them had fetched
  * from that rest are exchanged, as are their claims.  Only then the horizon goes on
- * without the lost node.  It comes back as one that joins.  Only one node is lost in a
+ * without the lost node.  It comes back as one that joins, under another identity: what others had
+ * seen of it is of a stream that ended.  Only one node is lost in a
  * history: what is promised when several are lost at once is less.
  */
 #include "sim.h"
@@ -213,6 +214,8 @@ level_survivors(int lost)
 			SimLevelUp(p, lost, best);
 	}
 	sim->nlog[lost] = (int) sim->nodes[best].applied[lost];
+	sim->lost = lost;
+	sim->kept = sim->nodes[best].applied[lost];
 }
 
 /*

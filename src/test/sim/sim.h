@@ -56,7 +56,8 @@ enum
 	SIM_WITHOUT_JOIN_AHEAD = 1 << 11,	/* ... and what was fetched */
 	SIM_WITHOUT_RESYNC = 1 << 12,	/* a stale node starts from a new snapshot */
 	SIM_WITHOUT_LEVEL = 1 << 13,	/* survivors bring each other up */
-	SIM_WITHOUT_LOST_ROWS = 1 << 14 /* ... and exchange rows fetched from the lost node */
+	SIM_WITHOUT_LOST_ROWS = 1 << 14,	/* ... and exchange rows fetched from the lost node */
+	SIM_WITHOUT_NEW_IDENTITY = 1 << 15	/* which comes back as another one */
 };
 
 extern uint64_t SimWithout;
@@ -229,6 +230,8 @@ typedef struct Sim
 	uint64_t	restarted_at[SIM_NODES][SIM_NODES]; /* sender, receiver */
 	uint64_t	restarted_upper[SIM_NODES][SIM_NODES];	/* sender, other node */
 	bool		lost_one;
+	int			lost;			/* which */
+	uint64_t	kept;			/* of its stream */
 	int			nextras;
 	SimExtra	extras[SIM_EXTRAS];
 	char		failure[400];	/* empty if all is well */

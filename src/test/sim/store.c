@@ -329,12 +329,21 @@ op_position(void *arg, const KdbLocalRow *local)
 	return position;
 }
 
+/*
+ * Of a lost node's old identity nobody has more than was kept, not even itself.  (Its positions go on
+ * here when it is back, so what was seen of the new identity counts as seen of the old one,
+ * too: a fetch more.)
+ */
 static uint64_t
 op_progress(void *arg, uint64_t node)
 {
 	SimApply   *apply = called(arg);
+	int			of = (int) node - 1;
+	uint64_t	progress = of == apply->me ? UINT64_MAX : apply->node->applied[of];
 
-	return (int) node - 1 == apply->me ? UINT64_MAX : apply->node->applied[node - 1];
+	if (sim->lost_one && of == sim->lost && progress > sim->kept && SIM_RULE(NEW_IDENTITY))
+		progress = sim->kept;
+	return progress;
 }
 
 /* How far a row of that version at the source may be in the stream of the version's node. */
