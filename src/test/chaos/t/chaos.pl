@@ -107,7 +107,7 @@ diag(sprintf 'transactions: %d acknowledged, %d failed, %d unknown',
 diag("conflicts: $_ $conflicts->{$_}") foreach sort keys %$conflicts;
 diag("errors: $errors->{$_} times $_") foreach sort { $errors->{$b} <=> $errors->{$a} } keys %$errors;
 diag("faults: $total (" . join(', ', map { "$_ $faults{$_}" } sort keys %faults) . ')');
-diag('verdict: ' . (Test::More->builder->is_passing ? 'equal' : 'NOT EQUAL') . ", seed $seed");
+diag('verdict: ' . (Test::More->builder->is_passing ? 'equal' : 'FAILED, see which test above') . ", seed $seed");
 
 $mesh->stop;
 done_testing();
