@@ -24,6 +24,8 @@
 #include "storage/latch.h"
 #include "utils/guc.h"
 
+#define LOOK_AGAIN_MS	500
+
 char	   *KdbFaultPointSetting = NULL;
 int			KdbTestApplyWorkers = 1;
 int			KdbTestAwaitSeen = KDB_AWAIT_MS;
@@ -82,7 +84,8 @@ reload_if_asked(void)
 /*
  * Until the setting is another one.  Reloads the configuration as main loops do,
  * first of all: that may have been asked for while the process waited for something
- * else, which took the latch.
+ * else, which took the latch.  And now and then without being asked: a background worker that was
+ * forked just before the reload ignores the signal, as the engine's own start of one does.
  */
 static void
 wait_until_disarmed(void)
@@ -92,10 +95,14 @@ wait_until_disarmed(void)
 	reload_if_asked();
 	while (KdbFaultPointSetting != NULL && strcmp(KdbFaultPointSetting, armed) == 0)
 	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_EXIT_ON_PM_DEATH, -1L, PG_WAIT_EXTENSION);
+		int			rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								   LOOK_AGAIN_MS, PG_WAIT_EXTENSION);
+
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		reload_if_asked();
+		if (rc & WL_TIMEOUT)
+			ProcessConfigFile(PGC_SIGHUP);
 	}
 	pfree(armed);
 }

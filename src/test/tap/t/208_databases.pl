@@ -46,7 +46,15 @@ sub seen
 subscribe($server, 'one', 'feeds', $node, 'writer');
 $node->safe_psql('writer', 'INSERT INTO t VALUES (1)');
 $server->poll_query_until('one', 'SELECT count(*) = 1 FROM t') or die;
-is(seen('one', 10), 1, 'a database tells what it has applied');
+
+# a walsender that has just begun may know of nothing for sure yet
+my $told = 0;
+foreach my $id (10 .. 19)
+{
+	$told = seen('one', $id);
+	last if $told;
+}
+is($told, 1, 'a database tells what it has applied');
 is(seen('two', 20), 0, 'and not what another one has');
 $server->restart;
 $server->poll_query_until('one', "SELECT count(*) = 1 FROM pg_stat_subscription WHERE pid IS NOT NULL") or die;
