@@ -17,8 +17,9 @@
  *
  * WHERE IT MAKES NO DIFFERENCE.  Only for tables where nobody can tell: no row
  * triggers that fire (they would see rows that come later), no defaults by volatile
- * functions (they could look at the table).  Where the last update wins, runs have
- * rules of their own (converge_inserts.c); with other resolvers there are none.
+ * functions (they could look at the table).  Where conflicts are resolved a row of the run may
+ * turn out to be an UPDATE or to remove another, so there no trigger at all may fire; runs are
+ * looked at as a whole first (converge_inserts.c, run_inserts.c).
  */
 #include "postgres.h"
 
@@ -48,8 +49,8 @@ static bool
 is_batchable(KdbApplyRelation *rel, KdbApplyTarget *target)
 {
 	return target != NULL &&
-		(!target->resolving || (target->converging && target->nmerged == 0 && !KdbRetrying())) &&
-		 !target->insert_triggers && !rel->volatile_defaults &&
+		(!target->resolving || (target->nmerged == 0 && !target->fires && !KdbRetrying())) &&
+		!target->insert_triggers && !rel->volatile_defaults &&
 		TransactionIdIsValid(KdbApply.remote_xid);
 }
 
@@ -129,6 +130,8 @@ write_rows(void)
 	KdbSwitchToTableOwner(batch.rel->rel, &user);
 	if (batch.target->converging)
 		KdbConvergeInserts(batch.rel, batch.target, batch.slots, batch.nrows);
+	else if (batch.target->resolving)
+		KdbResolveInserts(batch.rel, batch.target, batch.slots, batch.nrows);
 	else
 		(void) KdbWriteInserts(batch.target, batch.slots, batch.nrows);
 	KdbRestoreUser(&user);

@@ -2,8 +2,8 @@
  * gaps.c
  *		Does an index have nothing of the values of a run of rows?
  *
- * The convergence rules ask for each row to be inserted whether its key and its unique
- * values were ever here, dead versions included.  One descent of the index for each is
+ * Where conflicts are resolved it is asked for each row to be inserted whether its key and its
+ * unique values were ever here, dead versions included.  One descent of the index for each is
  * what inserting the entry costs once more.  But rows that are inserted together mostly
  * belong together in the index as well: they are behind everything else, or between the
  * same two neighbours.
@@ -336,6 +336,12 @@ KdbRunIsNew(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 	bool		others = false;
 	bool		is_new = true;
 
+	/* What generated columns are is part of what is unique. */
+	for (int i = 0; i < n && target->has_unique && target->has_generated; i++)
+	{
+		KdbComputeGenerated(target, slots[i]);
+		ResetPerTupleExprContext(target->estate);
+	}
 	KdbTargetOpenIndexes(target);
 	for (int i = 0; i < target->nindexes && is_new; i++)
 		is_new = KdbTargetLeftOut(target, target->relinfo->ri_IndexRelationDescs[i]) == NULL;

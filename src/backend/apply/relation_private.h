@@ -321,7 +321,7 @@ extern void KdbWalkEnd(KdbApplyTarget *target);
 
 /*
  * gaps.c: do unique and exclusion indexes, that of the identity too, have no tuple, dead or
- * alive, with values of these rows?
+ * alive, with values of these rows?  Generated columns are computed.
  */
 extern bool KdbRunIsNew(KdbApplyTarget *target, TupleTableSlot **slots, int n);
 
@@ -493,6 +493,20 @@ extern KdbWriteResult KdbWriteDelete(KdbApplyTarget *target, ItemPointer tid);
  * True if a deferrable one may be, which is no error.
  */
 extern bool KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int nslots);
+
+/*
+ * run_inserts.c: insert rows that KdbRunIsNew.  If a key is taken all the same, a
+ * serialization failure: the transaction is applied again, row by row.
+ */
+extern void KdbWriteNewRows(KdbApplyTarget *target, TupleTableSlot **slots, int n);
+
+/* Insert rows one by one; all the publisher's columns are known. */
+extern void KdbInsertEach(KdbApplyRelation *rel, KdbApplyTarget *target,
+						  TupleTableSlot **slots, int n);
+
+/* Insert rows into a table with resolvers that is not "converging". */
+extern void KdbResolveInserts(KdbApplyRelation *rel, KdbApplyTarget *target,
+							  TupleTableSlot **slots, int n);
 
 /*
  * entries.c: index entries of the row in the (virtual) slot, the new version of that in
