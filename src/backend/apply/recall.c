@@ -124,6 +124,18 @@ KdbRecallPut(KdbApplyTarget *target, TupleTableSlot *slot)
 	place->tid = slot->tts_tid;
 }
 
+/*
+ * So that heap_page_prune_opt() would do something?  It asks for what is removable first, which
+ * takes longer.  Without a lock, as there: a wrong answer does no harm.
+ */
+static bool
+is_nearly_full(Relation rel, Page page)
+{
+	Size		spared = RelationGetTargetPageFreeSpace(rel, HEAP_DEFAULT_FILLFACTOR);
+
+	return PageIsFull(page) || PageGetHeapFreeSpace(page) < Max(spared, BLCKSZ / 10);
+}
+
 /* See relation_private.h. */
 bool
 KdbRecallFind(KdbApplyTarget *target, TupleTableSlot *search)
@@ -138,7 +150,8 @@ KdbRecallFind(KdbApplyTarget *target, TupleTableSlot *search)
 	place = &target->recall.places[hash & (KDB_RECALL_PLACES - 1)];
 	if (place->hash != hash || !ItemPointerIsValid(&place->tid) || !pin_page(target, place))
 		return false;
-	if (target->rel->rd_tableam == GetHeapamTableAmRoutine())
+	if (target->rel->rd_tableam == GetHeapamTableAmRoutine() &&
+		is_nearly_full(target->rel, BufferGetPage(place->buffer)))
 		heap_page_prune_opt(target->rel, place->buffer);
 	InitDirtySnapshot(dirty);
 	found = table_tuple_fetch_row_version(target->rel, &place->tid, &dirty, target->local) &&

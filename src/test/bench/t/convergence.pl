@@ -1,8 +1,10 @@
 #
 # What convergence costs where there are no conflicts: a mesh of two nodes with the
-# extension, origin = none and so last_update_wins, beside a plain subscription of
-# KrahoDB's.  Large transactions, a backlog of small ones, a table with more unique
-# keys; and what a node's own transactions pay for being in a mesh.
+# extension, origin = none and so last_update_wins, beside the same mesh without rules
+# (apply_remote, no extension: what is applied first is overwritten), and beside a
+# subscription in one direction, which shows what the way back costs by itself.  Large
+# transactions, a backlog of small ones, a table with more unique keys; and what a node's
+# own transactions pay for being in a mesh.
 #
 # Environment: BENCH_ROWS (300000), BENCH_TRANSACTIONS (30000), BENCH_SECONDS (5), and
 # that of KrahoDB::Bench.
@@ -39,10 +41,12 @@ my @statements = (
 	[ 'update, 3 keys', 'UPDATE keys SET a = a + 1' ],
 	[ 'delete, 3 keys', 'DELETE FROM keys' ]);
 
-my @names = split ' ', setting('CONTENDERS', 'plain converging');
-contender(name => $names[0], kind => 'krahodb', schema => \&schema);
-contender(name => $names[1], kind => 'krahodb', schema => \&schema, options => 'origin = none',
-	mesh => 1, extension => 1);
+my %contenders = (
+	unruled => { options => 'origin = none, conflict_resolution = apply_remote', mesh => 1 },
+	converging => { options => 'origin = none', mesh => 1, extension => 1 },
+	plain => {});
+contender(name => $_, kind => 'krahodb', schema => \&schema, %{ $contenders{$_} })
+  foreach split ' ', setting('CONTENDERS', 'unruled converging plain');
 foreach my $c (KrahoDB::Bench::contenders())
 {
 	run_pgbench($c->{publisher}, qw(-i -q -s 10 -I g));
