@@ -41,12 +41,14 @@ sub revival
 	$third->wait_for_log(qr/fault point "$point" reached: wait/, $offset);
 	if ($waits)
 	{
-		my ($to, $from) = map { $mesh->node($_)->name } split //, $other;
+		my $subscription = join '_', map { $mesh->node($_)->name } split //, $other;
 
 		$mesh->release($other);
-		$third->poll_query_until('postgres',
-			"SELECT wait_event_type = 'Lock' FROM pg_stat_activity JOIN pg_stat_subscription USING (pid) WHERE subname = '${to}_$from'")
-		  or die "$other does not wait";
+		$third->poll_query_until('postgres', <<"EOS") or die "$other does not wait";
+SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid IN
+	(SELECT pid FROM pg_stat_subscription WHERE subname = '$subscription'
+	UNION ALL SELECT pid FROM krahodb.lanes WHERE subscription = '$subscription')
+EOS
 	}
 	else { $mesh->deliver($other); }
 	disarm_fault($third);
