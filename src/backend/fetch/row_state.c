@@ -29,7 +29,9 @@
  * the key, and cannot change meanwhile.
  *
  * PRIVILEGES.  The caller needs SELECT on the columns that he asks for and on those of
- * the key, and no row level security may apply to him, as for an initial copy.
+ * the key, and no row level security may apply to him, as for an initial copy.  The caller is often
+ * a superuser, the table anybody's: constraints of the key's domains and expressions of the
+ * partition key are evaluated with the rights of the table's owner (find_key).
  */
 #include "postgres.h"
 
@@ -248,13 +250,29 @@ reformat(TupleTableSlot *slot, Relation from, Relation to)
 	return execute_attr_map_slot(map, slot, virtual_slot(to));
 }
 
+/* Read the key, and find the partition that it belongs to. */
 static void
-open_partition(Asked *asked)
+find_key(Asked *asked, List *names, List *values)
 {
-	asked->rel = asked->named;
-	if (asked->named->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+	Relation	named = asked->named;
+	Oid			partition = InvalidOid;
+	Oid			user;
+	int			security;
+	int			level;
+
+	GetUserIdAndSecContext(&user, &security);
+	SetUserIdAndSecContext(named->rd_rel->relowner, security | SECURITY_RESTRICTED_OPERATION);
+	level = NewGUCNestLevel();
+	asked->search = read_key(named, names, values);
+	if (named->rd_rel->relkind == RELKIND_PARTITIONED_TABLE)
+		partition = route_key(named, asked->search);
+	AtEOXact_GUC(false, level);
+	SetUserIdAndSecContext(user, security);
+
+	asked->rel = named;
+	if (!OidIsValid(partition))
 		return;
-	asked->rel = table_open(route_key(asked->named, asked->search), NoLock);
+	asked->rel = table_open(partition, NoLock);
 	if (asked->rel->rd_rel->relkind != RELKIND_RELATION)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -624,8 +642,7 @@ krahodb_row_state(PG_FUNCTION_ARGS)
 							 GUC_ACTION_SAVE, true, 0, false);
 	asked.writer = DatumGetTransactionId(PG_GETARG_DATUM(6));
 	asked.snapshot = GetActiveSnapshot();
-	asked.search = read_key(asked.named, key_columns, key_values);
-	open_partition(&asked);
+	find_key(&asked, key_columns, key_values);
 	open_index(&asked);
 	(void) KdbVersionRecordsAny(RelationGetRelid(asked.rel), &asked.records);
 	asked.rewrites.snapshot = asked.snapshot;

@@ -1,0 +1,83 @@
+# What goes wrong here: somebody who owns a table, or a schema, has code of his run with the
+# rights of a superuser who fetches a row from that table, or asks the views of the extension.
+
+use strict;
+use warnings;
+
+use KrahoDB::Nodes;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+# Immutable as it says, but for what it does beside; it leaves a setting in the session if it can.
+my $owned = q{
+	CREATE FUNCTION code(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+		RAISE LOG 'code of owner as %', current_user;
+		PERFORM set_config('owner.was', 'here', false);
+		RETURN $1;
+	END $$;
+	CREATE DOMAIN checked AS int CHECK (public.code(VALUE) > 0);
+	CREATE TABLE routed (id checked NOT NULL, v int) PARTITION BY RANGE (code(id));
+	CREATE TABLE routed_1 PARTITION OF routed FOR VALUES FROM (0) TO (100);
+	ALTER TABLE routed_1 ADD PRIMARY KEY (id);
+	INSERT INTO routed VALUES (1, 5);};
+
+my $node = krahodb_node('node');
+
+$node->safe_psql('postgres', qq{
+	CREATE EXTENSION krahodb;
+	CREATE ROLE owner;
+	GRANT CREATE ON SCHEMA public TO owner;
+	SET ROLE owner;
+	$owned
+	RESET ROLE;
+	CREATE PUBLICATION pub FOR TABLE routed WITH (publish_via_partition_root);});
+
+# ---- a row is fetched ----------------------------------------------------------------
+
+my $offset = -s $node->logfile;
+
+is( $node->safe_psql('postgres', q{
+		SELECT state, row_values FROM krahodb.row_state('public', 'routed', '{id}', '{1}', '{id,v}', '{pub}', '3');
+		SELECT coalesce(nullif(current_setting('owner.was', true), ''), 'nothing')}),
+	"live|{1,5}\nnothing", 'a row, and no setting that the owner leaves behind');
+my $log = slurp_file($node->logfile, $offset);
+like($log, qr/LOG:  code of owner as owner$/m, 'domain and partition key are evaluated for the owner');
+unlike($log, qr/LOG:  code of owner as (?!owner$)/m, '... and not for who asks');
+
+# ---- a schema that was there before the extension ----------------------------------------
+
+# Operators that fit somewhat better than the engine's would be taken instead of them.
+$node->safe_psql('postgres', 'CREATE DATABASE other');
+$node->safe_psql('other', q{
+	GRANT CREATE ON DATABASE other TO owner;
+	SET ROLE owner;
+	CREATE SCHEMA krahodb;
+	DO $do$
+	DECLARE
+		numbers text[] := '{smallint,int,bigint,numeric,float8,oid,interval}';
+		a text;
+		b text;
+		operator text;
+		result text;
+	BEGIN
+		FOREACH a IN ARRAY numbers LOOP
+			FOREACH b IN ARRAY numbers LOOP
+				FOREACH operator IN ARRAY '{+,-,*,/,=,<>,<,>}'::text[] LOOP
+					result := CASE WHEN operator IN ('=', '<>', '<', '>') THEN 'bool' ELSE 'numeric' END;
+					EXECUTE format('CREATE FUNCTION krahodb.hostile_%s(%s, %s) RETURNS %s LANGUAGE sql AS $$ SELECT NULL::%s $$',
+						md5(operator), a, b, result, result);
+					EXECUTE format('CREATE OPERATOR krahodb.%s (FUNCTION = krahodb.hostile_%s, LEFTARG = %s, RIGHTARG = %s)',
+						operator, md5(operator), a, b);
+				END LOOP;
+			END LOOP;
+		END LOOP;
+	END $do$;
+	RESET ROLE;
+	CREATE EXTENSION krahodb;});
+is($node->safe_psql('other', q{
+		SELECT r.ev_class::regclass, d.refobjid::regoperator FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+		WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_operator'::regclass}),
+	'', 'the views of the extension use no operators of the schema');
+
+$node->stop;
+done_testing();
