@@ -3,6 +3,9 @@
 -- complain if the script is sourced in psql, rather than via CREATE EXTENSION
 \echo Use "CREATE EXTENSION krahodb" to load this file. \quit
 
+-- The schema may have been there before, with operators of somebody's own.  So operands
+-- have the very types that the engine's operators are for: no other one fits better.
+
 -- What is in effect for each subscription of this database, defaults filled in.
 -- A resolver "engine" means what PostgreSQL does without KrahoDB.
 CREATE FUNCTION subscription_options(
@@ -211,7 +214,7 @@ CREATE VIEW conflict_stats AS
 	LEFT JOIN pg_catalog.pg_subscription s ON s.oid = k.subid
 	LEFT JOIN pg_catalog.pg_class c ON c.oid = k.relid
 	LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-	WHERE k.subid = 0 OR (s.oid IS NOT NULL AND c.oid IS NOT NULL);
+	WHERE k.subid = 0::oid OR (s.oid IS NOT NULL AND c.oid IS NOT NULL);
 
 -- The identity of this database as a node, as it stands in row versions.
 CREATE FUNCTION node_identity()
@@ -476,18 +479,18 @@ CREATE VIEW copy_progress AS
 		k.pages AS pages_total,
 		k.pages_kept,
 		-- LEAST and GREATEST pass over NULL: nothing is known then
-		COALESCE(pg_catalog.round(100.0 * k.pages_done / NULLIF(k.pages, 0), 1),
+		COALESCE(pg_catalog.round(100.0 * k.pages_done::numeric / NULLIF(k.pages, 0::bigint)::numeric, 1),
 			CASE WHEN k.rows_expected IS NOT NULL
-				THEN LEAST(pg_catalog.round(100.0 * k.rows / k.rows_expected, 1), 99.9) END) AS percent,
+				THEN LEAST(pg_catalog.round(100.0 * k.rows::numeric / k.rows_expected::numeric, 1), 99.9) END) AS percent,
 		k.rows,
 		k.bytes,
-		pg_catalog.round(k.bytes / NULLIF(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - k.started), 0))::bigint
+		pg_catalog.round(k.bytes::numeric / NULLIF(EXTRACT(epoch FROM pg_catalog.clock_timestamp() - k.started), 0.0))::bigint
 			AS bytes_per_second,
 		pg_catalog.clock_timestamp() - k.started AS elapsed,
 		(pg_catalog.clock_timestamp() - k.started) *
-			COALESCE((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0),
+			COALESCE((k.pages - k.pages_done)::double precision / NULLIF(k.pages_done - k.pages_kept, 0::bigint)::double precision,
 				CASE WHEN k.rows_expected IS NOT NULL
-					THEN GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0) END) AS remaining
+					THEN GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0::bigint)::double precision END) AS remaining
 	FROM pg_catalog.pg_subscription_rel r
 	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
 	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid
