@@ -41,6 +41,7 @@ KdbTargetBuildMerged(KdbApplyTarget *target)
 		KdbMergedColumn *column = &target->merged_columns[foreach_current_index(lc)];
 		Form_pg_attribute att = TupleDescAttr(target->tupdesc, merge->attnum - 1);
 
+		KdbCheckMergedType(target->relid, merge);
 		column->attnum = merge->attnum;
 		column->kind = merge->kind;
 		column->type = att->atttypid;

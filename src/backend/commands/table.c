@@ -380,7 +380,11 @@ note_rewrites(List *before, CommandId first)
 		if (!OidIsValid(storage->node) || !OidIsValid(now))
 			continue;
 		if (storage->node != now)
+		{
 			KdbCarriedFinish(storage->carried, storage->relid, first, last);
+			/* a typed table may have got other types with its composite one */
+			KdbCheckMergedColumns(storage->relid, false);
+		}
 		else if (storage->carried)
 			KdbCarriedNotRewritten(storage->carried);
 	}

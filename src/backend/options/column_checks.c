@@ -10,7 +10,10 @@
  * what REPLICA IDENTITY FULL does.
  *
  * Checked when krahodb.merge is set, and again after whatever ALTER TABLE has done
- * to a table that has merged columns.
+ * to a table that has merged columns.  SECURITY LABEL, with which a dump sets it, comes before
+ * keys and unique indexes: there only the column itself is checked.  So it is once more when a
+ * value is going to be read, since it must not be taken for one of another type, whatever command has
+ * given it that.
  */
 #include "postgres.h"
 
@@ -174,15 +177,32 @@ check_identity(const Column *column, bool with_key)
 }
 
 static void
+check_itself(const Column *column)
+{
+	if (column->att->attgenerated)
+		refuse(column, ERRCODE_INVALID_COLUMN_DEFINITION,
+			   "It is a generated column.", "Merge the columns that it is generated from.");
+	check_type(column);
+}
+
+/* See options.h. */
+void
+KdbCheckMergedType(Oid relid, const KdbColumnMerge *merge)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	Column		column = {rel, TupleDescAttr(RelationGetDescr(rel), merge->attnum - 1), merge->kind};
+
+	check_itself(&column);
+	table_close(rel, NoLock);
+}
+
+static void
 check_column(const Column *column, bool with_key)
 {
 	Oid			relid = RelationGetRelid(column->rel);
 	ListCell   *lc;
 
-	if (column->att->attgenerated)
-		refuse(column, ERRCODE_INVALID_COLUMN_DEFINITION,
-			   "It is a generated column.", "Merge the columns that it is generated from.");
-	check_type(column);
+	check_itself(column);
 	check_indexes(column);
 	check_partition_key(column, relid);
 	if (column->rel->rd_rel->relispartition)
@@ -218,20 +238,22 @@ check_table(Oid relid, bool with_key)
 /*
  * See options.h.  Partitions of a table that is altered are not locked by every
  * ALTER TABLE, and there may be thousands of them; so only those that have merged columns
- * are locked here.
+ * are locked here.  Children that are no partitions have their own options, but get another type with
+ * their parent.
  */
 void
 KdbCheckMergedColumns(Oid relid, bool with_key)
 {
+	char		relkind = get_rel_relkind(relid);
 	ListCell   *lc;
 
-	if (get_rel_relkind(relid) == RELKIND_RELATION)
-		check_table(relid, with_key);
-	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
+	if (relkind != RELKIND_RELATION && relkind != RELKIND_PARTITIONED_TABLE)
 		return;
 	foreach(lc, find_all_inheritors(relid, NoLock, NULL))
 	{
-		if (get_rel_relkind(lfirst_oid(lc)) != RELKIND_FOREIGN_TABLE)
-			check_table(lfirst_oid(lc), with_key);
+		Oid			member = lfirst_oid(lc);
+
+		if (get_rel_relkind(member) != RELKIND_FOREIGN_TABLE)
+			check_table(member, with_key && (member == relid || relkind == RELKIND_PARTITIONED_TABLE));
 	}
 }

@@ -105,6 +105,20 @@ read_column(Oid relid, AttrNumber attnum, const char *label)
 	return make_merge(attnum, kind, relid);
 }
 
+/* See options_private.h.  A dump sets labels before there are keys. */
+void
+KdbCheckColumnLabel(Oid relid, AttrNumber attnum, const char *label)
+{
+	KdbColumnMerge *merge = read_column(relid, attnum, label);
+
+	if (attnum < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot alter system column \"%s\"", get_attname(relid, attnum, false))));
+	if (merge)
+		KdbCheckMergedType(relid, merge);
+}
+
 /* The columns of a table that have labels of their own: by one look at the catalog. */
 static List *
 own_columns(Oid relid)
@@ -128,7 +142,7 @@ own_columns(Oid relid)
 																RelationGetDescr(rel), &isnull));
 		KdbColumnMerge *merge;
 
-		if (attnum == 0 || strcmp(provider, KDB_LABEL_PROVIDER) != 0)
+		if (attnum <= 0 || strcmp(provider, KDB_LABEL_PROVIDER) != 0)
 			continue;
 		merge = read_column(relid, attnum,
 							TextDatumGetCString(heap_getattr(tuple, Anum_pg_seclabel_label,

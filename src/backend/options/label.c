@@ -287,12 +287,12 @@ check_table_label(Oid relid, const char *label)
 }
 
 static void
-check_column_label(Oid relid, const char *label)
+check_column_label(Oid relid, AttrNumber attnum, const char *label)
 {
 	if (label != NULL)
 	{
 		KdbCheckTableForOptions(relid);
-		(void) KdbNormaliseColumnOptions(KdbLabelToOptions(label), false);
+		KdbCheckColumnLabel(relid, attnum, label);
 	}
 	KdbTableOptionsChanged(relid);
 }
@@ -309,7 +309,7 @@ check_label(const ObjectAddress *object, const char *label)
 	else if (object->classId == RelationRelationId && object->objectSubId == 0)
 		check_table_label(object->objectId, label);
 	else if (object->classId == RelationRelationId)
-		check_column_label(object->objectId, label);
+		check_column_label(object->objectId, object->objectSubId, label);
 	else if (label != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),

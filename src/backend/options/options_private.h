@@ -32,6 +32,9 @@ extern bool KdbIsMarkedStale(Oid subid);
 extern void KdbSubscriptionOptionsChanged(Oid subid);	/* subscription_options.c */
 extern void KdbTableOptionsChanged(Oid relid);	/* table_options.c */
 
+/* column_options.c: raises an error if this may not be the label of the column. */
+extern void KdbCheckColumnLabel(Oid relid, AttrNumber attnum, const char *label);
+
 /* A parameter's value in normal form; NULL if it asks for the default. */
 typedef const char *(*KdbNormalValue) (const char *value);
 

@@ -175,7 +175,13 @@ extern List *KdbNormaliseColumnOptions(List *defs, bool reset);
 extern void KdbStoreColumnOptions(Oid relid, AttrNumber attnum, List *options);
 
 /*
- * Raises an error if a merged column of the table, or of a partition below it,
+ * Raises an error if the column itself cannot be merged so, by its type, whatever else the table
+ * has.  Whoever reads its values relies on that.
+ */
+extern void KdbCheckMergedType(Oid relid, const KdbColumnMerge *merge);
+
+/*
+ * Raises an error if a merged column of the table, or of a partition or child below it,
  * cannot be merged: its type, a unique key, the replica identity.  with_key: there
  * must be a primary key, too.  Cheap for tables without merged columns.
  */

@@ -37,6 +37,9 @@ ALTER TABLE no_identity ALTER n SET (krahodb.merge = delta);
 SECURITY LABEL FOR krahodb ON COLUMN m.n IS '{"merge": "foo"}';
 SECURITY LABEL FOR krahodb ON COLUMN m.n IS '{"conflict_resolution": "error"}';
 SECURITY LABEL FOR krahodb ON COLUMN v.n IS '{"merge": "max"}';
+SECURITY LABEL FOR krahodb ON COLUMN m.t IS '{"merge": "delta"}';
+SECURITY LABEL FOR krahodb ON COLUMN m.g IS '{"merge": "max"}';
+SECURITY LABEL FOR krahodb ON COLUMN m.ctid IS '{"merge": "max"}';
 TABLE krahodb.columns;
 
 -- set; with the engine's and with other subcommands
@@ -81,6 +84,19 @@ CREATE DOMAIN count AS int CHECK (VALUE >= 0);
 ALTER TABLE m REPLICA IDENTITY FULL, ADD COLUMN d count, ALTER d SET (krahodb.merge = delta);
 DROP TABLE m;
 TABLE krahodb.columns;
+
+-- commands on something else that give the column another type
+CREATE TABLE parent (id int, n int);
+CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+ALTER TABLE child REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
+ALTER TABLE parent ALTER n TYPE text;
+DROP TABLE child, parent;
+CREATE TYPE pair AS (id int, n int);
+CREATE TABLE typed OF pair (PRIMARY KEY (id));
+ALTER TABLE typed REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
+ALTER TYPE pair ALTER ATTRIBUTE n TYPE text CASCADE;
+DROP TABLE typed;
+DROP TYPE pair;
 
 -- partitions
 CREATE TABLE parted (id int, r int, n int, PRIMARY KEY (id, r)) PARTITION BY LIST (r);
