@@ -328,6 +328,7 @@ alter_options(const KdbUtilityCall *call)
 	KdbStoreSubscriptionOptions(subid, ours);
 	warn_about_timestamps(stmt->subname, options);
 	warn_about_old_snapshots(stmt->subname, options);
+	notice_missing_extension(stmt->subname, options);
 }
 
 /* Commands that may start to copy tables: REFRESH, SET/ADD/DROP PUBLICATION. */

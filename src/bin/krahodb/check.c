@@ -186,7 +186,10 @@ check_launcher(KdbFindings *findings, PGconn *conn)
 				   "set max_logical_replication_workers above 0; on a standby, it starts with promotion");
 }
 
-/* Subscriptions of this database that record versions, which they cannot do without the extension. */
+/*
+ * Subscriptions of this database that record versions, which they cannot do without the extension:
+ * the last update wins where that is said, or by default with a filter of origins.
+ */
 static void
 check_extension(KdbFindings *findings, PGconn *conn)
 {
@@ -203,7 +206,8 @@ check_extension(KdbFindings *findings, PGconn *conn)
 								  " FROM pg_catalog.pg_shseclabel l JOIN pg_catalog.pg_subscription s ON s.oid = l.objoid"
 								  " WHERE l.classoid = 'pg_catalog.pg_subscription'::regclass AND l.provider = 'krahodb'"
 								  " AND s.subdbid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())"
-								  " AND pg_catalog.strpos(l.label, 'last_update_wins') > 0");
+								  " AND (pg_catalog.strpos(l.label, 'last_update_wins') > 0 OR l.label::json ->> 'conflict_resolution' IS NULL"
+								  "  AND (l.label::json ->> 'origin' = 'none' OR l.label::json ->> 'filter_origins' IS NOT NULL))");
 	if (subscriptions == NULL)
 		KdbFound(findings, "extension", "not needed in this database");
 	else

@@ -216,10 +216,17 @@ is($exit, 3, 'check of a database that lacks the extension: exit code 3');
 like($out, qr/^extension \.\.\. MISSING: .*: "last %"; CREATE EXTENSION krahodb, on every node$/m, '... names what needs it');
 ($exit, $out) = run_program('krahodb', 'check', $node->connstr('another'));
 like($out, qr/^extension \.\.\. ok$/m, '... but not in another database');
+my $default = $last =~ s/, conflict_resolution =//r;
+$node->safe_psql('postgres', $_) foreach 'DROP SUBSCRIPTION "last %"', "CREATE SUBSCRIPTION meshed $default, origin = none)",
+	"CREATE SUBSCRIPTION filtered $default, filter_origins = '5')", "CREATE SUBSCRIPTION kept $default, origin = none, conflict_resolution = keep_local)";
+($exit, $out) = run_program('krahodb', 'check', $connstr);
+like($out, qr/^extension \.\.\. MISSING: .*: filtered, meshed; CREATE EXTENSION/m, '... also those of which that is the default');
+$node->psql('postgres', 'ALTER SUBSCRIPTION other SET (conflict_resolution = default, origin = none)', stderr => \$err);
+like($err, qr/NOTICE:  subscription "other" cannot record row versions in this database/, 'ALTER SUBSCRIPTION says so as well');
 $node->safe_psql('postgres', 'CREATE EXTENSION krahodb');
 ($exit, $out) = run_program('krahodb', 'check', $connstr);
 like($out, qr/^extension \.\.\. ok$/m, '... until it is made');
-$node->safe_psql('postgres', $_) foreach 'DROP SUBSCRIPTION "last %"', 'DROP SUBSCRIPTION other', 'DROP EXTENSION krahodb';
+$node->safe_psql('postgres', $_) foreach (map { "DROP SUBSCRIPTION $_" } qw(meshed filtered kept other)), 'DROP EXTENSION krahodb';
 
 # A plain server: everything that the engine has not by default is missing.
 my $stock = PostgreSQL::Test::Cluster->new('stock');
