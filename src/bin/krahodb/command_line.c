@@ -60,6 +60,31 @@ KdbFormat(const char *fmt,...)
 	return result;
 }
 
+const char *
+KdbPlainText(const char *string)
+{
+	static const char digits[] = "0123456789ABCDEF";
+	char	   *result = malloc(strlen(string) * 4 + 1);
+	char	   *end = result;
+
+	if (result == NULL)
+		KdbDie(KDB_EXIT_USAGE, "out of memory");
+	for (const unsigned char *p = (const unsigned char *) string; *p != '\0'; p++)
+	{
+		if (*p >= 0x20 && *p != 0x7f)
+		{
+			*end++ = *p;
+			continue;
+		}
+		*end++ = '\\';
+		*end++ = 'x';
+		*end++ = digits[*p >> 4];
+		*end++ = digits[*p & 15];
+	}
+	*end = '\0';
+	return result;
+}
+
 char *
 KdbSiblingProgram(const char *name)
 {

@@ -50,7 +50,8 @@ print_text(const KdbFindings *findings)
 		if (item->ok)
 			printf("%s ... ok\n", item->name);
 		else
-			printf("%s ... MISSING: %s; %s\n", item->name, item->missing, item->action);
+			printf("%s ... MISSING: %s; %s\n", item->name,
+				   KdbPlainText(item->missing), KdbPlainText(item->action));
 	}
 }
 

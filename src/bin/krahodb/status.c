@@ -135,6 +135,12 @@ print_json(const PGresult *subscriptions, const PGresult *copies, bool ok)
 	puts("}");
 }
 
+static const char *
+text_of(const PGresult *result, int row, const char *column)
+{
+	return KdbPlainText(value_of(result, row, column));
+}
+
 /* ", before VALUE after", unless there is no value. */
 static void
 print_part(const char *before, const char *value, const char *after)
@@ -147,12 +153,12 @@ static void
 print_text(const PGresult *subscriptions, const PGresult *copies)
 {
 	for (int row = 0; row < PQntuples(subscriptions); row++)
-		printf("subscription %s ... %s\n", value_of(subscriptions, row, "name"),
+		printf("subscription %s ... %s\n", text_of(subscriptions, row, "name"),
 			   value_of(subscriptions, row, "state"));
 	for (int row = 0; row < PQntuples(copies); row++)
 	{
-		printf("copy %s %s.%s ... %s", value_of(copies, row, "subscription"), value_of(copies, row, "schema"),
-			   value_of(copies, row, "table"), value_of(copies, row, "state"));
+		printf("copy %s %s.%s ... %s", text_of(copies, row, "subscription"), text_of(copies, row, "schema"),
+			   text_of(copies, row, "table"), value_of(copies, row, "state"));
 		print_part(", ", value_of(copies, row, "percent_text"), "");
 		print_part(", ", value_of(copies, row, "bytes_text"), "");
 		print_part(" at ", value_of(copies, row, "rate_text"), "/s");

@@ -41,6 +41,12 @@ extern void KdbWarn(const char *fmt,...) __attribute__((format(printf, 1, 2)));
 extern void KdbDie(KdbExitCode code, const char *fmt,...) __attribute__((noreturn, format(printf, 2, 3)));
 extern char *KdbFormat(const char *fmt,...) __attribute__((format(printf, 1, 2)));
 
+/*
+ * The string with its control characters written as \xNN, for a line of text: names may have
+ * line ends, and what a terminal takes for commands.
+ */
+extern const char *KdbPlainText(const char *string);
+
 /* The program of that name in the directory of this one. */
 extern char *KdbSiblingProgram(const char *name);
 
