@@ -183,12 +183,16 @@ static PGresult *
 ask_for_copies(PGconn *conn)
 {
 	PGresult   *copies;
-
 	/* Not by the view's name: anybody can give that to a view of his own. */
-	if (KdbQueryValue(conn, "SELECT extname FROM pg_catalog.pg_extension WHERE extname = 'krahodb'") != NULL)
+	bool		extension = KdbQueryValue(conn, "SELECT extname FROM pg_catalog.pg_extension WHERE extname = 'krahodb'") != NULL;
+	bool		loaded = KdbQueryValue(conn, "SELECT pg_catalog.current_setting('krahodb.version', true)") != NULL;
+
+	if (extension && loaded)
 		return KdbQuery(conn, COPIES_WITH_PROGRESS);
 	copies = KdbQuery(conn, COPIES_WITHOUT_PROGRESS);
-	if (PQntuples(copies) > 0)
+	if (PQntuples(copies) > 0 && !loaded)
+		KdbWarn("how far copies are is known only by a server that has loaded KrahoDB");
+	else if (PQntuples(copies) > 0)
 		KdbWarn("how far copies are is known only with the extension; run CREATE EXTENSION krahodb in this database");
 	return copies;
 }

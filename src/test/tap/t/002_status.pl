@@ -101,7 +101,15 @@ $sub->safe_psql('other', 'CREATE SCHEMA krahodb; CREATE VIEW krahodb.copy_progre
 ($exit, $out, $err) = status($sub->connstr('other'));
 is("$exit$out$err", '0', 'a view of the same name in a database without the extension is not asked');
 
-$sub->append_conf('postgresql.conf', 'max_logical_replication_workers = 0');
+# A server that was started without the library: the view is there, and does not answer.
+$sub->append_conf('postgresql.conf', "shared_preload_libraries = ''\nmax_logical_replication_workers = 0");
+$sub->restart;
+($exit, $out, $err) = status($connstr);
+is($exit, 0, 'a server that has not loaded KrahoDB');
+like($out, qr/^copy odd "name public\.odd "name \.\.\. waiting$/m, '... has subscriptions and copies');
+like($err, qr/^krahodb: warning: how far copies are is known only by a server that has loaded KrahoDB$/, '... and a warning');
+
+$sub->append_conf('postgresql.conf', "shared_preload_libraries = 'krahodb'");
 $sub->restart;
 $sub->safe_psql('postgres', 'ALTER SUBSCRIPTION s ENABLE');
 ($exit, $out) = status($connstr);
