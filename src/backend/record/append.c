@@ -8,6 +8,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/index.h"
+#include "executor/executor.h"
 #include "nodes/execnodes.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
@@ -36,10 +37,33 @@ fits(const KdbRecordStore *store, Relation rel)
 	return same;
 }
 
+/*
+ * The values of the row's entry; false if it does not get one.  The extension's indexes are on
+ * plain columns, but an administrator may have made others, to search the log.
+ */
+static bool
+form_entry(IndexInfo *info, TupleTableSlot *slot, EState **estate, Datum *values, bool *isnull)
+{
+	/* one that is being made CONCURRENTLY, or is left of such a command that failed */
+	if (!info->ii_ReadyForInserts)
+		return false;
+	if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
+	{
+		if (*estate == NULL)
+			*estate = CreateExecutorState();
+		GetPerTupleExprContext(*estate)->ecxt_scantuple = slot;
+		if (!ExecQual(ExecPrepareQual(info->ii_Predicate, *estate), GetPerTupleExprContext(*estate)))
+			return false;
+	}
+	FormIndexDatum(info, slot, *estate, values, isnull);
+	return true;
+}
+
 static void
 insert_index_entries(Relation rel, TupleTableSlot *slot)
 {
 	List	   *indexes = RelationGetIndexList(rel);
+	EState	   *estate = NULL;
 	ListCell   *lc;
 
 	foreach(lc, indexes)
@@ -49,13 +73,14 @@ insert_index_entries(Relation rel, TupleTableSlot *slot)
 		Datum		values[INDEX_MAX_KEYS];
 		bool		isnull[INDEX_MAX_KEYS];
 
-		/* The extension's indexes are on plain columns. */
-		FormIndexDatum(info, slot, NULL, values, isnull);
-		index_insert(index, values, isnull, &slot->tts_tid, rel,
-					 UNIQUE_CHECK_NO, false, info);
+		if (form_entry(info, slot, &estate, values, isnull))
+			index_insert(index, values, isnull, &slot->tts_tid, rel,
+						 UNIQUE_CHECK_NO, false, info);
 		index_close(index, RowExclusiveLock);
 		pfree(info);
 	}
+	if (estate != NULL)
+		FreeExecutorState(estate);
 	list_free(indexes);
 }
 

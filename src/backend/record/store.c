@@ -46,11 +46,13 @@
 #include "access/relation.h"
 #include "catalog/dependency.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "commands/extension.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
 
 #include "krahodb/init.h"
 #include "record_private.h"
@@ -169,10 +171,12 @@ KdbRecordPresent(KdbRecordStore *store)
 	return KdbRecordLookUp(store);
 }
 
+/* Not one of an administrator's that has only some of the records, or no order. */
 static bool
 begins_with(Relation index, const AttrNumber *columns, int ncolumns)
 {
-	if (!index->rd_index->indisvalid ||
+	if (!index->rd_index->indisvalid || index->rd_rel->relam != BTREE_AM_OID ||
+		RelationGetIndexPredicate(index) != NIL ||
 		IndexRelationGetNumberOfKeyAttributes(index) < ncolumns)
 		return false;
 	for (int i = 0; i < ncolumns; i++)

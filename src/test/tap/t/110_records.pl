@@ -135,6 +135,12 @@ is( log_rows(q{jsonb_typeof(local_row), outcome}, "type = 'insert_exists' AND ke
 	"object|applied\nobject|applied",
 	'one row for each conflict of a change');
 
+# An administrator may have made indexes to search the log, of any kind; one of them has failed.
+sql(qq{CREATE INDEX ON krahodb.conflict_log_$_ ((key ->> 'id')); CREATE INDEX ON krahodb.conflict_log_$_ ("time") WHERE outcome = 'error'})
+  foreach 1 .. 4;
+isnt($node->psql('postgres', 'CREATE UNIQUE INDEX CONCURRENTLY failed ON krahodb.conflict_log_1 (subid)'), 0, 'an index that cannot be unique');
+is(sql("SELECT indisready FROM pg_index WHERE indexrelid = 'krahodb.failed'::regclass"), 'f', 'is left unfinished');
+
 # An update does not send unchanged values that are stored out of line: they are fetched.
 $writer->safe_psql('postgres', 'CREATE EXTENSION krahodb');
 $writer->safe_psql('postgres', "INSERT INTO item VALUES (6, 'f', 'writer', repeat('y', 20000))");
@@ -146,6 +152,11 @@ is( log_rows(q{length(local_row ->> 'big'), length(remote_row ->> 'big'), remote
 		"key @> '{\"id\": 6}'"),
 	'20000|20000|{"id": 6, "code": "f", "note": "writer 2"}',
 	'remote_row has what was sent and what was fetched');
+is( sql(q{SET enable_seqscan = off;},
+		q{SELECT count(*) FROM krahodb.conflict_log_1 WHERE key ->> 'id' = '6';},
+		q{SELECT count(*) FROM krahodb.conflict_log_1 WHERE outcome = 'error'}),
+	"1\n0", 'an index on an expression has its record, one of other records has not');
+sql('DROP INDEX krahodb.failed');
 
 # ---- errors ------------------------------------------------------------------------
 
