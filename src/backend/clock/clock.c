@@ -49,7 +49,10 @@
  */
 #include "postgres.h"
 
+#include <unistd.h>
+
 #include "access/commit_ts.h"
+#include "access/slru.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -68,6 +71,10 @@
 
 /* And behind the newest local one. */
 #define CLOCK_LOOK_BEHIND	10000
+
+/* Of them the engine keeps so many timestamps, with origins, in one file. */
+#define XIDS_OF_FILE \
+	(SLRU_PAGES_PER_SEGMENT * (BLCKSZ / (sizeof(TimestampTz) + sizeof(RepOriginId))))
 
 /* Shorter waits are not worth a latch or a count. */
 #define SHORT_WAIT_US		1000
@@ -141,6 +148,19 @@ advance_max(TimestampTz ts)
 }
 
 /*
+ * Are there timestamps of these transactions?  The engine takes it that there are all between the oldest
+ * and the newest one, and looking for another is an error; but pg_resetwal -x leaves a gap.
+ */
+static bool
+has_file(uint32 number)
+{
+	char		path[MAXPGPATH];
+
+	snprintf(path, sizeof(path), "pg_commit_ts/%04X", number);
+	return access(path, F_OK) == 0 || errno != ENOENT;
+}
+
+/*
  * The time, or the greatest timestamp of the transactions back to the newest local one
  * and somewhat further, if that is later.
  */
@@ -149,6 +169,7 @@ find_max(void)
 {
 	TransactionId xid = ReadNextTransactionId();
 	TimestampTz max = GetCurrentTimestamp();
+	uint32		file = xid / XIDS_OF_FILE;	/* the newest one may not be written yet */
 	int			left = CLOCK_LOOK_BACK;
 
 	while (left-- > 0)
@@ -157,6 +178,12 @@ find_max(void)
 		RepOriginId origin;
 
 		TransactionIdRetreat(xid);
+		if (xid / XIDS_OF_FILE != file)
+		{
+			if (!has_file(xid / XIDS_OF_FILE))
+				break;
+			file = xid / XIDS_OF_FILE;
+		}
 		if (!TransactionIdGetCommitTsData(xid, &ts, &origin))
 		{
 			if (!TransactionIdIsNormal(xid) ||
