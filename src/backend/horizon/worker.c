@@ -142,7 +142,8 @@ KdbHorizonInit(void)
 	BackgroundWorker worker = {0};
 
 	/* Without workers nothing is applied; pg_upgrade's servers must not be touched. */
-	if (!IsPostmasterEnvironment || IsBinaryUpgrade || max_logical_replication_workers == 0)
+	if (!IsPostmasterEnvironment || IsBinaryUpgrade || max_logical_replication_workers == 0 ||
+		max_worker_processes == 0)
 		return;
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;

@@ -84,8 +84,8 @@ KdbLauncherInit(void)
 {
 	slist_mutable_iter iter;
 
-	/* Single-user mode registers no launcher, and 0 workers means none either. */
-	if (!IsPostmasterEnvironment || max_logical_replication_workers == 0)
+	/* Single-user mode registers no launcher, and 0 workers, of either kind, means none either. */
+	if (!IsPostmasterEnvironment || max_logical_replication_workers == 0 || max_worker_processes == 0)
 		return;
 
 	slist_foreach_modify(iter, &BackgroundWorkerList)

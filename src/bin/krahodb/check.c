@@ -183,7 +183,7 @@ check_launcher(KdbFindings *findings, PGconn *conn)
 	else
 		KdbMissing(findings, "launcher", "not running",
 				   "the logical replication launcher does not run",
-				   "set max_logical_replication_workers above 0; on a standby, it starts with promotion");
+				   "set max_logical_replication_workers and max_worker_processes above 0; on a standby, it starts with promotion");
 }
 
 /*

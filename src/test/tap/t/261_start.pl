@@ -1,5 +1,5 @@
 # What goes wrong here: a server that PostgreSQL starts does not start, or does not commit, with
-# KrahoDB: after pg_resetwal has left transaction ids out.
+# KrahoDB: after pg_resetwal has left transaction ids out, or without room for background workers.
 
 use strict;
 use warnings;
@@ -25,6 +25,14 @@ $node->start;
 is($node->safe_psql('postgres', 'INSERT INTO t VALUES (10) RETURNING id'), '10', 'a transaction commits');
 $node->restart;
 is($node->safe_psql('postgres', 'INSERT INTO t VALUES (20) RETURNING id'), '20', '... and after another start');
+
+# ---- no background workers -------------------------------------------------------------
+
+$node->append_conf('postgresql.conf', 'max_worker_processes = 0');
+$node->restart;
+is($node->safe_psql('postgres', 'INSERT INTO t VALUES (30) RETURNING id'), '30', 'a server without room for background workers starts and commits');
+my ($out, $err) = run_command([ 'krahodb', 'check', $node->connstr('postgres') ]);
+like($out, qr/^launcher \.\.\. MISSING: .* max_worker_processes above 0; /m, '... and krahodb check says what it lacks');
 
 $node->stop;
 done_testing();
