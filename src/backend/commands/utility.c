@@ -12,11 +12,15 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_namespace.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "krahodb/clock.h"
 #include "krahodb/copy_marks.h"
@@ -25,6 +29,9 @@
 #include "krahodb/seen_state.h"
 
 #include "commands_private.h"
+
+/* By its control file. */
+#define EXTENSION_SCHEMA	"krahodb"
 
 static ProcessUtility_hook_type next_utility_hook = NULL;
 
@@ -88,6 +95,34 @@ refuse_to_refresh_records(RefreshMatViewStmt *stmt)
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("cannot refresh materialized view \"%s\"", stmt->relation->relname),
 				 errdetail("It holds records of KrahoDB.")));
+}
+
+/*
+ * CREATE EXTENSION takes a schema that is there, and its owner could make functions in it that fit a
+ * call somewhat better than the extension's, and are called by superusers, of other servers too.
+ */
+static void
+check_schema_owner(const CreateExtensionStmt *stmt)
+{
+	Oid			namespace;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	if (strcmp(stmt->extname, KRAHODB_LIBRARY) != 0)
+		return;
+	namespace = get_namespace_oid(EXTENSION_SCHEMA, true);
+	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));
+	if (!HeapTupleIsValid(tuple))
+		return;
+	owner = ((Form_pg_namespace) GETSTRUCT(tuple))->nspowner;
+	ReleaseSysCache(tuple);
+	if (!superuser_arg(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("schema \"%s\" belongs to role \"%s\", which is not a superuser",
+						EXTENSION_SCHEMA, GetUserNameFromId(owner, false)),
+				 errdetail("It could make functions there that are called instead of the extension's."),
+				 errhint("Drop or rename the schema.")));
 }
 
 /* The provider is there for those who name it. */
@@ -155,6 +190,10 @@ utility_hook(PlannedStmt *pstmt, const char *query_string, bool read_only_tree,
 			break;
 		case T_RefreshMatViewStmt:
 			refuse_to_refresh_records(castNode(RefreshMatViewStmt, pstmt->utilityStmt));
+			KdbRunUtility(&call);
+			break;
+		case T_CreateExtensionStmt:
+			check_schema_owner(castNode(CreateExtensionStmt, pstmt->utilityStmt));
 			KdbRunUtility(&call);
 			break;
 		case T_SecLabelStmt:

@@ -46,7 +46,7 @@ unlike($log, qr/LOG:  code of owner as (?!owner$)/m, '... and not for who asks')
 
 # ---- a schema that was there before the extension ----------------------------------------
 
-# Operators that fit somewhat better than the engine's would be taken instead of them.
+# Functions that fit a call somewhat better than the extension's would be called instead, operators instead of the engine's.
 $node->safe_psql('postgres', 'CREATE DATABASE other');
 $node->safe_psql('other', q{
 	GRANT CREATE ON DATABASE other TO owner;
@@ -71,9 +71,10 @@ $node->safe_psql('other', q{
 				END LOOP;
 			END LOOP;
 		END LOOP;
-	END $do$;
-	RESET ROLE;
-	CREATE EXTENSION krahodb;});
+	END $do$;});
+my ($status, $out, $err) = $node->psql('other', 'CREATE EXTENSION krahodb');
+like($err, qr/ERROR:  schema "krahodb" belongs to role "owner", which is not a superuser/, 'somebody else\'s schema is not used');
+$node->safe_psql('other', 'ALTER SCHEMA krahodb OWNER TO CURRENT_USER; CREATE EXTENSION krahodb');
 is($node->safe_psql('other', q{
 		SELECT r.ev_class::regclass, d.refobjid::regoperator FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
 		WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_operator'::regclass}),
