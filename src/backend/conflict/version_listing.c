@@ -10,10 +10,10 @@
  *	d	a key that is dead: the version of its death
  *	c	unique values that a row has or had: its version
  *
- * Of dead tuples those are deaths that were deleted, or updated in a key column
- * (HEAP_KEYS_UPDATED); others have a successor of the same key.  So may those where
- * another unique column was updated: then a live row of that version or a later one is
- * listed too, or a later death.
+ * Of dead tuples those are deaths that were deleted, or updated in a key column; others have a successor of the
+ * same key.  HEAP_KEYS_UPDATED says which (and so may those have it where another unique column was updated: then a live
+ * row of that version or a later one is listed too, or a later death).  But CLUSTER and VACUUM FULL
+ * do not keep that, and so the successor is looked at of those that do not have it.
  *
  * What the heap does not say is in version records, which the caller lists.  Of a row that was
  * written anew before, all is: it has no line "t".
@@ -29,6 +29,7 @@
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "storage/bufmgr.h"
+#include "utils/datum.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -41,7 +42,10 @@ typedef struct Tuple
 {
 	bool		live;
 	TransactionId xmin;
-	TransactionId ended;		/* the key died with it; or invalid */
+	TransactionId ended;		/* by that transaction; or invalid */
+	bool		key_updated;	/* or deleted; or not known */
+	bool		hot_updated;
+	ItemPointerData next;		/* itself: deleted */
 } Tuple;
 
 static bool
@@ -61,7 +65,6 @@ look_at_tuple(const KdbListing *listing, TupleTableSlot *slot, Snapshot snapshot
 	HeapTupleHeader tuple = heap->base.tuple->t_data;
 	TransactionId xmax = InvalidTransactionId;
 	bool		frozen;
-	bool		key_updated;
 
 	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
 	result->live = HeapTupleSatisfiesVisibility(heap->base.tuple, snapshot, heap->buffer);
@@ -69,7 +72,9 @@ look_at_tuple(const KdbListing *listing, TupleTableSlot *slot, Snapshot snapshot
 	frozen = HeapTupleHeaderXminFrozen(tuple);
 	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
 		xmax = HeapTupleHeaderGetUpdateXid(tuple);
-	key_updated = (tuple->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
+	result->key_updated = (tuple->t_infomask2 & HEAP_KEYS_UPDATED) != 0;
+	result->hot_updated = HeapTupleHeaderIsHotUpdated(tuple);
+	result->next = tuple->t_ctid;
 	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
 
 	result->ended = InvalidTransactionId;
@@ -77,7 +82,7 @@ look_at_tuple(const KdbListing *listing, TupleTableSlot *slot, Snapshot snapshot
 		return true;
 	if (!frozen && !has_happened(listing, result->xmin, snapshot))
 		return false;
-	if (key_updated && has_happened(listing, xmax, snapshot))
+	if (has_happened(listing, xmax, snapshot))
 		result->ended = xmax;
 	return true;
 }
@@ -179,13 +184,51 @@ list_writer(KdbListing *listing, TupleTableSlot *slot, const Tuple *tuple)
 		listing->put_row(listing->arg, 'c', version, slot);
 }
 
+static bool
+is_same_key(const KdbListing *listing, TupleTableSlot *a, TupleTableSlot *b)
+{
+	for (int i = 0; i < listing->nkeys; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(listing->desc, listing->keys[i] - 1);
+		bool		a_null;
+		bool		b_null;
+		Datum		a_value = slot_getattr(a, listing->keys[i], &a_null);
+		Datum		b_value = slot_getattr(b, listing->keys[i], &b_null);
+
+		if (a_null != b_null ||
+			(!a_null && !datum_image_eq(a_value, b_value, att->attbyval, att->attlen)))
+			return false;
+	}
+	return true;
+}
+
+/* Is the tuple that has replaced this one of the same key?  The horizon has not passed that, so it is there. */
+static bool
+key_goes_on(const KdbListing *listing, Relation rel, TupleTableSlot *slot, const Tuple *tuple, TupleTableSlot *next)
+{
+	ItemPointerData tid = tuple->next;
+	bool		result;
+
+	if (tuple->key_updated || tuple->hot_updated)
+		return !tuple->key_updated;
+	if (ItemPointerEquals(&tid, &slot->tts_tid) || ItemPointerIndicatesMovedPartitions(&tid) ||
+		ItemPointerGetBlockNumber(&tid) >= RelationGetNumberOfBlocks(rel) ||
+		!table_tuple_fetch_row_version(rel, &tid, SnapshotAny, next))
+		return false;
+	result = HeapTupleHeaderGetRawXmin(((HeapTupleTableSlot *) next)->tuple->t_data) == tuple->ended &&
+		is_same_key(listing, slot, next);
+	ExecClearTuple(next);
+	return result;
+}
+
 static void
-list_tuple(KdbListing *listing, TupleTableSlot *slot, const Tuple *tuple)
+list_tuple(KdbListing *listing, Relation rel, TupleTableSlot *slot, const Tuple *tuple, TupleTableSlot *next)
 {
 	KdbVersion	version;
 
 	list_writer(listing, slot, tuple);
-	if (TransactionIdIsValid(tuple->ended) && version_of(listing, tuple->ended, &version))
+	if (TransactionIdIsValid(tuple->ended) && version_of(listing, tuple->ended, &version) &&
+		!key_goes_on(listing, rel, slot, tuple, next))
 		listing->put_row(listing->arg, 'd', death_of(listing, slot, version), slot);
 }
 
@@ -194,6 +237,7 @@ void
 KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot)
 {
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(listing->desc, table_slot_callbacks(rel));
+	TupleTableSlot *next = MakeSingleTupleTableSlot(listing->desc, table_slot_callbacks(rel));
 	TableScanDesc scan = table_beginscan(rel, SnapshotAny, 0, NULL);
 
 	while (TTS_IS_BUFFERTUPLE(slot) && table_scan_getnextslot(scan, ForwardScanDirection, slot))
@@ -203,12 +247,13 @@ KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot)
 
 		CHECK_FOR_INTERRUPTS();
 		if (look_at_tuple(listing, slot, snapshot, &tuple))
-			list_tuple(listing, slot, &tuple);
+			list_tuple(listing, rel, slot, &tuple, next);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(listing->context);
 	}
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
+	ExecDropSingleTupleTableSlot(next);
 }
 
 /* ---- the table ---- */

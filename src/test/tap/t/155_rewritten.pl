@@ -63,6 +63,9 @@ my @cases = (
 	[ 'what is written after it', 'SELECT 1',
 		'DELETE FROM % WHERE id = 1; ALTER TABLE % ALTER u TYPE bigint; INSERT INTO % VALUES (1, 1, 5)',
 		'SELECT id, v FROM % WHERE id = 1', '1|5' ],
+	[ 'VACUUM FULL before', 'UPDATE % SET v = 1 WHERE id < 4',
+		'DELETE FROM % WHERE id = 1; UPDATE % SET id = 10 WHERE id = 2; UPDATE % SET v = 2 WHERE id = 3; VACUUM FULL %; ALTER TABLE % ALTER u TYPE bigint',
+		'SELECT id, v FROM % WHERE id IN (1, 2, 3, 10) ORDER BY id', "3|2\n10|0" ],
 	[ 'what arrives after it', 'DELETE FROM % WHERE id = 1; INSERT INTO % VALUES (1, 1, 5)',
 		'ALTER TABLE % ALTER u TYPE bigint', 'SELECT id, v FROM % WHERE id = 1', '1|5' ]);
 

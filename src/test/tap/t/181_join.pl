@@ -130,6 +130,7 @@ pause($m, $a);
 pause($a, $m);
 older_and_newer($a, $m, 21);
 older_and_newer($m, $a, 28);
+on($m, $_) foreach 'VACUUM FULL t', 'VACUUM FULL p';	# deaths are found all the same
 subscribe($n, $m, 'copy_data = true');
 $n->wait_for_subscription_sync($m, name($n, $m));
 subscribe($m, $n, 'copy_data = false');
