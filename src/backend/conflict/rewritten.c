@@ -71,7 +71,10 @@ take_rewrite(void *arg, const KdbVersionRecord *record)
 	rewrite->carried = record->version.node != 0;
 }
 
-/* Was the row written by these commands?  Once somebody was to end it, that is not known. */
+/*
+ * Was the row written by these commands?  Once somebody was to end it, or has locked it, the command that wrote it is not
+ * known.  But what they write are no updates.
+ */
 static bool
 is_of_command(TupleTableSlot *slot, const KdbRewrite *rewrite)
 {
@@ -79,6 +82,7 @@ is_of_command(TupleTableSlot *slot, const KdbRewrite *rewrite)
 	HeapTupleHeader tuple;
 	CommandId	command;
 	bool		ended;
+	bool		updated;
 
 	if (slot == NULL || !(TTS_IS_BUFFERTUPLE(slot) || TTS_IS_HEAPTUPLE(slot)))
 		return true;
@@ -89,10 +93,11 @@ is_of_command(TupleTableSlot *slot, const KdbRewrite *rewrite)
 		LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	ended = TransactionIdIsValid(HeapTupleHeaderGetRawXmax(tuple)) ||
 		(tuple->t_infomask & HEAP_COMBOCID) != 0;
+	updated = (tuple->t_infomask & HEAP_UPDATED) != 0;
 	command = HeapTupleHeaderGetRawCommandId(tuple);
 	if (BufferIsValid(buffer))
 		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
-	return ended || (command >= rewrite->first && command <= rewrite->last);
+	return !updated && (ended || (command >= rewrite->first && command <= rewrite->last));
 }
 
 /* Of those by one transaction the last one counts: it has written the rows of the others again. */
