@@ -662,9 +662,6 @@ end_writing(Writer *w)
 	foreach(lc, w->indexes)
 		index_close(((NewIndex *) lfirst(lc))->index, NoLock);
 	FreeExecutorState(w->estate);
-	if (w->carried->lines)
-		tuplestore_end(w->carried->lines);
-	w->carried->lines = NULL;
 }
 
 static bool
@@ -696,6 +693,9 @@ write_versions(KdbCarried *carried, KdbVersion shown)
 			write_lines(&w);
 		end_writing(&w);
 	}
+	if (carried->lines)
+		tuplestore_end(carried->lines);
+	carried->lines = NULL;
 	if (w.lost)
 		ereport(WARNING,
 				(errmsg("versions of rows of table \"%s\" could not be carried over",

@@ -164,6 +164,12 @@ $node->psql('postgres', 'DELETE FROM t WHERE id = 9; ALTER TABLE t ALTER id TYPE
 	stdout => \$stdout, stderr => \$stderr);
 like($stderr, qr/WARNING:  versions of rows of table "t" could not be carried over/, 'a key that cannot be computed');
 
+# The key goes in the same command; what was read of many rows is in a file by then.
+$node->psql('postgres', q{SET work_mem = '64kB'; CREATE TABLE many (id int PRIMARY KEY, v int);
+	INSERT INTO many SELECT g, g FROM generate_series(1, 3000) g; ALTER TABLE many DROP CONSTRAINT many_pkey, ALTER v TYPE bigint},
+	stderr => \$stderr);
+is($stderr, '', 'a key that is dropped');
+
 $mesh->deliver('21', '12');
 foreach my $i (0 .. $#cases)
 {
