@@ -359,8 +359,7 @@ claim_values(void *arg, const KdbUniqueValues *unique)
 	KdbRecordedKey key;
 
 	KdbKeyOfRow(side->target, side->key, &key);
-	KdbVersionRecordAdd(side->target->relid, &record, &key,
-						RelationGetRelid(unique->index), &unique->values);
+	KdbVersionRecordAdd(side->target->relid, &record, &key, unique->place, &unique->values);
 	return false;
 }
 

@@ -565,8 +565,8 @@ claimed_by_another(void *arg, const KdbUniqueValues *unique)
 	if (!KdbVersionRecordsAny(side->target->relid, &side->target->records))
 		return false;
 	KdbKeyOfRow(side->target, side->key, &key);
-	return KdbVersionRecordsClaimed(side->target->relid, RelationGetRelid(unique->index),
-									&unique->values, &key, search->version);
+	return KdbVersionRecordsClaimed(side->target->relid, unique->place, &unique->values, &key,
+									search->version);
 }
 
 /* See converge_private.h. */

@@ -121,6 +121,7 @@ typedef struct KdbApplyTarget
 	RangeTblEntry *rte;
 	int			nindexes;
 	Oid		   *index_oids;		/* as ri_IndexRelationDescs goes */
+	Oid		   *index_places;	/* per index: KdbIndexPlace, if it is unique or has exclusion operators */
 	TupleDesc	tupdesc;		/* a copy, for the slots */
 	TupleTableSlot *local;		/* row found */
 	TupleTableSlot *scratch;	/* row in the way, on a unique key */
@@ -394,6 +395,7 @@ extern int	KdbFindHolders(KdbApplyTarget *target, TupleTableSlot *slot,
 typedef struct KdbUniqueValues
 {
 	Relation	index;
+	Oid			place;			/* KdbIndexPlace */
 	IndexInfo  *info;
 	int			nkeys;
 	ScanKeyData key[INDEX_MAX_KEYS];	/* finds rows with these values */

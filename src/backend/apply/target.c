@@ -223,6 +223,7 @@ build_indexes(KdbApplyTarget *target)
 	target->indexes_open = true;
 	target->nindexes = relinfo->ri_NumIndices;
 	target->index_oids = palloc_array(Oid, target->nindexes + 1);
+	target->index_places = palloc0_array(Oid, target->nindexes + 1);
 	target->index_columns = palloc0_array(Bitmapset *, target->nindexes + 1);
 	target->lacks_before = palloc0_array(TransactionId, target->nindexes + 1);
 	target->left_out = palloc0_array(KdbLeftOut *, target->nindexes + 1);
@@ -245,7 +246,10 @@ build_indexes(KdbApplyTarget *target)
 		if (info->ii_ExclusionOps)
 			target->has_exclusion = true;
 		if (info->ii_Unique || info->ii_ExclusionOps)
+		{
+			target->index_places[i] = KdbIndexPlace(index);
 			target->lacks_before[i] = KdbIndexLacksBefore(index);
+		}
 		target->lacks_tuples |= TransactionIdIsValid(target->lacks_before[i]);
 		if (info->ii_Unique)
 		{

@@ -310,6 +310,7 @@ KdbForEachUnique(KdbApplyTarget *target, TupleTableSlot *slot,
 			continue;
 		if (!prepare_probe(&probe, slot))
 			continue;
+		unique.place = target->index_places[i];
 		values_of_probe(&probe, target->own_equality[i], &unique);
 		stop = callback(arg, &unique);
 	}

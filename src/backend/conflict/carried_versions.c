@@ -24,9 +24,9 @@
  *	K			from version records, see below
  *
  * Live rows get TRUTH records that name the command (rewritten.c), and by these their
- * claims are known too.  Deaths become DEAD records.  Claims get new records where the index is
- * a new one, as it is if a column of it was altered.  D and C records stay good where neither key nor
- * index are new.
+ * claims are known too.  Deaths become DEAD records.  D records stay good where the key is as it was, C records where the
+ * index is, too: one that was only built anew is the same (index_place.c), one with a column
+ * that was altered is not.
  *
  * NOT REWRITTEN.  Where the new type has the same representation the rows stay, and so do their versions.
  * But records of keys and of unique values are found by their types, and the index may be a new one.
@@ -61,21 +61,10 @@
 
 #include "conflict_private.h"
 
-/* A unique index before the command.  The one that replaces it has the same name. */
-typedef struct OldIndex
-{
-	Oid			oid;
-	char	   *name;
-	int			n;
-	AttrNumber	columns[INDEX_MAX_KEYS];
-	bool		plain;			/* no expressions */
-} OldIndex;
-
 struct KdbCarried
 {
 	KdbListing	before;
 	KdbCarriedValues *values;
-	List	   *indexes;		/* of OldIndex */
 	Bitmapset  *needed;			/* columns of a line from the heap */
 	MemoryContext context;
 	TupleDesc	line_desc;
@@ -95,38 +84,6 @@ enum
 };
 
 /* ---- 1. before ------------------------------------------------------------- */
-
-static void
-note_index(KdbCarried *carried, Relation index)
-{
-	OldIndex   *old = palloc0(sizeof(OldIndex));
-
-	old->oid = RelationGetRelid(index);
-	old->name = pstrdup(RelationGetRelationName(index));
-	old->n = index->rd_index->indnkeyatts;
-	old->plain = true;
-	for (int i = 0; i < old->n; i++)
-	{
-		old->columns[i] = index->rd_index->indkey.values[i];
-		old->plain &= AttrNumberIsForUserDefinedAttr(old->columns[i]);
-	}
-	carried->indexes = lappend(carried->indexes, old);
-}
-
-static void
-note_indexes(KdbCarried *carried, Relation rel)
-{
-	ListCell   *lc;
-
-	foreach(lc, RelationGetIndexList(rel))
-	{
-		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
-
-		if (KdbIsUniqueIndex(index))
-			note_index(carried, index);
-		index_close(index, AccessShareLock);
-	}
-}
 
 static void
 describe_lines(KdbCarried *carried)
@@ -154,7 +111,6 @@ KdbCarriedPrepare(Relation rel, List *commands)
 	carried->context = CurrentMemoryContext;
 	if (!KdbListingPrepare(&carried->before, rel))
 		return NULL;
-	note_indexes(carried, rel);
 	carried->values = KdbCarriedValuesPrepare(rel, commands);
 	carried->needed = KdbCarriedValuesNeeded(carried->values, carried->before.indexed);
 	describe_lines(carried);
@@ -170,7 +126,7 @@ typedef struct Line
 } Line;
 
 static void
-begin_line(const KdbCarried *carried, Line *line, char kind, KdbVersion version, Oid index)
+begin_line(const KdbCarried *carried, Line *line, char kind, KdbVersion version, Oid place)
 {
 	int			n = carried->line_desc->natts;
 
@@ -180,7 +136,7 @@ begin_line(const KdbCarried *carried, Line *line, char kind, KdbVersion version,
 	line->values[LINE_KIND] = CharGetDatum(kind);
 	line->values[LINE_TS] = Int64GetDatum(version.ts);
 	line->values[LINE_NODE] = Int64GetDatum((int64) version.node);
-	line->values[LINE_INDEX] = ObjectIdGetDatum(index);
+	line->values[LINE_INDEX] = ObjectIdGetDatum(place);
 	memset(line->isnull, false, LINE_COLUMNS * sizeof(bool));
 }
 
@@ -235,24 +191,9 @@ set_recorded(const KdbCarried *carried, Line *line, const KdbRecordedKey *key, i
 	return true;
 }
 
-static const OldIndex *
-old_index(const KdbCarried *carried, Oid oid)
-{
-	ListCell   *lc;
-
-	foreach(lc, carried->indexes)
-	{
-		const OldIndex *index = lfirst(lc);
-
-		if (index->oid == oid)
-			return index;
-	}
-	return NULL;
-}
-
 /* 0: it is not carried. */
 static char
-kind_of_line(const KdbVersionRecord *record, const OldIndex *index, bool rewriting)
+kind_of_line(const KdbVersionRecord *record, const KdbUniqueIndex *index, bool rewriting)
 {
 	switch (record->kind)
 	{
@@ -273,16 +214,16 @@ kind_of_line(const KdbVersionRecord *record, const OldIndex *index, bool rewriti
 
 static void
 keep_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key,
-			Oid oid, const KdbRecordedKey *claimed)
+			Oid place, const KdbRecordedKey *claimed)
 {
 	KdbCarried *carried = arg;
 	const KdbListing *before = &carried->before;
-	const OldIndex *index = old_index(carried, oid);
+	const KdbUniqueIndex *index = KdbListingIndex(before, place);
 	MemoryContext old = MemoryContextSwitchTo(before->context);
 	char		kind = kind_of_line(record, index, before->rewriting);
 	Line		line;
 
-	begin_line(carried, &line, kind, record->version, oid);
+	begin_line(carried, &line, kind, record->version, place);
 	line.values[LINE_SHOWN_TS] = Int64GetDatum(record->shown.ts);
 	line.values[LINE_SHOWN_NODE] = Int64GetDatum((int64) record->shown.node);
 	if (kind != 0 && set_recorded(carried, &line, key, before->nkeys, before->keys) &&
@@ -336,6 +277,7 @@ KdbCarriedRead(KdbCarried *carried)
 typedef struct NewIndex
 {
 	Relation	index;
+	Oid			place;
 	IndexInfo  *info;
 	Bitmapset  *columns;
 	KdbRecordedKey values;		/* but for the values; in a line, those it claims */
@@ -359,7 +301,7 @@ typedef struct Writer
 
 	/* of the line */
 	char		kind;
-	Oid			index;
+	Oid			place;			/* of the index */
 	KdbVersion	version;
 	Bitmapset  *available;		/* columns of the old row */
 	Bitmapset  *converted;		/* columns of the new one */
@@ -423,19 +365,32 @@ form_claims(const Writer *w)
 	}
 }
 
-/* What a record of the old index says. */
+/* Is a record of the old index found as one of the new one? */
+static bool
+finds_records_of(const Writer *w, const NewIndex *index, const KdbUniqueIndex *old)
+{
+	for (int i = 0; i < old->n && old->plain; i++)
+	{
+		if (!KdbCarriedValueIsSame(w->carried->values, old->columns[i]))
+			return false;
+	}
+	return w->same_key && index->place == old->place;
+}
+
+/* What a record of the old index says.  The one that replaces it is alike, or has its name. */
 static void
 form_recorded_claim(Writer *w)
 {
-	const OldIndex *old = old_index(w->carried, w->index);
+	const KdbUniqueIndex *old = KdbListingIndex(&w->carried->before, w->place);
 	ListCell   *lc;
 
 	foreach(lc, w->indexes)
 	{
 		NewIndex   *index = lfirst(lc);
 
-		index->claimed = strcmp(RelationGetRelationName(index->index), old->name) == 0 &&
-			!(w->same_key && RelationGetRelid(index->index) == old->oid);
+		index->claimed = (index->place == old->place ||
+						  strcmp(RelationGetRelationName(index->index), old->name) == 0) &&
+			!finds_records_of(w, index, old);
 		if (!index->claimed)
 			continue;
 		index->claimed = index->values.n == old->n && old->plain;
@@ -476,7 +431,7 @@ add_claims(const Writer *w, const KdbRecordedKey *key)
 		const NewIndex *index = lfirst(lc);
 
 		if (index->claimed)
-			KdbVersionRecordAdd(w->now.relid, &record, key, RelationGetRelid(index->index), &index->values);
+			KdbVersionRecordAdd(w->now.relid, &record, key, index->place, &index->values);
 	}
 }
 
@@ -526,7 +481,7 @@ add_members(Bitmapset **set, const AttrNumber *columns, int n)
 static Bitmapset *
 columns_of_line(const Writer *w)
 {
-	const OldIndex *index = old_index(w->carried, w->index);
+	const KdbUniqueIndex *index = KdbListingIndex(&w->carried->before, w->place);
 	Bitmapset  *columns = NULL;
 
 	if (w->kind == 't' || w->kind == 'd' || w->kind == 'c')
@@ -546,7 +501,7 @@ read_line(Writer *w)
 	w->kind = DatumGetChar(w->line->tts_values[LINE_KIND]);
 	w->version.ts = DatumGetInt64(w->line->tts_values[LINE_TS]);
 	w->version.node = (uint64) DatumGetInt64(w->line->tts_values[LINE_NODE]);
-	w->index = DatumGetObjectId(w->line->tts_values[LINE_INDEX]);
+	w->place = DatumGetObjectId(w->line->tts_values[LINE_INDEX]);
 	if (!w->carried->before.rewriting)
 	{
 		w->shown.ts = DatumGetInt64(w->line->tts_values[LINE_SHOWN_TS]);
@@ -605,6 +560,7 @@ open_index(Writer *w, Oid oid)
 		index_close(new->index, NoLock);
 		return;
 	}
+	new->place = KdbIndexPlace(new->index);
 	new->columns = KdbIndexColumns(new->index);
 	KdbIndexedTypes(new->index, new->info, w->now.desc, &new->values);
 	if (new->info->ii_ExclusionOps || KdbIndexHasOwnEquality(new->index, &new->values))
@@ -670,9 +626,9 @@ has_new_index(const Writer *w)
 	List	   *indexes = RelationGetIndexList(w->rel);
 	ListCell   *lc;
 
-	foreach(lc, w->carried->indexes)
+	foreach(lc, w->carried->before.indexes)
 	{
-		if (!list_member_oid(indexes, ((const OldIndex *) lfirst(lc))->oid))
+		if (!list_member_oid(indexes, ((const KdbUniqueIndex *) lfirst(lc))->oid))
 			return true;
 	}
 	return false;

@@ -35,6 +35,17 @@ extern Datum KdbRowToJsonb(TupleTableSlot *slot, const bool *wanted);
 /* Several rows, as a jsonb array. */
 extern Datum KdbJsonbArray(const Datum *rows, int nrows);
 
+/* A unique index, or one of an exclusion constraint. */
+typedef struct KdbUniqueIndex
+{
+	Oid			oid;
+	Oid			place;			/* KdbIndexPlace */
+	char	   *name;
+	int			n;
+	AttrNumber	columns[INDEX_MAX_KEYS];
+	bool		plain;			/* no expressions */
+} KdbUniqueIndex;
+
 /*
  * version_listing.c: a table whose versions are listed.  Zeros, and what the caller sets: since,
  * put_row with its argument, context, rewriting.
@@ -59,6 +70,7 @@ typedef struct KdbListing
 	Bitmapset  *columns;		/* the same, but instead of generated columns all others */
 	bool		has_unique;		/* other unique keys than the identity */
 	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
+	List	   *indexes;		/* of KdbUniqueIndex, the identity too */
 	KdbVersionRecordsKnown records;
 	KdbRewrites rewrites;
 	MemoryContext table_context;
@@ -73,6 +85,9 @@ typedef struct KdbListing
  */
 extern bool KdbListingPrepare(KdbListing *listing, Relation rel);
 extern void KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot);
+
+/* The index that a CLAIM record names, or NULL. */
+extern const KdbUniqueIndex *KdbListingIndex(const KdbListing *listing, Oid place);
 
 /* Unique or for an exclusion constraint?  Attribute numbers that it depends on. */
 extern bool KdbIsUniqueIndex(Relation index);

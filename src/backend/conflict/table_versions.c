@@ -147,33 +147,27 @@ type_of_column(const Listing *listing, AttrNumber attnum)
 
 /* The columns of an index that claims can be sent of: plain ones. */
 static bool
-add_claimed(Listing *listing, Line *line, Oid index, const KdbRecordedKey *claimed)
+add_claimed(Listing *listing, Line *line, Oid place, const KdbRecordedKey *claimed)
 {
-	HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(index));
-	Form_pg_index form;
-	bool		ok = HeapTupleIsValid(tuple);
+	const KdbUniqueIndex *index = KdbListingIndex(&listing->table, place);
 
-	if (!ok || listing->table.nulls_equal)
-	{
-		if (ok)
-			ReleaseSysCache(tuple);
+	if (index == NULL || !index->plain || listing->table.nulls_equal)
 		return false;
+	for (int i = 0; i < index->n && i < claimed->n; i++)
+	{
+		if (!KdbRecordedValueFits(claimed, i, type_of_column(listing, index->columns[i])))
+			return false;
 	}
-	form = (Form_pg_index) GETSTRUCT(tuple);
-	for (int i = 0; ok && i < form->indnkeyatts && i < claimed->n; i++)
-		ok = form->indkey.values[i] > 0 &&
-			KdbRecordedValueFits(claimed, i, type_of_column(listing, form->indkey.values[i]));
-	for (int i = 0; ok && i < form->indnkeyatts && i < claimed->n; i++)
+	for (int i = 0; i < index->n && i < claimed->n; i++)
 	{
 		bool		is_key = false;
 
 		for (int j = 0; j < listing->table.nkeys; j++)
-			is_key |= listing->table.keys[j] == form->indkey.values[i];
+			is_key |= listing->table.keys[j] == index->columns[i];
 		if (!is_key)
-			add_column(listing, line, form->indkey.values[i], claimed->values[i], claimed->isnull[i]);
+			add_column(listing, line, index->columns[i], claimed->values[i], claimed->isnull[i]);
 	}
-	ReleaseSysCache(tuple);
-	return ok;
+	return true;
 }
 
 /* False if a column has got another type since. */
@@ -191,7 +185,7 @@ add_key(Listing *listing, Line *line, const KdbRecordedKey *key)
 
 static void
 list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key,
-			Oid index, const KdbRecordedKey *claimed)
+			Oid place, const KdbRecordedKey *claimed)
 {
 	Listing    *listing = arg;
 	MemoryContext old = MemoryContextSwitchTo(listing->table.context);
@@ -203,7 +197,7 @@ list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 			put_line(listing->result, 't', record->version, line);
 		else if (record->kind == KDB_RECORD_DEAD)
 			put_line(listing->result, 'd', record->version, line);
-		else if (record->kind == KDB_RECORD_CLAIM && claimed && add_claimed(listing, line, index, claimed))
+		else if (record->kind == KDB_RECORD_CLAIM && claimed && add_claimed(listing, line, place, claimed))
 			put_line(listing->result, 'c', record->version, line);
 	}
 	MemoryContextSwitchTo(old);

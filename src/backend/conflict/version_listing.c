@@ -310,6 +310,40 @@ KdbIsUniqueIndex(Relation index)
 	return index->rd_index->indisunique || index->rd_index->indisexclusion;
 }
 
+static KdbUniqueIndex *
+describe(Relation index)
+{
+	KdbUniqueIndex *result = palloc0(sizeof(KdbUniqueIndex));
+
+	result->oid = RelationGetRelid(index);
+	result->place = KdbIndexPlace(index);
+	result->name = pstrdup(RelationGetRelationName(index));
+	result->n = index->rd_index->indnkeyatts;
+	result->plain = true;
+	for (int i = 0; i < result->n; i++)
+	{
+		result->columns[i] = index->rd_index->indkey.values[i];
+		result->plain &= AttrNumberIsForUserDefinedAttr(result->columns[i]);
+	}
+	return result;
+}
+
+/* See conflict_private.h. */
+const KdbUniqueIndex *
+KdbListingIndex(const KdbListing *listing, Oid place)
+{
+	ListCell   *lc;
+
+	foreach(lc, listing->indexes)
+	{
+		const KdbUniqueIndex *index = lfirst(lc);
+
+		if (index->place == place)
+			return index;
+	}
+	return NULL;
+}
+
 static void
 find_unique(KdbListing *listing, Relation rel)
 {
@@ -319,6 +353,8 @@ find_unique(KdbListing *listing, Relation rel)
 	{
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 
+		if (KdbIsUniqueIndex(index))
+			listing->indexes = lappend(listing->indexes, describe(index));
 		if (lfirst_oid(lc) != listing->identity && KdbIsUniqueIndex(index))
 		{
 			listing->has_unique = true;

@@ -258,7 +258,7 @@ keep_us(void)
 /* See version_record.h. */
 void
 KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecordedKey *key,
-					Oid index, const KdbRecordedKey *claimed)
+					Oid place, const KdbRecordedKey *claimed)
 {
 	Datum		values[NCOLUMNS];
 	bool		isnull[NCOLUMNS] = {false};
@@ -273,9 +273,9 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	old = MemoryContextSwitchTo(context);
 	values[REC_STAMP] = TimestampTzGetDatum(stamp);
 	values[REC_RELID] = ObjectIdGetDatum(relid);
-	values[REC_HASH] = Int64GetDatum((int64) hash_of(claimed ? claimed : key, index));
+	values[REC_HASH] = Int64GetDatum((int64) hash_of(claimed ? claimed : key, place));
 	values[REC_KIND] = CharGetDatum((char) record->kind);
-	values[REC_INDEX] = ObjectIdGetDatum(index);
+	values[REC_INDEX] = ObjectIdGetDatum(place);
 	values[REC_KEY] = PointerGetDatum(image_of(key));
 	isnull[REC_CLAIMED] = claimed == NULL && record->merged == NULL;
 	values[REC_CLAIMED] = PointerGetDatum(claimed ? image_of(claimed) : record->merged);
@@ -570,7 +570,7 @@ typedef struct ClaimLook
 {
 	const KdbRecordedKey *claimed;
 	const KdbRecordedKey *key;
-	Oid			index;
+	Oid			place;
 	KdbVersion	version;
 	bool		found;
 } ClaimLook;
@@ -583,7 +583,7 @@ is_newer_claim(void *arg, TupleTableSlot *slot)
 
 	read_record(slot, &record);
 	look->found = record.kind == KDB_RECORD_CLAIM &&
-		DatumGetObjectId(column(slot, REC_INDEX)) == look->index &&
+		DatumGetObjectId(column(slot, REC_INDEX)) == look->place &&
 		KdbVersionCompare(record.version, look->version) > 0 &&
 		same_key(look->claimed, column(slot, REC_CLAIMED)) &&
 		!same_key(look->key, column(slot, REC_KEY));
@@ -592,11 +592,11 @@ is_newer_claim(void *arg, TupleTableSlot *slot)
 
 /* See version_record.h. */
 bool
-KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
+KdbVersionRecordsClaimed(Oid relid, Oid place, const KdbRecordedKey *claimed,
 						 const KdbRecordedKey *key, KdbVersion version)
 {
-	ClaimLook	look = {claimed, key, index, version, false};
-	uint64		hash = hash_of(claimed, index);
+	ClaimLook	look = {claimed, key, place, version, false};
+	uint64		hash = hash_of(claimed, place);
 
 	while (!look_once(relid, hash, NULL, is_newer_claim, &look))
 		continue;

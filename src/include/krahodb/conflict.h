@@ -168,6 +168,12 @@ extern void KdbIndexedTypes(Relation index, const struct IndexInfo *info, TupleD
 extern bool KdbIndexHasOwnEquality(Relation index, const KdbRecordedKey *key);
 extern const ScanKeyData *KdbIndexOwnEquality(Relation index, const KdbRecordedKey *key);
 
+/*
+ * index_place.c: what stands in CLAIM records for a unique index, or one of an exclusion constraint: the same for
+ * one that replaces it.
+ */
+extern Oid	KdbIndexPlace(Relation index);
+
 /* The function of a btree operator of an index, for two values of its column (from 0). */
 extern Oid	KdbIndexOperatorFunction(Relation index, int column, StrategyNumber strategy);
 

@@ -11,7 +11,7 @@
  *	KILLED	the deletion of the key that a transaction of version "shown" did
  *			counts as one of version "version"
  *	DEAD	the key was dead at "version"
- *	CLAIM	a row of the key has claimed values of a unique index at "version"
+ *	CLAIM	a row of the key has claimed values of a unique index (KdbIndexPlace) at "version"
  *	FLOOR	(of a table; the key is empty) the table was copied from a node that had
  *			applied all that the node of "version" wrote until its time, and all of its
  *			stream before the position that is the time of "shown"
@@ -114,11 +114,11 @@ typedef struct KdbVersionRecordsKnown
 extern bool KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known);
 
 /*
- * Add a record in the current transaction.  claimed and index: CLAIM only.
+ * Add a record in the current transaction.  claimed and place, of the index: CLAIM only.
  * Does nothing in a database without the extension.
  */
 extern void KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record,
-								const KdbRecordedKey *key, Oid index,
+								const KdbRecordedKey *key, Oid place,
 								const KdbRecordedKey *claimed);
 
 /*
@@ -146,7 +146,7 @@ extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snaps
  * see KdbRecordedValueFits.
  */
 typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *record,
-										const KdbRecordedKey *key, Oid index,
+										const KdbRecordedKey *key, Oid place,
 										const KdbRecordedKey *claimed);
 
 extern void KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
@@ -156,7 +156,7 @@ extern void KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 extern bool KdbRecordedValueFits(const KdbRecordedKey *key, int i, Oid type);
 
 /* Has another key claimed these values of the index at a greater version? */
-extern bool KdbVersionRecordsClaimed(Oid relid, Oid index, const KdbRecordedKey *claimed,
+extern bool KdbVersionRecordsClaimed(Oid relid, Oid place, const KdbRecordedKey *claimed,
 									 const KdbRecordedKey *key, KdbVersion version);
 
 /*

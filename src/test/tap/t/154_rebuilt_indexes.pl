@@ -18,9 +18,11 @@ my $mesh = KrahoDB::PausedMesh->new(
 		CREATE EXTENSION krahodb;
 		CREATE TABLE t (id int PRIMARY KEY, u int UNIQUE, v text);
 		CREATE UNIQUE INDEX t_v ON t (lower(v)) WHERE id >= 40;
+		CREATE TABLE r (id int PRIMARY KEY, u int UNIQUE, v text, w int);
+		CREATE UNIQUE INDEX r_v ON r (lower(v)) WHERE id >= 40;
 		CREATE TABLE m (id int PRIMARY KEY, n int);
 		ALTER TABLE m REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
-		CREATE PUBLICATION pub FOR TABLE t, m});
+		CREATE PUBLICATION pub FOR TABLE t, m, r});
 my ($first, $second) = $mesh->nodes;
 
 # Writes here, an index that is rebuilt, and what is written elsewhere before them.
@@ -54,6 +56,23 @@ rebuilt('a claim, REINDEX CONCURRENTLY',
 	rebuild => ['REINDEX INDEX CONCURRENTLY t_u_key'],
 	query => 'SELECT * FROM t WHERE id IN (10, 11)',
 	expected => '10|101|new');
+
+# Of what ALTER TABLE has written anew claims are in records.
+rebuilt('a recorded claim, REINDEX CONCURRENTLY',
+	base => q{INSERT INTO r VALUES (10, NULL, 'old', 1)},
+	older => q{INSERT INTO r VALUES (11, 100, 'lost', 2)},
+	newer => q{UPDATE r SET u = 100 WHERE id = 10; UPDATE r SET u = 101, v = 'new' WHERE id = 10},
+	rebuild => [ 'ALTER TABLE r ALTER w TYPE bigint', 'REINDEX INDEX CONCURRENTLY r_u_key' ],
+	query => 'SELECT id, u, v FROM r WHERE id IN (10, 11)',
+	expected => '10|101|new');
+
+rebuilt('a recorded claim in an index on an expression, REINDEX CONCURRENTLY and ALTER TABLE',
+	base => q{INSERT INTO r VALUES (40, NULL, 'old', 1)},
+	older => q{INSERT INTO r VALUES (41, NULL, 'Same', 2)},
+	newer => q{UPDATE r SET v = 'sAme' WHERE id = 40; UPDATE r SET v = 'other' WHERE id = 40},
+	rebuild => [ 'ALTER TABLE r ALTER w TYPE numeric', 'REINDEX TABLE CONCURRENTLY r', 'ALTER TABLE r ALTER w TYPE text' ],
+	query => 'SELECT id, v FROM r WHERE id IN (40, 41)',
+	expected => '40|other');
 
 rebuilt('a history, REINDEX CONCURRENTLY',
 	base => q{INSERT INTO m VALUES (1, 100)},

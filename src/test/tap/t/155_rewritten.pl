@@ -58,6 +58,14 @@ my @cases = (
 	[ 'a partition', 'UPDATE part SET v = 1',
 		'UPDATE part SET v = 2; ALTER TABLE part ALTER v TYPE varchar(50), ALTER id TYPE bigint USING id + 0',
 		'SELECT * FROM part', '1|1|2' ],
+	[ 'a partition, whose index gets another name', 'UPDATE named SET u = 10 WHERE id = 1',
+		q{INSERT INTO named VALUES (10, 1, 10, 0); UPDATE named SET u = 11 WHERE id = 10;
+			ALTER TABLE named ALTER v TYPE bigint; ALTER TABLE named ALTER u TYPE bigint},
+		'SELECT id, u FROM named WHERE id IN (1, 10)', '10|11' ],
+	[ 'records, and types of the same form', q{UPDATE word SET v = 1 WHERE id < '3'; UPDATE word SET u = 'x' WHERE id = '3'},
+		q{UPDATE word SET v = 2 WHERE id = '1'; DELETE FROM word WHERE id = '2'; INSERT INTO word VALUES ('10', 'x', 0);
+			UPDATE word SET u = 'y' WHERE id = '10'; ALTER TABLE word ALTER v TYPE bigint; ALTER TABLE word ALTER id TYPE text, ALTER u TYPE text},
+		'SELECT * FROM word ORDER BY id', "1|1|2\n10|y|0" ],
 	[ 'a typed table', 'UPDATE typed SET v = 1', 'ALTER TYPE typed_row ALTER ATTRIBUTE v TYPE bigint CASCADE',
 		'SELECT * FROM typed', '1|1' ],
 	[ 'what is written after it', 'SELECT 1',
@@ -92,16 +100,20 @@ my $mesh = KrahoDB::PausedMesh->new(
 		ALTER TABLE m REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
 		CREATE TABLE part (id int, r int, v text, PRIMARY KEY (id, r)) PARTITION BY LIST (r);
 		CREATE TABLE part_1 PARTITION OF part FOR VALUES IN (1);
+		CREATE TABLE named (id int, r int, u int, v int, PRIMARY KEY (id, r), UNIQUE (u, r)) PARTITION BY LIST (r);
+		CREATE TABLE named_1 (id int NOT NULL, r int NOT NULL, u int, v int, CONSTRAINT odd UNIQUE (u, r));
+		ALTER TABLE named ATTACH PARTITION named_1 FOR VALUES IN (1);
+		CREATE TABLE word (id varchar(10) PRIMARY KEY, u varchar(10) UNIQUE, v int);
 		CREATE TABLE doc (id int PRIMARY KEY, v text, w text);
 		ALTER TABLE doc ALTER w SET STORAGE EXTERNAL;
 		CREATE TYPE typed_row AS (id int, v int);
 		CREATE TABLE typed OF typed_row (PRIMARY KEY (id));
-		CREATE PUBLICATION pub FOR TABLE t, m, part, doc, typed;} . join ';', map { table_of_case($_) } 0 .. $#cases);
+		CREATE PUBLICATION pub FOR TABLE t, m, part, named, word, doc, typed;} . join ';', map { table_of_case($_) } 0 .. $#cases);
 my $node = $mesh->node(2);
 
 $mesh->on(1 => q{INSERT INTO t SELECT g, g, 'old' FROM generate_series(1, 9) g},
 	1 => q{INSERT INTO m SELECT g, 100 FROM generate_series(1, 3) g},
-	1 => q{INSERT INTO part VALUES (1, 1, 'old'); INSERT INTO typed VALUES (1, 0)},
+	1 => q{INSERT INTO part VALUES (1, 1, 'old'); INSERT INTO named VALUES (1, 1, 1, 0); INSERT INTO word VALUES ('1', '1', 0), ('2', '2', 0), ('3', '3', 0); INSERT INTO typed VALUES (1, 0)},
 	map { (1 => "INSERT INTO c$_ SELECT g, g, 0, g, g, g FROM generate_series(1, 5) g") } 0 .. $#cases);
 $mesh->settle;
 wait_horizon($_) foreach $mesh->nodes;
