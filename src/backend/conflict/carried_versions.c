@@ -226,7 +226,7 @@ keep_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 	begin_line(carried, &line, kind, record->version, place);
 	line.values[LINE_SHOWN_TS] = Int64GetDatum(record->shown.ts);
 	line.values[LINE_SHOWN_NODE] = Int64GetDatum((int64) record->shown.node);
-	if (kind != 0 && set_recorded(carried, &line, key, before->nkeys, before->keys) &&
+	if (kind != 0 && KdbListingNeeds(before, record, key, place, claimed) && set_recorded(carried, &line, key, before->nkeys, before->keys) &&
 		(kind != 'C' || set_recorded(carried, &line, claimed, index->n, index->columns)))
 		end_line(carried, &line);
 	MemoryContextSwitchTo(old);

@@ -44,6 +44,7 @@ typedef struct KdbUniqueIndex
 	int			n;
 	AttrNumber	columns[INDEX_MAX_KEYS];
 	bool		plain;			/* no expressions */
+	KdbRecordedKey types;		/* of what it holds, as it is recorded, without the values */
 } KdbUniqueIndex;
 
 /*
@@ -73,6 +74,8 @@ typedef struct KdbListing
 	List	   *indexes;		/* of KdbUniqueIndex, the identity too */
 	KdbVersionRecordsKnown records;
 	KdbRewrites rewrites;
+	bool		scanned;		/* KdbListHeap has been called, and has found: */
+	KdbVersion	rewritten;		/* the command that has written rows anew, as shown */
 	MemoryContext table_context;
 	MemoryContext context;		/* of one row; put_row is called in it */
 	void		(*put_row) (void *arg, char kind, KdbVersion version, TupleTableSlot *slot);
@@ -85,6 +88,13 @@ typedef struct KdbListing
  */
 extern bool KdbListingPrepare(KdbListing *listing, Relation rel);
 extern void KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot);
+
+/*
+ * Does a record say anything that is not known without it?  Not if it is not found any more, as types have changed
+ * since; nor does the truth of rows that a command has written anew if another one has done that since.
+ */
+extern bool KdbListingNeeds(const KdbListing *listing, const KdbVersionRecord *record,
+							const KdbRecordedKey *key, Oid place, const KdbRecordedKey *claimed);
 
 /* The index that a CLAIM record names, or NULL. */
 extern const KdbUniqueIndex *KdbListingIndex(const KdbListing *listing, Oid place);

@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "storage/bufmgr.h"
 #include "utils/memutils.h"
@@ -37,6 +38,13 @@ KdbVersion
 KdbRewriteShown(const KdbRewrite *rewrite)
 {
 	return (KdbVersion){(TimestampTz) rewrite->xid, (uint64) rewrite->first << 32 | rewrite->last};
+}
+
+/* See conflict.h. */
+bool
+KdbIsRewriteShown(KdbVersion shown)
+{
+	return shown.ts >= FirstNormalTransactionId && shown.ts <= MaxTransactionId;
 }
 
 /* See conflict.h. */

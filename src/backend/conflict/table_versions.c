@@ -191,7 +191,7 @@ list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 	MemoryContext old = MemoryContextSwitchTo(listing->table.context);
 	Line	   *line = palloc0(sizeof(Line));
 
-	if (add_key(listing, line, key))
+	if (KdbListingNeeds(&listing->table, record, key, place, claimed) && add_key(listing, line, key))
 	{
 		if (record->kind == KDB_RECORD_TRUTH)
 			put_line(listing->result, 't', record->version, line);

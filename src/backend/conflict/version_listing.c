@@ -26,6 +26,7 @@
 #include "access/tableam.h"
 #include "access/transam.h"
 #include "access/xact.h"
+#include "catalog/index.h"
 #include "miscadmin.h"
 #include "optimizer/optimizer.h"
 #include "storage/bufmgr.h"
@@ -176,6 +177,8 @@ list_writer(KdbListing *listing, TupleTableSlot *slot, const Tuple *tuple)
 		return;
 	rewrite = KdbFindRewrite(listing->relid, &listing->rewrites, &listing->records,
 							 listing->table_context, slot, tuple->xmin);
+	if (rewrite)
+		listing->rewritten = KdbRewriteShown(rewrite);
 	if (rewrite && !version_before(listing, slot, rewrite, &version))
 		return;
 	if (tuple->live && !rewrite)
@@ -251,6 +254,7 @@ KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot)
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(listing->context);
 	}
+	listing->scanned = true;
 	table_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	ExecDropSingleTupleTableSlot(next);
@@ -311,9 +315,15 @@ KdbIsUniqueIndex(Relation index)
 }
 
 static KdbUniqueIndex *
-describe(Relation index)
+describe(Relation index, TupleDesc desc)
 {
+	static const ScanKeyData by_operators;
 	KdbUniqueIndex *result = palloc0(sizeof(KdbUniqueIndex));
+	IndexInfo  *info = BuildIndexInfo(index);
+
+	KdbIndexedTypes(index, info, desc, &result->types);
+	if (info->ii_ExclusionOps || KdbIndexHasOwnEquality(index, &result->types))
+		result->types.operators = &by_operators;
 
 	result->oid = RelationGetRelid(index);
 	result->place = KdbIndexPlace(index);
@@ -344,6 +354,58 @@ KdbListingIndex(const KdbListing *listing, Oid place)
 	return NULL;
 }
 
+static KdbRecordedKey
+types_of_key(const KdbListing *listing)
+{
+	KdbRecordedKey types = {.n = listing->nkeys, .operators = listing->equality};
+
+	for (int i = 0; i < types.n; i++)
+	{
+		types.types[i] = TupleDescAttr(listing->desc, listing->keys[i] - 1)->atttypid;
+		types.collations[i] = listing->collations[i];
+	}
+	return types;
+}
+
+/* Give what was recorded these types; false if it cannot be of them. */
+static bool
+take_values(KdbRecordedKey *types, const KdbRecordedKey *recorded)
+{
+	if (recorded->n < types->n)
+		return false;
+	for (int i = 0; i < types->n; i++)
+	{
+		if (!KdbRecordedValueFits(recorded, i, types->types[i]))
+			return false;
+		types->values[i] = recorded->values[i];
+		types->isnull[i] = recorded->isnull[i];
+	}
+	return true;
+}
+
+/* See conflict_private.h. */
+bool
+KdbListingNeeds(const KdbListing *listing, const KdbVersionRecord *record,
+				const KdbRecordedKey *key, Oid place, const KdbRecordedKey *claimed)
+{
+	const KdbUniqueIndex *index;
+	KdbRecordedKey typed;
+
+	if (record->kind == KDB_RECORD_TRUTH && listing->scanned && KdbIsRewriteShown(record->shown) &&
+		KdbVersionCompare(record->shown, listing->rewritten) != 0)
+		return false;
+	if (claimed == NULL)
+	{
+		typed = types_of_key(listing);
+		return take_values(&typed, key) && KdbRecordedKeyHash(&typed) == record->hash;
+	}
+	index = KdbListingIndex(listing, place);
+	if (index == NULL)
+		return false;
+	typed = index->types;
+	return take_values(&typed, claimed) && KdbClaimedHash(&typed, place) == record->hash;
+}
+
 static void
 find_unique(KdbListing *listing, Relation rel)
 {
@@ -354,7 +416,7 @@ find_unique(KdbListing *listing, Relation rel)
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 
 		if (KdbIsUniqueIndex(index))
-			listing->indexes = lappend(listing->indexes, describe(index));
+			listing->indexes = lappend(listing->indexes, describe(index, listing->desc));
 		if (lfirst_oid(lc) != listing->identity && KdbIsUniqueIndex(index))
 		{
 			listing->has_unique = true;

@@ -136,6 +136,13 @@ KdbRecordedKeyHash(const KdbRecordedKey *key)
 	return hash_of(key, InvalidOid);
 }
 
+/* See version_record.h. */
+uint64
+KdbClaimedHash(const KdbRecordedKey *claimed, Oid place)
+{
+	return hash_of(claimed, place);
+}
+
 static bytea *
 image_of(const KdbRecordedKey *key)
 {
@@ -399,6 +406,7 @@ read_record(TupleTableSlot *slot, KdbVersionRecord *record)
 	record->shown.node = (uint64) DatumGetInt64(column(slot, REC_SHOWN_NODE));
 	record->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
 	record->merged = NULL;
+	record->hash = (uint64) DatumGetInt64(column(slot, REC_HASH));
 	find_version(record, DatumGetTransactionId(xmin));
 }
 

@@ -138,6 +138,7 @@ typedef struct KdbRewrites
 extern const KdbRewrite *KdbFindRewrite(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
 										MemoryContext context, TupleTableSlot *slot, TransactionId xmin);
 extern KdbVersion KdbRewriteShown(const KdbRewrite *rewrite);
+extern bool KdbIsRewriteShown(KdbVersion shown);
 
 /*
  * carried_versions.c: versions of rows that ALTER TABLE is about to write anew, maybe.  rel is

@@ -73,8 +73,9 @@ typedef struct KdbRecordedKey
 	const char *images[INDEX_MAX_KEYS];	/* of values that were read from a record, else NULL */
 } KdbRecordedKey;
 
-/* The same for equal keys, whatever their images are. */
+/* The same for equal keys, whatever their images are; and of values that are claimed. */
 extern uint64 KdbRecordedKeyHash(const KdbRecordedKey *key);
+extern uint64 KdbClaimedHash(const KdbRecordedKey *claimed, Oid place);
 
 typedef struct KdbVersionRecord
 {
@@ -83,6 +84,7 @@ typedef struct KdbVersionRecord
 	KdbVersion	shown;			/* TRUTH, KILLED, MERGED, SEALED */
 	bool		own;			/* written by the current transaction */
 	bytea	   *merged;			/* MERGED, SEALED: in a format of the writer's own */
+	uint64		hash;			/* of one that was read: by which it is found, of its key or what it claims */
 } KdbVersionRecord;
 
 /*

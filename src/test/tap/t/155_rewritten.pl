@@ -182,6 +182,12 @@ $node->psql('postgres', q{SET work_mem = '64kB'; CREATE TABLE many (id int PRIMA
 	stderr => \$stderr);
 is($stderr, '', 'a key that is dropped');
 
+# What is recorded of a row grows with the commands, and is not doubled by each.
+$node->safe_psql('postgres', 'CREATE TABLE again (id int PRIMARY KEY, v int); INSERT INTO again SELECT generate_series(1, 5);'
+	  . 'ALTER TABLE again ALTER v TYPE bigint; ALTER TABLE again ALTER v TYPE int;' x 5);
+is($node->safe_psql('postgres', q{SELECT count(*) FROM (} . join(' UNION ALL ', map { "SELECT * FROM krahodb.version_records_$_" } 1 .. 4)
+	  . q{) r WHERE kind = 't' AND relid = 'again'::regclass}), 5 * 10, 'many commands');
+
 $mesh->deliver('21', '12');
 foreach my $i (0 .. $#cases)
 {
