@@ -41,6 +41,7 @@
  *	 stream then brings changes that the copied rows have in them is nothing new to
  *	 it: a copied row is older than each of them, and the last one stays.  If that slot is gone, or
  *	 the publisher could not keep the log for it, there is no such stream; then no row may be here.
+ *	 Nor without a key: what comes a second time would be there twice.
  *
  * ANOTHER SUBSCRIPTION may have left the marks.  While it exists, they are its own, and
  * the table is copied as a whole.  If it was dropped, they are gone on with if all
@@ -49,6 +50,7 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/relation.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -233,6 +235,36 @@ raise_changed_here(Relation rel)
 			 errhint("Truncate the table here: the copy then begins anew.")));
 }
 
+/* Does a unique index tell all rows apart that could be there? */
+static bool
+is_key(Oid indexid, TupleDesc desc)
+{
+	Relation	index = index_open(indexid, AccessShareLock);
+	Form_pg_index form = index->rd_index;
+	bool		result = form->indisunique && form->indisvalid &&
+		RelationGetIndexPredicate(index) == NIL;
+
+	for (int i = 0; i < form->indnkeyatts; i++)
+		result = result && form->indkey.values[i] > 0 &&
+			TupleDescAttr(desc, form->indkey.values[i] - 1)->attnotnull;
+	index_close(index, AccessShareLock);
+	return result;
+}
+
+/* Is a row that comes a second time known for that? */
+static bool
+rows_are_unique(Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	bool		result = false;
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+		result = result || is_key(lfirst_oid(lc), RelationGetDescr(rel));
+	list_free(indexes);
+	return result;
+}
+
 /*
  * Is the stream to begin where the earlier attempt began, with its slot?  See
  * above.  startpos is that of the attempt; invalid if its slot cannot be used any more.
@@ -248,6 +280,8 @@ KdbCopyKeepsSlot(Relation rel, XLogRecPtr startpos)
 	earlier = read_earlier(rel);
 	if (earlier == NULL || earlier->subid != MySubscription->oid || all_unchanged_here(earlier))
 		return false;
+	if (!rows_are_unique(rel))
+		startpos = InvalidXLogRecPtr;
 	if (startpos == InvalidXLogRecPtr && nothing_is_here(earlier))
 		return false;
 	foreach(lc, earlier->marks)
@@ -336,7 +370,7 @@ settle(Earlier *earlier, Relation rel, KdbCopyJob *job, bool right, bool kept_sl
 		bool		same = right && mark->range < earlier->plan->nranges;
 		bool		merge = kept_slot;
 
-		if (same && !kept_slot && !unchanged_here(earlier, mark))
+		if (!kept_slot && !unchanged_here(earlier, mark))
 		{
 			check_changed_here(earlier, rel);
 			same = false;
