@@ -467,7 +467,8 @@ KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID tim
 	if (job->plan == NULL)
 		return NULL;
 
-	if (!right && (kept_slot || (changed && job->resolving)))
+	if ((!right && (kept_slot || (changed && job->resolving))) ||
+		(job->resolving && KdbSyncTakenUnnoticed(rel)))
 		memset(job->merge, 1, KDB_COPY_MAX_RANGES);
 	CommandCounterIncrement();
 	KdbCopyMarkPlan(relid, job->plan);
