@@ -43,7 +43,7 @@
  *	 the publisher could not keep the log for it, there is no such stream; then no row may be here.
  *	 Nor without a key: what comes a second time would be there twice.
  *
- * ANOTHER SUBSCRIPTION may have left the marks.  While it exists, they are its own, and
+ * ANOTHER SUBSCRIPTION may have left the marks, or be about to (it is waited for).  While it exists, they are its own, and
  * the table is copied as a whole.  If it was dropped, they are gone on with if all
  * is as it was left, at the same publisher; else they are forgotten, and its rows
  * are like any that are there already.
@@ -55,8 +55,10 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_subscription_rel.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
@@ -434,9 +436,9 @@ make_job(Relation rel, KdbRemoteTable *table, XLogRecPtr startpos)
 	return job;
 }
 
-KdbCopyJob *
-KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
-			   XLogRecPtr startpos, bool kept_slot)
+static KdbCopyJob *
+prepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
+		XLogRecPtr startpos, bool kept_slot)
 {
 	Oid			relid = RelationGetRelid(rel);
 	KdbCopyPlan *now = KdbCopyPlanMake(table, rel, sysid, timeline);
@@ -473,5 +475,22 @@ KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID tim
 	CommandCounterIncrement();
 	KdbCopyMarkPlan(relid, job->plan);
 	job->snapshot = export_snapshot();
+	return job;
+}
+
+/*
+ * One subscription after the other: two that find no marks would both leave a plan.  The
+ * second one sees the first one's, once that is committed.
+ */
+KdbCopyJob *
+KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
+			   XLogRecPtr startpos, bool kept_slot)
+{
+	KdbCopyJob *job;
+
+	LockDatabaseObject(SubscriptionRelRelationId, RelationGetRelid(rel), 0, ExclusiveLock);
+	job = prepare(rel, table, sysid, timeline, startpos, kept_slot);
+	if (job == NULL)
+		UnlockDatabaseObject(SubscriptionRelRelationId, RelationGetRelid(rel), 0, ExclusiveLock);
 	return job;
 }
