@@ -500,14 +500,12 @@ note_alive(KdbPeer *peer, KdbTicks now)
 	peer->alive_lsn = GetXLogInsertRecPtr();
 }
 
+/* It has answered and its stream has come, though both may say that it waits for others. */
 static void
 end_measurement(KdbPeer *peer, KdbTicks now)
 {
-	if (peer->measured > peer->frontier)
-	{
-		peer->frontier = peer->measured;
-		note_alive(peer, now);
-	}
+	note_alive(peer, now);
+	peer->frontier = Max(peer->frontier, peer->measured);
 	peer->received = Max(peer->received, peer->measured_received);
 	peer->seen_until = Max(peer->seen_until, peer->measured_seen);
 	forget_measurement(peer);
@@ -645,7 +643,8 @@ set_state(KdbPeer *peer, KdbPeerState state)
 	peer->since = state == KDB_PEER_STALE ? peer->stale_since : GetCurrentTimestamp();
 }
 
-static void
+/* Has it answered? */
+static bool
 step_connection(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now)
 {
 	PeerPhase	before = peer->connection.phase;
@@ -653,15 +652,17 @@ step_connection(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks n
 		(peer->frontier < Max(wanted, asked) || peer->received < wanted ||
 		 peer->connection.error[0] != '\0');
 	PeerAnswer	answer;
+	bool		answered;
 
 	if (!peer->enabled || peer->stale_since != 0 || peer->unreadable != NULL)
 	{
 		KdbPeerConnectionClose(&peer->connection);
 		peer->connection.error[0] = '\0';
-		return;
+		return false;
 	}
 	peer->connection.urge = peer->received < wanted;
-	if (KdbPeerConnectionStep(&peer->connection, peer->conninfo, ask, now, &answer))
+	answered = KdbPeerConnectionStep(&peer->connection, peer->conninfo, ask, now, &answer);
+	if (answered)
 	{
 		note_answer(peer, &answer);
 		peer->ask_at = now + (XLogRecPtrIsInvalid(peer->target) ? ASK_PAUSE : PING_PAUSE);
@@ -669,6 +670,14 @@ step_connection(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks n
 	if (before >= PHASE_IDLE && peer->connection.phase == PHASE_CLOSED &&
 		peer->connection.error[0] != '\0')
 		forget_measurement(peer);
+	return answered;
+}
+
+/* Is all that it had written here, and only a table's copy is waited for? */
+static bool
+waits_for_copy(const KdbPeer *peer)
+{
+	return peer->measured != 0 && peer->streamed >= peer->measured && KdbHasWorkers(peer->subid, false);
 }
 
 /* See horizon_private.h. */
@@ -677,10 +686,12 @@ KdbPeerStep(KdbPeer *peer, TimestampTz wanted, TimestampTz asked, KdbTicks now)
 {
 	KdbStreamProgress progress;
 	bool		measuring;
+	bool		answered = step_connection(peer, wanted, asked, now);
 
-	step_connection(peer, wanted, asked, now);
 	measuring = peer->measured != 0;
 	look_at_progress(peer, now, &progress);
+	if (answered && waits_for_copy(peer))
+		note_alive(peer, now);
 	if (measuring && peer->measured == 0)
 		peer->ask_at = Min(peer->ask_at, now + ASK_PAUSE);
 

@@ -224,12 +224,23 @@ move_to(TimestampTz horizon, KdbTicks now)
 	}
 }
 
-/* The first peer: what was said without peers must not be taken back later either. */
+/*
+ * The first peer: what was said without peers must not be taken back later either.  But
+ * if the clock has been set back since, that is a time that is still to come: nothing has
+ * been forgotten by it that is not older than now, and must not be from now on.
+ */
 static void
 begin_with_peers(void)
 {
 	if (without_peers)
-		KdbPeersStore(KdbHorizonTimestamp());
+	{
+		List	   *counted;
+		TimestampTz stored = KdbHorizonStored(&counted);
+		TimestampTz horizon = Max(stored, Min(KdbHorizonTimestamp(), KdbTimeHere()));
+
+		KdbPeersStore(horizon);
+		pg_atomic_write_u64(&KdbHorizon->time, (uint64) horizon);
+	}
 	without_peers = false;
 }
 

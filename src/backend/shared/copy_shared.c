@@ -7,14 +7,15 @@
  * take, and whoever received it waits until then.  So any number of workers
  * share a limit without knowing of each other, no piece is free, and what is not
  * used is not saved up.  When the limit changes, what was paid with the old one
- * is forgotten.
+ * is forgotten.  The clock is the monotonic one: if the other is set back by an hour,
+ * what was paid before would have to be waited for that long.
  */
 #include "postgres.h"
 
+#include "portability/instr_time.h"
 #include "replication/logicallauncher.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
-#include "utils/timestamp.h"
 
 #include "krahodb/copy_shared.h"
 
@@ -65,12 +66,22 @@ KdbCopySharedStart(void)
 	}
 }
 
+/* See copy_shared.h. */
+int64
+KdbCopyMeterNow(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
 /*
  * The subscription's meter, or one that says nothing.  There is one: not more
  * subscriptions than entries copy at a time.  meter_mutex is held.
  */
 static KdbCopyMeter *
-find_meter(Oid subid, TimestampTz now)
+find_meter(Oid subid, int64 now)
 {
 	KdbCopyMeter *idle = NULL;
 
@@ -93,7 +104,7 @@ find_meter(Oid subid, TimestampTz now)
 int64
 KdbCopyMeterPay(Oid subid, int64 bytes)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = KdbCopyMeterNow();
 	int			rate = KdbCopyRateLimit;
 	KdbCopyMeter *meter;
 	int64		wait;

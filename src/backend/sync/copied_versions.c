@@ -29,7 +29,8 @@
  *
  * THE HORIZON of the publisher is held from before the snapshot until its versions have
  * been listed.  That it is not known there, for a moment after its start or before all
- * peers of a new node have answered, is an error: the copy is tried again.
+ * peers of a new node have answered, is an error that passes: the copy is tried again,
+ * with disable_on_error too.
  *
  * A stock publisher, and a database there or here without the extension, cannot
  * do that; then copied rows count as older than any change, as they did.
@@ -116,10 +117,9 @@ KdbSyncVersionsPrepare(void)
 	held = strtoll(((char **) linitial(rows))[0], NULL, 10);
 	if (held == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),	/* passes by itself */
 				 errmsg("the publisher's retention horizon is not known yet"),
-				 errdetail("It is needed for the versions of the rows that are copied."),
-				 errhint("The copy is tried again. If this lasts, see view krahodb.horizon on the publisher.")));
+				 errdetail("It is needed for the versions of the rows that are copied. If this lasts, see view krahodb.horizon on the publisher.")));
 }
 
 static char **

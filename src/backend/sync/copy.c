@@ -11,12 +11,17 @@
  * that resolves conflicts does not stop for that: the other node may be written
  * to while it is copied to, or both sides may have rows from the start.  COPY
  * cannot resolve anything, so it is tried first, in a subtransaction, and if a
- * unique index objects, all rows come once more, from the same snapshot, one by
- * one like streamed INSERTs.
+ * unique index or an exclusion constraint objects, all rows come once more, from the
+ * same snapshot, one by one like streamed INSERTs.  A deferrable constraint does not
+ * object: its check is a trigger, which does not fire for a worker's changes.  So
+ * with one of these, rows come one by one at once.
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/copy.h"
 #include "executor/executor.h"
@@ -147,6 +152,13 @@ copy_rows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *source
 	free_parsestate(pstate);
 }
 
+/* See sync_private.h. */
+bool
+KdbSyncRowsInTheWay(int sqlstate)
+{
+	return sqlstate == ERRCODE_UNIQUE_VIOLATION || sqlstate == ERRCODE_EXCLUSION_VIOLATION;
+}
+
 /*
  * The same in a subtransaction.  Returns false if rows were in the way: nothing
  * is copied then, and the remote copy has been read to its end.
@@ -169,7 +181,7 @@ try_copy_rows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *so
 	}
 	PG_CATCH();
 	{
-		if (geterrcode() != ERRCODE_UNIQUE_VIOLATION)
+		if (!KdbSyncRowsInTheWay(geterrcode()))
 			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
@@ -242,6 +254,42 @@ resolve_rows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *sou
 	free_parsestate(pstate);
 }
 
+static bool
+has_deferrable_key(Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	bool		found = false;
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		found = found || !index->rd_index->indimmediate;
+		index_close(index, AccessShareLock);
+	}
+	list_free(indexes);
+	return found;
+}
+
+/* See sync_private.h. */
+bool
+KdbSyncTakenUnnoticed(Relation rel)
+{
+	bool		found = false;
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(RelationGetRelid(rel), RowExclusiveLock, NULL))
+	{
+		Relation	child = relation_open(lfirst_oid(lc), NoLock);
+
+		if (child == rel || child->rd_rel->relispartition)
+			found = found || has_deferrable_key(child);
+		relation_close(child, NoLock);
+	}
+	return found;
+}
+
 /* Does the subscription say what to do with a row that is there already? */
 bool
 KdbSyncExistingRowsResolved(void)
@@ -259,6 +307,8 @@ KdbSyncCopyRows(Relation rel, const KdbRemoteTable *table, const KdbCopySource *
 {
 	KdbCopyResult result = {0};
 
+	if (conflicts == KDB_COPY_RESOLVE && KdbSyncTakenUnnoticed(rel))
+		conflicts = KDB_COPY_MERGE;
 	if (conflicts == KDB_COPY_FAIL)
 		copy_rows(rel, table, source, &result);
 	else if (conflicts == KDB_COPY_MERGE)

@@ -246,7 +246,7 @@ copy_or_give_back(const KdbCopyJob *job, int range)
 	}
 	PG_CATCH();
 	{
-		if (!job->resolving || geterrcode() != ERRCODE_UNIQUE_VIOLATION)
+		if (!job->resolving || !KdbSyncRowsInTheWay(geterrcode()))
 			PG_RE_THROW();
 		HOLD_INTERRUPTS();
 		FlushErrorState();

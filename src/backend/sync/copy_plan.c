@@ -94,6 +94,27 @@ fetch_leaves(const KdbRemoteTable *table)
 	return leaves;
 }
 
+/*
+ * From here on nobody rewrites the table until the transaction there ends.  Who is doing
+ * so is waited for: its file and its rows would be those of before and of after.
+ * (pg_partition_tree() locks partitions, and is called before we look at one.)
+ */
+static void
+lock_remote_table(const KdbRemoteTable *table)
+{
+	char	   *name = quote_qualified_identifier(table->nspname, table->relname);
+	WalRcvExecResult *res;
+
+	res = walrcv_exec(LogRepWorkerWalRcvConn,
+					  psprintf("LOCK TABLE ONLY %s IN ACCESS SHARE MODE", name), 0, NULL);
+	if (res->status != WALRCV_OK_COMMAND)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("could not lock table \"%s.%s\" on the publisher: %s",
+						table->nspname, table->relname, res->err)));
+	walrcv_clear_result(res);
+}
+
 /* May the rows of a relation here come, and be taken back, bit by bit? */
 static bool
 relation_allows_ranges(Relation rel)
@@ -205,6 +226,7 @@ KdbCopyPlanMake(const KdbRemoteTable *table, Relation rel, uint64 sysid, TimeLin
 		!target_allows_ranges(rel))
 		return NULL;
 
+	lock_remote_table(table);
 	leaves = fetch_leaves(table);
 	foreach(lc, leaves)
 	{

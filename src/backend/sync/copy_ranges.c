@@ -31,8 +31,8 @@
  * so the leader's session locks it, and the partitions that there are.  It does so before
  * the transaction ends that has looked at what is here from an earlier attempt: who
  * waits for the table to truncate it would come in between.  Helpers: see
- * copy_helper.c.  At the publisher it is the leader's transaction that holds all
- * partitions, as pg_partition_tree() locks them (copy_plan.c).
+ * copy_helper.c.  At the publisher it is the leader's transaction that holds the table and
+ * all partitions, from before it looks at their files on (copy_plan.c).
  */
 #include "postgres.h"
 

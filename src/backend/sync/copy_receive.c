@@ -19,7 +19,6 @@
 #include "replication/walreceiver.h"
 #include "storage/latch.h"
 #include "utils/guc.h"
-#include "utils/timestamp.h"
 
 #include "krahodb/copy_shared.h"
 
@@ -75,11 +74,12 @@ static void
 wait_for_rate(int64 usecs)
 {
 	int			rate = KdbCopyRateLimit;
-	TimestampTz until = GetCurrentTimestamp() + usecs;
+	int64		until = KdbCopyMeterNow() + usecs;
 
 	while (KdbCopyRateLimit == rate)
 	{
-		long		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+		/* a long wait is looked at again */
+		long		ms = (long) Min((until - KdbCopyMeterNow() + 999) / 1000, INT_MAX);
 
 		if (ms <= 0)
 			break;

@@ -41,20 +41,24 @@
  *	 stream then brings changes that the copied rows have in them is nothing new to
  *	 it: a copied row is older than each of them, and the last one stays.  If that slot is gone, or
  *	 the publisher could not keep the log for it, there is no such stream; then no row may be here.
+ *	 Nor without a key: what comes a second time would be there twice.
  *
- * ANOTHER SUBSCRIPTION may have left the marks.  While it exists, they are its own, and
+ * ANOTHER SUBSCRIPTION may have left the marks, or be about to (it is waited for).  While it exists, they are its own, and
  * the table is copied as a whole.  If it was dropped, they are gone on with if all
  * is as it was left, at the same publisher; else they are forgotten, and its rows
  * are like any that are there already.
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/relation.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_subscription_rel.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
@@ -233,6 +237,36 @@ raise_changed_here(Relation rel)
 			 errhint("Truncate the table here: the copy then begins anew.")));
 }
 
+/* Does a unique index tell all rows apart that could be there? */
+static bool
+is_key(Oid indexid, TupleDesc desc)
+{
+	Relation	index = index_open(indexid, AccessShareLock);
+	Form_pg_index form = index->rd_index;
+	bool		result = form->indisunique && form->indisvalid &&
+		RelationGetIndexPredicate(index) == NIL;
+
+	for (int i = 0; i < form->indnkeyatts; i++)
+		result = result && form->indkey.values[i] > 0 &&
+			TupleDescAttr(desc, form->indkey.values[i] - 1)->attnotnull;
+	index_close(index, AccessShareLock);
+	return result;
+}
+
+/* Is a row that comes a second time known for that? */
+static bool
+rows_are_unique(Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	bool		result = false;
+	ListCell   *lc;
+
+	foreach(lc, indexes)
+		result = result || is_key(lfirst_oid(lc), RelationGetDescr(rel));
+	list_free(indexes);
+	return result;
+}
+
 /*
  * Is the stream to begin where the earlier attempt began, with its slot?  See
  * above.  startpos is that of the attempt; invalid if its slot cannot be used any more.
@@ -248,6 +282,8 @@ KdbCopyKeepsSlot(Relation rel, XLogRecPtr startpos)
 	earlier = read_earlier(rel);
 	if (earlier == NULL || earlier->subid != MySubscription->oid || all_unchanged_here(earlier))
 		return false;
+	if (!rows_are_unique(rel))
+		startpos = InvalidXLogRecPtr;
 	if (startpos == InvalidXLogRecPtr && nothing_is_here(earlier))
 		return false;
 	foreach(lc, earlier->marks)
@@ -336,7 +372,7 @@ settle(Earlier *earlier, Relation rel, KdbCopyJob *job, bool right, bool kept_sl
 		bool		same = right && mark->range < earlier->plan->nranges;
 		bool		merge = kept_slot;
 
-		if (same && !kept_slot && !unchanged_here(earlier, mark))
+		if (!kept_slot && !unchanged_here(earlier, mark))
 		{
 			check_changed_here(earlier, rel);
 			same = false;
@@ -400,9 +436,9 @@ make_job(Relation rel, KdbRemoteTable *table, XLogRecPtr startpos)
 	return job;
 }
 
-KdbCopyJob *
-KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
-			   XLogRecPtr startpos, bool kept_slot)
+static KdbCopyJob *
+prepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
+		XLogRecPtr startpos, bool kept_slot)
 {
 	Oid			relid = RelationGetRelid(rel);
 	KdbCopyPlan *now = KdbCopyPlanMake(table, rel, sysid, timeline);
@@ -433,10 +469,28 @@ KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID tim
 	if (job->plan == NULL)
 		return NULL;
 
-	if (!right && (kept_slot || (changed && job->resolving)))
+	if ((!right && (kept_slot || (changed && job->resolving))) ||
+		(job->resolving && KdbSyncTakenUnnoticed(rel)))
 		memset(job->merge, 1, KDB_COPY_MAX_RANGES);
 	CommandCounterIncrement();
 	KdbCopyMarkPlan(relid, job->plan);
 	job->snapshot = export_snapshot();
+	return job;
+}
+
+/*
+ * One subscription after the other: two that find no marks would both leave a plan.  The
+ * second one sees the first one's, once that is committed.
+ */
+KdbCopyJob *
+KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
+			   XLogRecPtr startpos, bool kept_slot)
+{
+	KdbCopyJob *job;
+
+	LockDatabaseObject(SubscriptionRelRelationId, RelationGetRelid(rel), 0, ExclusiveLock);
+	job = prepare(rel, table, sysid, timeline, startpos, kept_slot);
+	if (job == NULL)
+		UnlockDatabaseObject(SubscriptionRelRelationId, RelationGetRelid(rel), 0, ExclusiveLock);
 	return job;
 }

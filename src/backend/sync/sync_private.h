@@ -174,6 +174,12 @@ typedef struct KdbCopyResult
 extern void KdbSyncCheckColumns(const KdbRemoteTable *table, Relation rel);
 extern bool KdbSyncBinarySafe(const KdbRemoteTable *table, Relation rel);
 extern bool KdbSyncExistingRowsResolved(void);
+
+/* Can rows be in the way of others without COPY's failing? */
+extern bool KdbSyncTakenUnnoticed(Relation rel);
+
+/* Is it the error of rows that are there already? */
+extern bool KdbSyncRowsInTheWay(int sqlstate);
 extern KdbCopyResult KdbSyncCopyRows(Relation rel, const KdbRemoteTable *table,
 									 const KdbCopySource *source,
 									 KdbCopyConflicts conflicts);

@@ -221,6 +221,7 @@ copy_phase(const char *slotname, bool kept_slot)
 	table = look_at_table(rel);
 	job = KdbCopyPrepare(rel, table, remote_sysid, remote_timeline, startpos, kept_slot);
 	MemoryContextSwitchTo(oldcontext);
+	KDB_FAULT_POINT("copy_prepared");
 	KdbSyncVersionsCopy(table, rel);
 	if (job == NULL)
 		copy_whole(rel, table, kept_slot);

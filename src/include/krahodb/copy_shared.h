@@ -67,7 +67,7 @@ typedef struct KdbCopyMeter
 {
 	Oid			subid;
 	int			rate;			/* kB/s that paid_until was computed with */
-	TimestampTz paid_until;
+	int64		paid_until;		/* KdbCopyMeterNow */
 } KdbCopyMeter;
 
 typedef struct KdbCopyShared
@@ -83,6 +83,9 @@ extern KdbCopyShared *KdbCopies;
 /* For shared.c; the second one under AddinShmemInitLock. */
 extern Size KdbCopySharedSize(void);
 extern void KdbCopySharedStart(void);
+
+/* Microseconds of a clock that nobody sets. */
+extern int64 KdbCopyMeterNow(void);
 
 /*
  * Account for bytes that were received for a subscription.  Returns how long to

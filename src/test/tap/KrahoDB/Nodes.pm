@@ -118,13 +118,27 @@ sub is_equal_on
 	return $results[0];
 }
 
+# In one step: a process that waits at a fault point looks at the file now and then, and
+# would go on if it found none armed in between.
+sub set_fault
+{
+	my ($node, $setting) = @_;
+	my $conf = $node->data_dir . '/postgresql.conf';
+	my $text = join '', grep { !/^\s*krahodb\.fault_point\b/ } map { "$_\n" } split /\n/, slurp_file($conf);
+
+	open my $out, '>', "$conf.new" or die "$conf: $!";
+	print $out $text, $setting;
+	close $out or die "$conf: $!";
+	rename "$conf.new", $conf or die "$conf: $!";
+	return;
+}
+
 # Arm a fault point in postgresql.conf; in effect after reload_settings or a (re)start.
 sub arm_fault
 {
 	my ($node, $fault) = @_;
 
-	disarm_fault($node);
-	$node->append_conf('postgresql.conf', "krahodb.fault_point = '$fault'");
+	set_fault($node, "krahodb.fault_point = '$fault'\n");
 	return;
 }
 
@@ -132,7 +146,7 @@ sub disarm_fault
 {
 	my ($node) = @_;
 
-	$node->adjust_conf('postgresql.conf', 'krahodb.fault_point', undef);
+	set_fault($node, '');
 	return;
 }
 
@@ -142,10 +156,11 @@ sub disarm_fault
 sub reload_settings
 {
 	my ($node) = @_;
-	my $before = $node->safe_psql('postgres', 'SELECT pg_conf_load_time()');
+	my ($running, $before) = eval { $node->psql('postgres', 'SELECT pg_conf_load_time()') };
 	my $tries = 50 * $PostgreSQL::Test::Utils::timeout_default;
 
-	$node->reload;
+	return if !defined $running || $running != 0;
+	PostgreSQL::Test::Utils::system_log('pg_ctl', '-D', $node->data_dir, 'reload');
 	while ($tries-- > 0)
 	{
 		# psql() dies where psql ends before it has read the query.
