@@ -97,7 +97,8 @@ fetch_leaves(const KdbRemoteTable *table)
 /*
  * From here on nobody rewrites the table until the transaction there ends.  Who is doing
  * so is waited for: its file and its rows would be those of before and of after.
- * (pg_partition_tree() locks partitions, and is called before we look at one.)
+ * (pg_partition_tree() locks partitions, and is called before we look at one.)  By a query,
+ * as LOCK TABLE wants a privilege for the table where one for columns does for COPY.
  */
 static void
 lock_remote_table(const KdbRemoteTable *table)
@@ -105,9 +106,8 @@ lock_remote_table(const KdbRemoteTable *table)
 	char	   *name = quote_qualified_identifier(table->nspname, table->relname);
 	WalRcvExecResult *res;
 
-	res = walrcv_exec(LogRepWorkerWalRcvConn,
-					  psprintf("LOCK TABLE ONLY %s IN ACCESS SHARE MODE", name), 0, NULL);
-	if (res->status != WALRCV_OK_COMMAND)
+	res = walrcv_exec(LogRepWorkerWalRcvConn, psprintf("SELECT FROM ONLY %s LIMIT 0", name), 0, NULL);
+	if (res->status != WALRCV_OK_TUPLES)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not lock table \"%s.%s\" on the publisher: %s",
