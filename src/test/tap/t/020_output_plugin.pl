@@ -495,6 +495,15 @@ is(decode_error('krahodb_output', $valid), 'ERROR:  publication "pub" does not e
 sql('ALTER PUBLICATION pub2 RENAME TO pub');
 step();
 
+# A schema gets another name, which says nothing of its tables (pgoutput does it from 16 on).
+sql('CREATE SCHEMA one; CREATE TABLE one.moved (id int PRIMARY KEY); CREATE PUBLICATION moved FOR TABLE one.moved');
+step();
+sql('INSERT INTO one.moved VALUES (1); ALTER SCHEMA one RENAME TO two; INSERT INTO two.moved VALUES (2)');
+is(join(' ', map { /^52.{8}((?:..)*?)00/ ? pack('H*', $1) : () }
+		payloads(changes('krahodb_output', publication_names => 'moved'))),
+	'one two', 'a schema that is renamed is sent by its new name');
+step();
+
 # More relations than the cache keeps before it looks for stale ones.
 sql(q{DO $$ BEGIN
 	FOR i IN 1..600 LOOP
