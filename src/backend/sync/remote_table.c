@@ -4,8 +4,8 @@
  *
  * Its columns and row filters are those of the subscription's publications at
  * the copy's snapshot.  The queries ask the publisher's catalogs by what its
- * version has: column lists and row filters came with 15, generated columns
- * with 12.
+ * version has: column lists and row filters came with 15,
+ * publish_via_partition_root with 13, generated columns with 12.
  */
 #include "postgres.h"
 
@@ -215,6 +215,24 @@ fetch_filters(KdbRemoteTable *table, const char *publications)
 }
 
 /*
+ * Does what is written to the table come as an ancestor's, by a publication with
+ * publish_via_partition_root?  Then the ancestor is copied with these rows.
+ */
+static bool
+comes_as_ancestor(const KdbRemoteTable *table, const char *publications)
+{
+	char	   *query;
+
+	query = psprintf("SELECT 'true'::pg_catalog.text WHERE EXISTS (SELECT"
+					 " FROM pg_catalog.pg_publication p,"
+					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
+					 " WHERE p.pubname IN (%s) AND p.pubviaroot AND t.relid <> %u"
+					 " AND t.relid = ANY (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(%u) a))",
+					 publications, table->relid, table->relid);
+	return query_strings(table, query, 1, "publications") != NIL;
+}
+
+/*
  * Ask for the table of this name; the names are kept in the result.  Allocated
  * in the current context.
  */
@@ -234,6 +252,11 @@ KdbSyncFetchRemoteTable(char *nspname, char *relname)
 	fetch_columns(table, column_list, server_version);
 	if (server_version >= 150000)
 		fetch_filters(table, publications);
+	if (server_version >= 130000 && comes_as_ancestor(table, publications))
+	{
+		table->as_ancestor = true;
+		table->filters = list_make1(makeString("false"));
+	}
 	table->partial = table->partial || table->filters != NIL;
 	return table;
 }
