@@ -115,7 +115,7 @@ fetch_relation(KdbRemoteTable *table)
 }
 
 /*
- * The column list as text of an int2vector, NULL if there is none.  It was
+ * The columns that are sent, as text of an int2vector; NULL if there are none.  It was
  * checked when the subscription was made that the publications agree, but
  * they may have been changed since.
  */
@@ -125,12 +125,12 @@ fetch_column_list(const KdbRemoteTable *table, const char *publications)
 	char	   *query;
 	List	   *rows;
 
-	query = psprintf("SELECT DISTINCT CASE"
-					 " WHEN pg_catalog.array_length(t.attrs, 1) <> c.relnatts"
-					 " THEN t.attrs::pg_catalog.text END"
+	query = psprintf("SELECT DISTINCT (SELECT pg_catalog.string_agg(a.attnum::pg_catalog.text, ' ' ORDER BY a.attnum)"
+					 " FROM pg_catalog.pg_attribute a"
+					 " WHERE a.attrelid = t.relid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
+					 " AND (t.attrs IS NULL OR a.attnum = ANY (t.attrs)))"
 					 " FROM pg_catalog.pg_publication p,"
 					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
-					 " JOIN pg_catalog.pg_class c ON c.oid = t.relid"
 					 " WHERE t.relid = %u AND p.pubname IN (%s)",
 					 table->relid, publications);
 	rows = query_strings(table, query, 1, "column list");
@@ -142,10 +142,6 @@ fetch_column_list(const KdbRemoteTable *table, const char *publications)
 	return rows == NIL ? NULL : ((char **) linitial(rows))[0];
 }
 
-/*
- * A column list may name all that there are: its length says nothing, as dropped and
- * generated columns count in the table's.
- */
 static void
 fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version)
 {

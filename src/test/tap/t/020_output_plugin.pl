@@ -418,6 +418,20 @@ foreach my $names ('list1,list4', 'list4,list_none', 'list1,everything')
 }
 step();
 
+# All columns that can be sent are no list (to pgoutput from 16 on).
+sql(q{
+	CREATE TABLE shrunk (a int PRIMARY KEY, b int, gone int, g int GENERATED ALWAYS AS (a + 1) STORED);
+	ALTER TABLE shrunk DROP gone;
+	CREATE PUBLICATION all_listed FOR TABLE shrunk (a, b);
+	CREATE PUBLICATION none_listed FOR TABLE shrunk;
+});
+step();
+sql('INSERT INTO shrunk VALUES (1, 2); UPDATE shrunk SET b = 3');
+is(join("\n", changes('krahodb_output', publication_names => 'all_listed,none_listed')),
+	join("\n", changes('pgoutput', publication_names => 'none_listed')),
+	'a list of all columns but those that are never sent is the same as none');
+step();
+
 # ---- partitions -----------------------------------------------------------------
 
 sql(q{
