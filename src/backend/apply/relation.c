@@ -47,9 +47,12 @@ relation_invalidated(Datum arg, Oid relid)
 	}
 }
 
-/* A function has changed: it may be an input function or part of a default. */
+/*
+ * A function has changed: it may be an input function or part of a default.  Or a schema:
+ * when it is renamed, its tables have another name.
+ */
 static void
-function_changed(Datum arg, int cacheid, uint32 hashvalue)
+function_or_schema_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
 	relation_invalidated((Datum) 0, InvalidOid);
 }
@@ -80,7 +83,8 @@ relations_init(void)
 	relations = hash_create("KrahoDB apply relations", 128, &ctl,
 							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	CacheRegisterRelcacheCallback(relation_invalidated, (Datum) 0);
-	CacheRegisterSyscacheCallback(PROCOID, function_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(PROCOID, function_or_schema_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, function_or_schema_changed, (Datum) 0);
 	CacheRegisterSyscacheCallback(TYPEOID, type_changed, (Datum) 0);
 }
 

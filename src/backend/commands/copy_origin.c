@@ -5,7 +5,8 @@
  * With origin = none the stream holds only what was written on the publisher
  * itself, but the initial copy cannot tell rows apart: it takes all that is in
  * the table.  If the publisher subscribes to that table from elsewhere, rows of
- * other nodes may arrive twice.
+ * other nodes may arrive twice.  So they may if it subscribes to a partition of the
+ * table, which has some of its rows, or to a table that it is a partition of.
  */
 #include "postgres.h"
 
@@ -29,10 +30,13 @@ overlap_query(List *publications, List *relations)
 						   "SELECT DISTINCT p.pubname::pg_catalog.text"
 						   " FROM pg_catalog.pg_publication p"
 						   " CROSS JOIN LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
-						   " JOIN pg_catalog.pg_subscription_rel r ON r.srrelid OPERATOR(pg_catalog.=) t.relid"
 						   " JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.relid"
 						   " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-						   " WHERE p.pubname IN (");
+						   " WHERE EXISTS (SELECT FROM pg_catalog.pg_subscription_rel r"
+						   " WHERE r.srrelid OPERATOR(pg_catalog.=) t.relid"
+						   " OR r.srrelid OPERATOR(pg_catalog.=) ANY (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(t.relid) a)"
+						   " OR r.srrelid OPERATOR(pg_catalog.=) ANY (SELECT b.relid FROM pg_catalog.pg_partition_tree(t.relid) b))"
+						   " AND p.pubname IN (");
 	foreach(lc, publications)
 		appendStringInfo(&query, "%s%s", foreach_current_index(lc) > 0 ? ", " : "",
 						 quote_literal_cstr(strVal(lfirst(lc))));

@@ -6,6 +6,9 @@
  * SCHEMA publish all.  The publications of one subscriber must agree on a table.
  * CREATE SUBSCRIPTION checks that, but publications change later: so here it is
  * an error when a change is decoded.
+ *
+ * A list of all columns that can be sent is the same as none, as in PostgreSQL 16: with
+ * a dropped (or generated) column, 15 takes the two for different ones.
  */
 #include "postgres.h"
 
@@ -14,6 +17,23 @@
 #include "utils/syscache.h"
 
 #include "output_private.h"
+
+/* How many columns can be sent? */
+static int
+count_columns(Relation target)
+{
+	TupleDesc	desc = RelationGetDescr(target);
+	int			count = 0;
+
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (!att->attisdropped && !att->attgenerated)
+			count++;
+	}
+	return count;
+}
 
 /* The attribute numbers that the publication names, NULL for all columns. */
 static Bitmapset *
@@ -39,7 +59,7 @@ column_list_of(const Publication *publication, Relation target, MemoryContext co
 	ReleaseSysCache(tuple);
 
 	/* Naming every column is the same as naming none. */
-	if (bms_num_members(columns) == RelationGetNumberOfAttributes(target))
+	if (bms_num_members(columns) == count_columns(target))
 		return NULL;
 	return columns;
 }

@@ -11,10 +11,11 @@
  *						   invalid --sweep--> absent
  *
  * Invalidation: relcache events of the relation; changes of pg_publication
- * (publication.c), pg_publication_rel and pg_publication_namespace, for which
- * all entries are invalidated as the event does not say whom it concerns.  The
- * events come from the log, in the order of the changes, so an entry always
- * shows the catalogs as they were when the change was made.
+ * (publication.c), pg_publication_rel, pg_publication_namespace and pg_namespace
+ * (a schema that is renamed says nothing of its tables), for which all entries are
+ * invalidated as the event does not say whom it concerns.  The events come from
+ * the log, in the order of the changes, so an entry always shows the catalogs as
+ * they were when the change was made.
  *
  * An event can arrive whenever a catalog is read, also while an entry is being
  * used or computed.  The callbacks therefore only clear "valid", and the
@@ -94,7 +95,7 @@ relation_changed(Datum arg, Oid relid)
 }
 
 static void
-publication_map_changed(Datum arg, int cacheid, uint32 hashvalue)
+catalog_changed(Datum arg, int cacheid, uint32 hashvalue)
 {
 	KdbRelationCacheInvalidateAll();
 }
@@ -107,8 +108,9 @@ register_callbacks(void)
 	if (registered)
 		return;
 	CacheRegisterRelcacheCallback(relation_changed, (Datum) 0);
-	CacheRegisterSyscacheCallback(PUBLICATIONRELMAP, publication_map_changed, (Datum) 0);
-	CacheRegisterSyscacheCallback(PUBLICATIONNAMESPACEMAP, publication_map_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(PUBLICATIONRELMAP, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(PUBLICATIONNAMESPACEMAP, catalog_changed, (Datum) 0);
+	CacheRegisterSyscacheCallback(NAMESPACEOID, catalog_changed, (Datum) 0);
 	registered = true;
 }
 

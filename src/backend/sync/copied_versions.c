@@ -262,7 +262,7 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 	List	   *rows;
 	List	   *histories;
 
-	if (held == 0)
+	if (held == 0 || table->as_ancestor)
 		return;
 	context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB copied versions",
 									ALLOCSET_DEFAULT_SIZES);

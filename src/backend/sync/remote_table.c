@@ -4,8 +4,8 @@
  *
  * Its columns and row filters are those of the subscription's publications at
  * the copy's snapshot.  The queries ask the publisher's catalogs by what its
- * version has: column lists and row filters came with 15, generated columns
- * with 12.
+ * version has: column lists and row filters came with 15,
+ * publish_via_partition_root with 13, generated columns with 12.
  */
 #include "postgres.h"
 
@@ -115,7 +115,7 @@ fetch_relation(KdbRemoteTable *table)
 }
 
 /*
- * The column list as text of an int2vector, NULL if there is none.  It was
+ * The columns that are sent, as text of an int2vector; NULL if there are none.  It was
  * checked when the subscription was made that the publications agree, but
  * they may have been changed since.
  */
@@ -125,12 +125,12 @@ fetch_column_list(const KdbRemoteTable *table, const char *publications)
 	char	   *query;
 	List	   *rows;
 
-	query = psprintf("SELECT DISTINCT CASE"
-					 " WHEN pg_catalog.array_length(t.attrs, 1) <> c.relnatts"
-					 " THEN t.attrs::pg_catalog.text END"
+	query = psprintf("SELECT DISTINCT (SELECT pg_catalog.string_agg(a.attnum::pg_catalog.text, ' ' ORDER BY a.attnum)"
+					 " FROM pg_catalog.pg_attribute a"
+					 " WHERE a.attrelid = t.relid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''"
+					 " AND (t.attrs IS NULL OR a.attnum = ANY (t.attrs)))"
 					 " FROM pg_catalog.pg_publication p,"
 					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
-					 " JOIN pg_catalog.pg_class c ON c.oid = t.relid"
 					 " WHERE t.relid = %u AND p.pubname IN (%s)",
 					 table->relid, publications);
 	rows = query_strings(table, query, 1, "column list");
@@ -142,10 +142,6 @@ fetch_column_list(const KdbRemoteTable *table, const char *publications)
 	return rows == NIL ? NULL : ((char **) linitial(rows))[0];
 }
 
-/*
- * A column list may name all that there are: its length says nothing, as dropped and
- * generated columns count in the table's.
- */
 static void
 fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version)
 {
@@ -215,6 +211,24 @@ fetch_filters(KdbRemoteTable *table, const char *publications)
 }
 
 /*
+ * Does what is written to the table come as an ancestor's, by a publication with
+ * publish_via_partition_root?  Then the ancestor is copied with these rows.
+ */
+static bool
+comes_as_ancestor(const KdbRemoteTable *table, const char *publications)
+{
+	char	   *query;
+
+	query = psprintf("SELECT 'true'::pg_catalog.text WHERE EXISTS (SELECT"
+					 " FROM pg_catalog.pg_publication p,"
+					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
+					 " WHERE p.pubname IN (%s) AND p.pubviaroot AND t.relid <> %u"
+					 " AND t.relid = ANY (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(%u) a))",
+					 publications, table->relid, table->relid);
+	return query_strings(table, query, 1, "publications") != NIL;
+}
+
+/*
  * Ask for the table of this name; the names are kept in the result.  Allocated
  * in the current context.
  */
@@ -234,6 +248,11 @@ KdbSyncFetchRemoteTable(char *nspname, char *relname)
 	fetch_columns(table, column_list, server_version);
 	if (server_version >= 150000)
 		fetch_filters(table, publications);
+	if (server_version >= 130000 && comes_as_ancestor(table, publications))
+	{
+		table->as_ancestor = true;
+		table->filters = list_make1(makeString("false"));
+	}
 	table->partial = table->partial || table->filters != NIL;
 	return table;
 }

@@ -125,6 +125,7 @@ typedef struct KdbRemoteTable
 	List	   *types;			/* of Oid: theirs there */
 	List	   *filters;		/* of String: copy rows that pass any; NIL: all rows */
 	bool		partial;		/* a row filter or a column list leaves something out */
+	bool		as_ancestor;	/* its changes come as an ancestor's: no row is copied */
 } KdbRemoteTable;
 
 extern KdbRemoteTable *KdbSyncFetchRemoteTable(char *nspname, char *relname);

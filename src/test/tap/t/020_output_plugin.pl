@@ -418,6 +418,20 @@ foreach my $names ('list1,list4', 'list4,list_none', 'list1,everything')
 }
 step();
 
+# All columns that can be sent are no list (to pgoutput from 16 on).
+sql(q{
+	CREATE TABLE shrunk (a int PRIMARY KEY, b int, gone int, g int GENERATED ALWAYS AS (a + 1) STORED);
+	ALTER TABLE shrunk DROP gone;
+	CREATE PUBLICATION all_listed FOR TABLE shrunk (a, b);
+	CREATE PUBLICATION none_listed FOR TABLE shrunk;
+});
+step();
+sql('INSERT INTO shrunk VALUES (1, 2); UPDATE shrunk SET b = 3');
+is(join("\n", changes('krahodb_output', publication_names => 'all_listed,none_listed')),
+	join("\n", changes('pgoutput', publication_names => 'none_listed')),
+	'a list of all columns but those that are never sent is the same as none');
+step();
+
 # ---- partitions -----------------------------------------------------------------
 
 sql(q{
@@ -493,6 +507,15 @@ sql('ALTER PUBLICATION pub RENAME TO pub2; INSERT INTO t VALUES (100)');
 is(decode_error('krahodb_output', $valid), 'ERROR:  publication "pub" does not exist',
 	'a publication that is gone is an error');
 sql('ALTER PUBLICATION pub2 RENAME TO pub');
+step();
+
+# A schema gets another name, which says nothing of its tables (pgoutput does it from 16 on).
+sql('CREATE SCHEMA one; CREATE TABLE one.moved (id int PRIMARY KEY); CREATE PUBLICATION moved FOR TABLE one.moved');
+step();
+sql('INSERT INTO one.moved VALUES (1); ALTER SCHEMA one RENAME TO two; INSERT INTO two.moved VALUES (2)');
+is(join(' ', map { /^52.{8}((?:..)*?)00/ ? pack('H*', $1) : () }
+		payloads(changes('krahodb_output', publication_names => 'moved'))),
+	'one two', 'a schema that is renamed is sent by its new name');
 step();
 
 # More relations than the cache keeps before it looks for stale ones.

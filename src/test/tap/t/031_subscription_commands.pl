@@ -168,6 +168,36 @@ $sub->safe_psql('postgres', 'ALTER PUBLICATION p ADD TABLE t2');
 (undef, undef, $stderr) = $pub->psql('postgres', 'ALTER SUBSCRIPTION back REFRESH PUBLICATION');
 unlike($stderr, qr/WARNING/, 'no warning for a table that nobody else writes to');
 
+# Somebody else writes to a partition; what is published is the whole table, the partition
+# below that partition, or another partition.
+$pub->safe_psql('postgres', q{
+	CREATE TABLE half (a int PRIMARY KEY);
+	CREATE TABLE whole (a int PRIMARY KEY);
+	CREATE TABLE quarter (a int PRIMARY KEY);
+	CREATE TABLE other_half (a int PRIMARY KEY);
+	CREATE PUBLICATION half FOR TABLE half});
+$sub->safe_psql('postgres', qq{
+	CREATE TABLE whole (a int PRIMARY KEY) PARTITION BY RANGE (a);
+	CREATE TABLE half PARTITION OF whole FOR VALUES FROM (0) TO (2) PARTITION BY RANGE (a);
+	CREATE TABLE quarter PARTITION OF half FOR VALUES FROM (0) TO (1);
+	CREATE TABLE other_half PARTITION OF whole FOR VALUES FROM (2) TO (4);
+	CREATE PUBLICATION whole FOR TABLE whole WITH (publish_via_partition_root);
+	CREATE PUBLICATION quarter FOR TABLE quarter;
+	CREATE PUBLICATION other_half FOR TABLE other_half;
+	CREATE SUBSCRIPTION half CONNECTION '$pub_connstr' PUBLICATION half WITH (enabled = false)});
+foreach my $case ([ whole => 1 ], [ quarter => 1 ], [ other_half => 0 ])
+{
+	my ($publication, $warns) = @$case;
+
+	(undef, undef, $stderr) = $pub->psql('postgres', qq{
+		CREATE SUBSCRIPTION $publication CONNECTION '$sub_connstr' PUBLICATION $publication
+			WITH (origin = none, enabled = false)});
+	is($stderr =~ /WARNING:  subscription "$publication" requested copy_data with origin = NONE/ ? 1 : 0, $warns,
+		"a partition that somebody else writes to, and \"$publication\" is copied");
+	$pub->safe_psql('postgres', "DROP SUBSCRIPTION $publication");
+}
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION half');
+
 # ---- without commit timestamps ---------------------------------------------------
 
 $sub->append_conf('postgresql.conf', 'track_commit_timestamp = off');

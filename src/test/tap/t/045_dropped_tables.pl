@@ -1,7 +1,8 @@
 # Tables that come and go at the subscriber, while one worker goes on for months, and
 # transactions that change many of them.
 # What goes wrong here: what the worker has made of a table is kept when it is dropped; each
-# table that has been looked in keeps some buffers.
+# table that has been looked in keeps some buffers; a table that has got another name, as its
+# schema has, is taken for the one that has its old name now.
 
 use strict;
 use warnings;
@@ -73,5 +74,35 @@ a_hundred_days(sub {
 	$publisher->wait_for_catchup('sub');
 	is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM event'), '0', '... and one that deletes in many');
 });
+
+# ---- schemas that get another name ------------------------------------------------------
+
+sub moved { return $subscriber->safe_psql('postgres', "SELECT string_agg(id::text, ' ' ORDER BY id) FROM $_[0].moved"); }
+
+$_->safe_psql('postgres', 'CREATE SCHEMA one CREATE TABLE moved (id int PRIMARY KEY)') foreach $publisher, $subscriber;
+$subscriber->safe_psql('postgres', 'CREATE SCHEMA two CREATE TABLE moved (id int PRIMARY KEY)');
+sub refresh
+{
+	$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION sub REFRESH PUBLICATION');
+	$subscriber->wait_for_subscription_sync($publisher, 'sub');
+	return;
+}
+$publisher->safe_psql('postgres', 'ALTER PUBLICATION pub ADD TABLE one.moved');
+refresh();
+$publisher->safe_psql('postgres', 'INSERT INTO one.moved VALUES (1)');
+$publisher->safe_psql('postgres', 'ALTER SCHEMA one RENAME TO two; INSERT INTO two.moved VALUES (2)');
+$publisher->wait_for_catchup('sub');
+is(moved('one') . ',' . moved('two'), '1,', 'a schema is renamed at the publisher: nothing comes to the table that has the old name here');
+refresh();
+is(moved('two'), '1 2', '... and all to the one that has the new name, once it is subscribed to');
+
+$publisher->safe_psql('postgres', 'INSERT INTO two.moved VALUES (3)');
+$publisher->wait_for_catchup('sub');
+$subscriber->safe_psql('postgres', 'ALTER SCHEMA two RENAME TO three; CREATE SCHEMA two CREATE TABLE moved (id int PRIMARY KEY)');
+$publisher->safe_psql('postgres', 'INSERT INTO two.moved VALUES (4)');
+$publisher->wait_for_catchup('sub');
+is(moved('three') . ',' . moved('two'), '1 2 3,', 'a schema is renamed here: nothing comes to its tables, nor to new ones');
+refresh();
+is(moved('two'), '1 2 3 4', '... which are copied when they are subscribed to');
 
 done_testing();
