@@ -162,6 +162,7 @@ KdbApplyRelationsAbandon(void)
 	{
 		KdbRoutingAbandon(rel);
 		rel->rel = NULL;
+		rel->message = NULL;
 		rel->target = NULL;
 		forget_local(rel);
 	}

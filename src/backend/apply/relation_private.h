@@ -221,6 +221,7 @@ struct KdbApplyRelation
 	/* open in this transaction */
 	Relation	rel;
 	LOCKMODE	lockmode;
+	const KdbWireMessage *message;	/* the change that is being applied, or NULL */
 	KdbApplyTarget *target;		/* itself, if not partitioned */
 	struct KdbApplyRouting *routing;	/* if partitioned; partition.c */
 	dlist_node	open_link;
@@ -286,6 +287,12 @@ extern void KdbTargetBuildMerged(KdbApplyTarget *target);
 /* convert.c */
 extern void KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 							TupleTableSlot *slot, bool *sent);
+
+/*
+ * The value of a local column as text of the publisher's type, which it may have lost something of here;
+ * NULL if that type is not known, and so is the local one.
+ */
+extern char *KdbRemoteText(const KdbColumnInput *input, const KdbWireColumn *column);
 extern void KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot);
 extern void KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local,
 						const KdbRemoteRow *remote);

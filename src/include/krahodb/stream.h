@@ -139,6 +139,9 @@ extern List *KdbStreamQuery(WalReceiverConn *conn, const char *query,
  */
 extern int	KdbStreamTextFormats(void);
 
+/* Likewise, for rows that are asked for and answered as text on both sides: money is the same number there. */
+extern int	KdbStreamRowFormats(void);
+
 /* Likewise, with the settings of that publisher's stream. */
 extern int	KdbStreamTextFormatsOf(const KdbTextSettings *settings);
 
