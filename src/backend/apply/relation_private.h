@@ -187,6 +187,7 @@ struct KdbApplyRelation
 {
 	uint32		remoteid;		/* hash key */
 	uint64		generation;		/* of this definition; never reused */
+	bool		superseded;		/* another relation has its name now */
 	MemoryContext remote_context;	/* what the publisher said */
 	char	   *nspname;
 	char	   *relname;
