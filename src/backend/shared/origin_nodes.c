@@ -268,13 +268,13 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 }
 
 XLogRecPtr
-KdbNodeProgress(uint64 node, bool flush)
+KdbNodeProgress(uint64 node, Oid database, bool flush)
 {
 	XLogRecPtr	progress = InvalidXLogRecPtr;
 
 	for (uint32 i = 1; i < ORIGIN_IDS; i++)
 	{
-		if (pg_atomic_read_u64(&map->node[i]) == node)
+		if (pg_atomic_read_u64(&map->node[i]) == node && pg_atomic_read_u32(&map->database[i]) == database)
 			progress = Max(progress, replorigin_get_progress((RepOriginId) i, flush));
 	}
 	return progress;

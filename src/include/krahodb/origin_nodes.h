@@ -28,10 +28,10 @@ extern XLogRecPtr KdbOriginNodeSince(RepOriginId origin);
 extern bool KdbOriginIsElsewhere(RepOriginId origin);
 
 /*
- * How far the node's stream has been applied here by any subscription that there
+ * How far the node's stream has been applied by any subscription of the database that there
  * is; flush: and is durable.  Looks at all ids, so it is not for each change.
  */
-extern XLogRecPtr KdbNodeProgress(uint64 node, bool flush);
+extern XLogRecPtr KdbNodeProgress(uint64 node, Oid database, bool flush);
 
 /*
  * Remember it, durably.  Does nothing if it is known already.  Takes a lock and
