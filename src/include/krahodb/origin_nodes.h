@@ -39,6 +39,13 @@ extern XLogRecPtr KdbNodeProgress(uint64 node, Oid database, bool flush);
  */
 extern void KdbRememberOriginNode(RepOriginId origin, uint64 node);
 
+/*
+ * Whose log the origin's progress is of: a short form of that server's system identifier, which copies share; 0:
+ * not known.  Remembered likewise; 0 forgets it.
+ */
+extern uint32 KdbOriginCluster(RepOriginId origin);
+extern void KdbRememberOriginCluster(RepOriginId origin, uint32 cluster);
+
 /* For shared.c: size, initialisation (reads the file), in the postmaster. */
 extern Size KdbOriginNodesSize(void);
 extern void KdbOriginNodesStart(void);
