@@ -261,6 +261,9 @@ extern void KdbApplyRelationsClose(void);
 /* The transaction was aborted with relations open: forget them, and all local state. */
 extern void KdbApplyRelationsAbandon(void);
 
+/* Between transactions: start anew if there are many relations whose table is gone. */
+extern void KdbApplyRelationsLook(void);
+
 /* SUBSCRIPTIONRELMAP changed: forget the cached states of all relations. */
 extern void KdbApplyRelationsForgetStates(void);
 

@@ -24,6 +24,7 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "miscadmin.h"
@@ -87,6 +88,38 @@ delete_other_row(KdbApplyTarget *target, ItemPointer where)
 		!table_tuple_fetch_row_version(target->rel, &tid, SnapshotAny, target->local))
 		return false;
 	return KdbWriteDelete(target, &tid) == KDB_WRITE_DONE;
+}
+
+/* ---- rows that triggers keep ---- */
+
+/* Has a BEFORE ROW trigger kept the row that was to be deleted, as it was or as another one? */
+static bool
+was_kept(KdbApplyTarget *target, ItemPointer where)
+{
+	ItemPointerData tid = *where;
+	HeapTupleHeader tuple;
+
+	if (!target->row_triggers || !TTS_IS_BUFFERTUPLE(target->local) ||
+		!table_tuple_fetch_row_version(target->rel, &tid, SnapshotAny, target->local))
+		return false;
+	tuple = ((BufferHeapTupleTableSlot *) target->local)->base.tuple->t_data;
+	return (tuple->t_infomask & HEAP_XMAX_INVALID) ||
+		HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask) ||
+		!ItemPointerEquals(&tuple->t_ctid, where);
+}
+
+/* The change cannot be done as long as that is so; the engine would only say that a key is taken. */
+static void
+refuse_kept(KdbConverge *c)
+{
+	Relation	rel = c->sides[KDB_KEY_NEW].target->rel;
+
+	ereport(ERROR,
+			(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+			 errmsg("a trigger of table \"%s\" keeps a row that is in the way of a change",
+					RelationGetRelationName(rel)),
+			 errdetail("The row holds a unique value of the new one and is older, or has the key that the new one had before."),
+			 errhint("BEFORE DELETE triggers that fire when changes are applied must not keep such rows. The transaction is tried again.")));
 }
 
 /* A row of this version was put: its truth, if that is another than is shown. */
@@ -170,6 +203,8 @@ KdbActInsert(void *arg, const KdbMergePut *put)
 	TupleTableSlot *slot = row->slot;
 
 	CHECK_FOR_INTERRUPTS();
+	if (c->clashes >= KDB_CONVERGE_CLASHES && c->kept > 0)
+		refuse_kept(c);
 	if (put->chosen == KDB_PART_WRITTEN)
 		KdbCompleteRow(c, put->unsent);
 	if (c->operation == KDB_UPDATE || put->chosen == KDB_PART_FETCHED)
@@ -242,6 +277,8 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	KdbWriteResult result;
 
 	CHECK_FOR_INTERRUPTS();
+	if (c->clashes >= KDB_CONVERGE_CLASHES && c->kept > 0)
+		refuse_kept(c);
 	KDB_FAULT_POINT("converge_overwrite");
 	if (!KdbSideIsLocal(side))
 		return KDB_MERGE_CHANGED;
@@ -305,6 +342,8 @@ KdbActKill(void *arg, const KdbMergeHolder *holder, KdbVersion version, bool rem
 	KdbLaneMustBeFirst();
 	if (!delete_other_row(target, &row->tid))
 		return KDB_MERGE_CHANGED;
+	if (was_kept(target, &row->tid) && ++c->kept > KDB_CONVERGE_CLASHES * KDB_MERGE_MAX_HOLDERS)
+		refuse_kept(c);
 	KdbKeyOfRow(target, row->copy, &key);
 	note_death(c, target, &key, version, remember);
 	return KDB_MERGE_DONE;

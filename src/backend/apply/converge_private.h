@@ -55,6 +55,7 @@ typedef struct KdbConverge
 	bool		kept_holder;	/* noted: an older row has kept a deferrable value */
 	bool		at_end;			/* of the transaction: none keeps it any more */
 	int			clashes;		/* unique keys that were found taken while writing */
+	int			kept;			/* rows in the way that triggers have kept, each time */
 } KdbConverge;
 
 /*

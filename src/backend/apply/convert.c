@@ -257,6 +257,28 @@ convert_binary(KdbApplyRelation *rel, KdbColumnInput *input, Form_pg_attribute a
 	return convert_text(rel, input, att, text_of_remote(input, value));
 }
 
+/* See relation_private.h.  With the text formats of the caller. */
+char *
+KdbRemoteText(const KdbColumnInput *input, const KdbWireColumn *column)
+{
+	StringInfoData buf;
+	Oid			function;
+	Oid			ioparam;
+	bool		is_varlena;
+	Datum		value;
+
+	if (column->kind == 't')
+		return pnstrdup(column->data, column->length);
+	if (column->kind != 'b' || !is_built_in(input->remote_type))
+		return NULL;
+	initStringInfo(&buf);
+	appendBinaryStringInfo(&buf, column->data, column->length);
+	getTypeBinaryInputInfo(input->remote_type, &function, &ioparam);
+	value = OidReceiveFunctionCall(function, &buf, ioparam, -1);
+	getTypeOutputInfo(input->remote_type, &function, &is_varlena);
+	return OidOutputFunctionCall(function, value);
+}
+
 /* ---- datums of the publisher ---- */
 
 static bool

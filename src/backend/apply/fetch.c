@@ -195,6 +195,42 @@ typedef struct Request
 	KdbFetchSubject subject;
 } Request;
 
+/*
+ * Where the publisher has sent the column of a key: with the new row, or with the old one what is
+ * out of line and has not changed.  NULL: nowhere, or it is NULL.
+ */
+static const KdbWireColumn *
+sent_column(const KdbWireMessage *message, int remote)
+{
+	const KdbWireColumn *column;
+
+	if (message == NULL)
+		return NULL;
+	column = &message->u.row.new_row.columns[remote];
+	if (column->kind == 'u' && message->u.row.old_kind)
+		column = &message->u.row.old_row.columns[remote];
+	return column->kind == 'u' || column->kind == 'n' ? NULL : column;
+}
+
+/*
+ * The publisher's own value: of the local type it may be another one, a char(n) padded or a numeric
+ * rounded, and not be found there.
+ */
+static char *
+key_as_text(KdbConverge *c, int remote)
+{
+	KdbApplyRelation *rel = c->rel;
+	const KdbWireColumn *column = sent_column(rel->message, remote);
+	char	   *text = NULL;
+
+	for (int i = 0; column != NULL && i < rel->nlocal; i++)
+	{
+		if (rel->inputs[i].remote == remote)
+			text = KdbRemoteText(&rel->inputs[i], column);
+	}
+	return text ? text : value_as_text(c->row->slot, local_column(c, rel->attnames[remote]));
+}
+
 /* The key's values: those of the publisher's replica identity, which are always sent. */
 static void
 describe_key(KdbConverge *c, Request *request)
@@ -214,7 +250,7 @@ describe_key(KdbConverge *c, Request *request)
 
 		if (!rel->attkeys[i])
 			continue;
-		value = value_as_text(c->row->slot, local_column(c, rel->attnames[i]));
+		value = key_as_text(c, i);
 		if (value == NULL)
 			continue;
 		names[n] = CStringGetTextDatum(rel->attnames[i]);
@@ -435,7 +471,7 @@ KdbFetchRow(void *arg, KdbFetched *fetched)
 	KdbConverge *c = arg;
 	MemoryContext old = MemoryContextSwitchTo(KdbApplyMessageContext);
 	const char *attname = KdbApplyErrorContext.attname;
-	int			level = KdbStreamTextFormats();
+	int			level = KdbStreamRowFormats();
 	Request		request;
 	List	   *answer;
 	List	   *seen;

@@ -9,7 +9,8 @@
  *
  * The worker is inside a transaction and holds locks, so a fetch as a whole has a
  * limit, krahodb.fetch_timeout.  All waiting is for the socket and the latch together,
- * with libpq's non-blocking functions, so that the worker can be stopped at any time.
+ * with libpq's non-blocking functions, so that the worker can be stopped at any time; and
+ * the publisher, which hears nothing else meanwhile, is told that there is somebody (feedback.c).
  * (libpq resolves host names without a limit; that is the resolver's.)
  *
  * ERRORS.  Nothing is tried again here: the remote transaction fails and is applied
@@ -33,6 +34,7 @@
 #include "fetch_private.h"
 
 #define KEPT_MS		10000
+#define NAP_MS		250L		/* behind which the stream's publisher hears of us */
 
 int			KdbFetchTimeout = 10000;
 
@@ -102,11 +104,27 @@ timed_out(void)
 			 errhint("The transaction is tried again. The limit is \"%s\".", "krahodb.fetch_timeout")));
 }
 
-/* Is the function that is asked for not there?  (The extension of another version.) */
+/* Is the function that is asked for not there?  (The extension of another version, or dropped just now.) */
 static bool
-lacks_function(const char *sqlstate)
+lacks_function(const char *sqlstate, const char *message)
 {
-	return strcmp(sqlstate, "42883") == 0 || strcmp(sqlstate, "3F000") == 0;
+	return strcmp(sqlstate, "42883") == 0 ||
+		(strcmp(sqlstate, "3F000") == 0 && strstr(message, "\"krahodb\"") != NULL);
+}
+
+/* What to do about an error of the publisher's. */
+static const char *
+advice(const char *sqlstate)
+{
+	/* schema, table, column, partition, not a table, no key any more */
+	static const char *const changed[] = {"3F000", "42P01", "42703", "23514", "42809", "55000"};
+
+	for (int i = 0; i < lengthof(changed); i++)
+	{
+		if (strcmp(sqlstate, changed[i]) == 0)
+			return _("The publisher's table was changed or dropped after it was written to. Have it there again, with this name and these columns, until the change is applied; it may be empty.");
+	}
+	return _("The role of the subscription's connection string must be allowed to read the table. With REPLICA IDENTITY FULL on the publisher's table nothing is fetched.");
 }
 
 static void pg_attribute_noreturn()
@@ -141,7 +159,7 @@ query_failed(PGresult *result)
 	PQclear(result);
 	if (strcmp(code, "57014") == 0)
 		timed_out();
-	if (lacks_function(code))
+	if (lacks_function(code, message))
 		extension_missing(message);
 	close_connection();
 	pg_atomic_fetch_add_u64(&KdbShared->fetch_failures, 1);
@@ -150,7 +168,7 @@ query_failed(PGresult *result)
 			 errmsg("could not fetch a row of table \"%s.%s\" from the publisher: %s",
 					subject->nspname, subject->relname, message),
 			 KdbFetchErrorDetail(subject),
-			 errhint("The role of the subscription's connection string must be allowed to read the table. With REPLICA IDENTITY FULL on the publisher's table nothing is fetched.")));
+			 errhint("%s", advice(code))));
 }
 
 /* ---- waiting --------------------------------------------------------------- */
@@ -165,7 +183,8 @@ wait_for_socket(int events)
 	if (left <= 0)
 		timed_out();
 	happened = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH | events,
-								 PQsocket(connection), left, PG_WAIT_EXTENSION);
+								 PQsocket(connection), Min(left, NAP_MS), PG_WAIT_EXTENSION);
+	KdbFeedbackWhileBusy();
 	if (happened & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);

@@ -58,6 +58,13 @@ KdbLaneDependRelation(const KdbWireMessage *message)
 	}
 }
 
+/* See lanes_private.h. */
+void
+KdbLaneDependForget(uint32 relid)
+{
+	(void) hash_search(relations, &relid, HASH_REMOVE, NULL);
+}
+
 static uint64
 touch(const RelationKey *key, const KdbWireTuple *tuple, uint64 seq)
 {

@@ -27,6 +27,7 @@
 #include "storage/proc.h"
 #include "storage/spin.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "krahodb/fault.h"
 #include "krahodb/init.h"
@@ -93,26 +94,31 @@ init_group(KdbLaneGroup *group)
 }
 
 /*
- * See lanes_private.h.  The error leaves nothing behind but the engine's descriptor of a segment that
- * was not made, which goes with the process.
+ * See lanes_private.h.  What is made belongs to a resource owner until all is made: so an error leaves
+ * nothing behind, not even the engine's descriptor of a segment that was not made.
  */
 dsm_segment *
 KdbLaneMemory(Size size, dsa_area **with_area, char **why)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	ResourceOwner old_owner = CurrentResourceOwner;
+	ResourceOwner owner = ResourceOwnerCreate(NULL, "KrahoDB lane memory");
 	dsm_segment *volatile made = NULL;
 
 	Assert(!IsTransactionState());
+	CurrentResourceOwner = owner;
 	PG_TRY();
 	{
+		dsm_segment *segment_made = dsm_create(size, 0);
+
 		KDB_FAULT_POINT("lane_memory");
-		made = dsm_create(size, 0);
-		dsm_pin_mapping(made);
 		if (with_area != NULL)
 		{
 			*with_area = dsa_create(KdbLanes->tranche);
 			dsa_pin_mapping(*with_area);
 		}
+		dsm_pin_mapping(segment_made);
+		made = segment_made;
 	}
 	PG_CATCH();
 	{
@@ -121,12 +127,12 @@ KdbLaneMemory(Size size, dsa_area **with_area, char **why)
 		MemoryContextSwitchTo(KdbApplyMessageContext);
 		error = CopyErrorData();
 		FlushErrorState();
-		if (made != NULL)
-			dsm_detach(made);
-		made = NULL;
 		*why = error->message;
 	}
 	PG_END_TRY();
+	CurrentResourceOwner = old_owner;
+	ResourceOwnerRelease(owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, true);
+	ResourceOwnerDelete(owner);
 	MemoryContextSwitchTo(old);
 	return made;
 }

@@ -52,6 +52,7 @@
 #define FIRST_LANES		2		/* started at once; more when there is work for them */
 #define START_AGAIN_MS	60000	/* after the server had no room for a lane */
 #define NAP				100L	/* ms; while waiting for lanes */
+#define MAX_SUPERSEDED	1024	/* relations that lanes know in vain */
 
 /* The transaction that is collected, from its BEGIN on. */
 static bool collecting = false;
@@ -504,9 +505,52 @@ remember_relation(KnownRelation *known, const char *data, size_t len)
 	known->length = len;
 }
 
+/* Where the message names the table: behind type and id, schema and name, each with its end. */
+static const char *
+name_of(const char *message, size_t *length)
+{
+	const char *name = message + 1 + sizeof(uint32);
+	size_t		schema = strlen(name) + 1;
+
+	*length = schema + strlen(name + schema) + 1;
+	return name;
+}
+
+/* Forget others of that name, which were dropped or renamed: see relation.c. */
+static void
+forget_others(uint32 relid, const char *message)
+{
+	HASH_SEQ_STATUS status;
+	KnownRelation *known;
+	size_t		length;
+	const char *name = name_of(message, &length);
+
+	hash_seq_init(&status, known_relations);
+	while ((known = hash_seq_search(&status)) != NULL)
+	{
+		uint32		other = known->relid;
+		size_t		other_length;
+		const char *other_name = name_of(known->message, &other_length);
+
+		if (other == relid || other_length != length || memcmp(other_name, name, length) != 0)
+			continue;
+		pfree(known->message);
+		(void) hash_search(known_relations, &other, HASH_REMOVE, NULL);
+		KdbLaneDependForget(other);
+	}
+}
+
+/* Is most of what lanes have learnt not needed any more? */
+static bool
+lanes_know_too_much(void)
+{
+	return pg_atomic_read_u64(&KdbMyLaneGroup->nrelations) >
+		(uint64) (2 * hash_get_num_entries(known_relations) + MAX_SUPERSEDED);
+}
+
 /*
  * A publisher sends the same again whenever it is not sure.  Returns true if lanes must
- * end because they know it otherwise.
+ * end because they know it otherwise, or too many others.
  */
 static bool
 note_relation(const KdbWireMessage *message, const char *data, size_t len)
@@ -530,9 +574,10 @@ note_relation(const KdbWireMessage *message, const char *data, size_t len)
 		pfree(known->message);
 	remember_relation(known, data, len);
 	KdbLaneDependRelation(message);
+	forget_others(relid, data);
 	if (!found && KdbMyLaneGroup)
 		KdbLaneShareRelation(data, len);
-	return found && KdbMyLaneGroup;
+	return KdbMyLaneGroup && (found || lanes_know_too_much());
 }
 
 /* See apply_private.h. */

@@ -49,7 +49,7 @@ typedef struct KdbLaneTransaction
 	XLogRecPtr	local_end;		/* InvalidXLogRecPtr if it wrote nothing here */
 } KdbLaneTransaction;
 
-/* A RELATION message; they make a list that only grows. */
+/* A RELATION message; they make a list that only grows, until the lanes are begun anew. */
 typedef struct KdbLaneRelation
 {
 	dsa_pointer next;
@@ -194,6 +194,9 @@ extern bool KdbSomebodyWaitsForMe(void);
 
 /* What the publisher's table looks like. */
 extern void KdbLaneDependRelation(const KdbWireMessage *message);
+
+/* Another one has its name. */
+extern void KdbLaneDependForget(uint32 relid);
 
 /* The change belongs to transaction seq; returns the earlier one that it depends on, or 0. */
 extern uint64 KdbLaneDependChange(const KdbWireMessage *message, uint64 seq);

@@ -218,7 +218,10 @@ between_transactions(XLogRecPtr last_received)
 	KdbSubscriptionReread();
 	KdbEarlyLook();
 	if (!KdbLeaderBusy())
+	{
 		KdbSync->process_syncing_tables(last_received);
+		KdbApplyRelationsLook();
+	}
 	KdbProgressReport(last_received);
 	KdbFetchCloseUnused();
 }

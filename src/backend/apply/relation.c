@@ -7,6 +7,11 @@
  * has changed there.  The local table is found by name when the first change
  * comes, and the mapping of columns is kept until either side changes.
  *
+ * A relation that is dropped there says nothing.  If another one gets its name it is forgotten: it was
+ * dropped, or renamed, and then it would be sent again before its next change.  Of others, the table
+ * is dropped here as well, sooner or later.  When there are many whose table is gone, the worker
+ * starts anew, and the publisher with it, who sends again what is still needed.
+ *
  * Relations are opened and locked at their first change in a transaction, and
  * all closed together when it ends (KdbApplyRelationsClose).  Locks stay to
  * the end of the transaction, as the engine's worker holds them.
@@ -14,22 +19,25 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_subscription_rel.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteHandler.h"
+#include "storage/ipc.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
-
 #include "utils/syscache.h"
 
 #include "relation_private.h"
 
 static HTAB *relations = NULL;
 static long sweep_size = KDB_MIN_SWEEP_SIZE;	/* number of entries to sweep at */
+static bool swept = false;		/* and have not been counted since */
 static uint64 last_generation = 0;
 static dlist_head open_relations = DLIST_STATIC_INIT(open_relations);
 
@@ -166,6 +174,7 @@ KdbApplyRelationsAbandon(void)
 	{
 		KdbRoutingAbandon(rel);
 		rel->rel = NULL;
+		rel->message = NULL;
 		rel->target = NULL;
 		forget_local(rel);
 	}
@@ -203,10 +212,76 @@ sweep(void)
 	hash_seq_init(&status, relations);
 	while ((rel = hash_seq_search(&status)) != NULL)
 	{
-		if (!rel->valid && rel->rel == NULL)
+		if (rel->rel != NULL)
+			continue;
+		if (!rel->valid || rel->superseded)
 			forget_local(rel);
+		if (!rel->superseded)
+			continue;
+		MemoryContextDelete(rel->remote_context);
+		(void) hash_search(relations, &rel->remoteid, HASH_REMOVE, NULL);
 	}
-	sweep_size = 2 * hash_get_num_entries(relations);
+	sweep_size = Max(KDB_MIN_SWEEP_SIZE, 2 * hash_get_num_entries(relations));
+	swept = true;
+}
+
+/* Its name is that of others no more.  (They may still be needed in this transaction.) */
+static void
+supersede(const KdbApplyRelation *rel)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyRelation *other;
+
+	hash_seq_init(&status, relations);
+	while ((other = hash_seq_search(&status)) != NULL)
+	{
+		if (other->remoteid == rel->remoteid || strcmp(other->relname, rel->relname) != 0 ||
+			strcmp(other->nspname, rel->nspname) != 0)
+			continue;
+		other->superseded = true;
+		if (other->rel == NULL)
+			forget_local(other);
+	}
+}
+
+/* Relations whose table does not exist here. */
+static long
+count_gone(void)
+{
+	HASH_SEQ_STATUS status;
+	KdbApplyRelation *rel;
+	long		gone = 0;
+
+	hash_seq_init(&status, relations);
+	while ((rel = hash_seq_search(&status)) != NULL)
+	{
+		Oid			namespace = get_namespace_oid(rel->nspname, true);
+
+		if (!OidIsValid(namespace) || !OidIsValid(get_relname_relid(rel->relname, namespace)))
+			gone++;
+	}
+	return gone;
+}
+
+/* See apply_private.h. */
+void
+KdbApplyRelationsLook(void)
+{
+	long		gone;
+
+	if (!swept || am_tablesync_worker())
+		return;
+	swept = false;
+	StartTransactionCommand();
+	gone = count_gone();
+	CommitTransactionCommand();
+	if (gone < KDB_MIN_SWEEP_SIZE || gone < hash_get_num_entries(relations) / 2)
+		return;
+	(void) KdbRetrySchedule();
+	ereport(LOG,
+			(errmsg("logical replication apply worker for subscription \"%s\" will restart to forget %ld tables that do not exist any more",
+					MySubscription->name, gone)));
+	proc_exit(0);
 }
 
 /* A RELATION message: what the publisher's table looks like from now on. */
@@ -255,6 +330,7 @@ KdbApplyHandleRelation(const KdbWireMessage *message)
 		rel->attkeys[i] = att->key || rel->replident == REPLICA_IDENTITY_FULL;
 	}
 	MemoryContextSwitchTo(old);
+	supersede(rel);
 }
 
 /* See relation_private.h. */
@@ -423,6 +499,8 @@ KdbApplyRelationOpen(uint32 remoteid, LOCKMODE lockmode)
 				(errcode(ERRCODE_PROTOCOL_VIOLATION),
 				 errmsg_internal("no relation map entry for remote relation ID %u",
 								 remoteid)));
+
+	rel->superseded = false;
 
 	/* A stronger lock than we hold (TRUNCATE after INSERT) is taken anew. */
 	if (rel->rel && rel->lockmode < lockmode)

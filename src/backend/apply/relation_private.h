@@ -187,6 +187,7 @@ struct KdbApplyRelation
 {
 	uint32		remoteid;		/* hash key */
 	uint64		generation;		/* of this definition; never reused */
+	bool		superseded;		/* another relation has its name now */
 	MemoryContext remote_context;	/* what the publisher said */
 	char	   *nspname;
 	char	   *relname;
@@ -221,6 +222,7 @@ struct KdbApplyRelation
 	/* open in this transaction */
 	Relation	rel;
 	LOCKMODE	lockmode;
+	const KdbWireMessage *message;	/* the change that is being applied, or NULL */
 	KdbApplyTarget *target;		/* itself, if not partitioned */
 	struct KdbApplyRouting *routing;	/* if partitioned; partition.c */
 	dlist_node	open_link;
@@ -286,6 +288,12 @@ extern void KdbTargetBuildMerged(KdbApplyTarget *target);
 /* convert.c */
 extern void KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 							TupleTableSlot *slot, bool *sent);
+
+/*
+ * The value of a local column as text of the publisher's type, which it may have lost something of here;
+ * NULL if that type is not known, and so is the local one.
+ */
+extern char *KdbRemoteText(const KdbColumnInput *input, const KdbWireColumn *column);
 extern void KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot);
 extern void KdbMergeRow(TupleTableSlot *merged, TupleTableSlot *local,
 						const KdbRemoteRow *remote);

@@ -24,14 +24,14 @@ typedef struct Aim
  * Returns NULL if the change is not for this worker.
  */
 static KdbApplyRelation *
-begin_change(uint32 remoteid, KdbOperation operation)
+begin_change(const KdbWireMessage *message, KdbOperation operation)
 {
 	KdbApplyRelation *rel;
 
 	KdbApplyBeginStep();
 	if (operation != KDB_INSERT)
 		KdbBatchFlush();
-	rel = KdbApplyRelationOpen(remoteid, RowExclusiveLock);
+	rel = KdbApplyRelationOpen(message->u.row.relid, RowExclusiveLock);
 	if (!KdbApplyRelationWanted(rel))
 	{
 		KdbApplyEndStep();
@@ -39,12 +39,14 @@ begin_change(uint32 remoteid, KdbOperation operation)
 	}
 	KdbApplyErrorContext.nspname = rel->nspname;
 	KdbApplyErrorContext.relname = rel->relname;
+	rel->message = message;
 	return rel;
 }
 
 static void
-end_change(KdbApplyTarget *target, const KdbUserContext *user)
+end_change(KdbApplyRelation *rel, KdbApplyTarget *target, const KdbUserContext *user)
 {
+	rel->message = NULL;
 	ExecClearTuple(target->local);
 	KdbTargetsLetGo();
 	KdbRestoreUser(user);
@@ -55,8 +57,9 @@ end_change(KdbApplyTarget *target, const KdbUserContext *user)
 
 /* The row is to be written later, and the step ends then. */
 static void
-end_batched_change(void)
+end_batched_change(KdbApplyRelation *rel)
 {
+	rel->message = NULL;
 	KdbApplyErrorContext.nspname = NULL;
 	KdbApplyErrorContext.relname = NULL;
 }
@@ -121,7 +124,7 @@ is_copied_state(const KdbApplyTarget *target)
 void
 KdbApplyInsert(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_INSERT);
+	KdbApplyRelation *rel = begin_change(message, KDB_INSERT);
 	KdbUserContext user;
 	Aim			aim;
 
@@ -130,7 +133,7 @@ KdbApplyInsert(const KdbWireMessage *message)
 	if (KdbBatchInsert(rel, rel->partitioned ? NULL : own_target(rel),
 					   &message->u.row.new_row))
 	{
-		end_batched_change();
+		end_batched_change(rel);
 		return;
 	}
 	KdbSwitchToTableOwner(rel->rel, &user);
@@ -143,14 +146,14 @@ KdbApplyInsert(const KdbWireMessage *message)
 		KdbConvergeCopiedRow(rel, aim.target, aim.row);
 	else
 		KdbRowInsert(rel, aim.target, aim.search, aim.row);
-	end_change(aim.target, &user);
+	end_change(rel, aim.target, &user);
 }
 
 /* UPDATE message. */
 void
 KdbApplyUpdate(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_UPDATE);
+	KdbApplyRelation *rel = begin_change(message, KDB_UPDATE);
 	TupleTableSlot *key;
 	bool		old_is_full = false;
 	KdbUserContext user;
@@ -175,14 +178,14 @@ KdbApplyUpdate(const KdbWireMessage *message)
 		KdbConvergeUpdate(rel, aim.target, message->u.row.old_kind ? key : NULL, old_is_full);
 	else
 		KdbRowUpdate(rel, aim.target, aim.search, old_is_full, aim.row);
-	end_change(aim.target, &user);
+	end_change(rel, aim.target, &user);
 }
 
 /* DELETE message. */
 void
 KdbApplyDelete(const KdbWireMessage *message)
 {
-	KdbApplyRelation *rel = begin_change(message->u.row.relid, KDB_DELETE);
+	KdbApplyRelation *rel = begin_change(message, KDB_DELETE);
 	KdbUserContext user;
 	Aim			aim;
 
@@ -198,5 +201,5 @@ KdbApplyDelete(const KdbWireMessage *message)
 		KdbConvergeDelete(rel, aim.target, aim.search);
 	else
 		KdbRowDelete(rel, aim.target, aim.search);
-	end_change(aim.target, &user);
+	end_change(rel, aim.target, &user);
 }

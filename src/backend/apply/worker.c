@@ -348,6 +348,42 @@ check_ahead(XLogRecPtr startpoint, XLogRecPtr end)
 			 errhint("Drop the subscription, make its tables equal to the publisher's, and create it again.")));
 }
 
+/* The publisher's server, as origin_nodes.h has it. */
+static uint32 cluster = 0;
+
+static void
+read_cluster(const char *system_identifier)
+{
+	uint64		number = strtou64(system_identifier, NULL, 10);
+
+	cluster = (uint32) (number ^ (number >> 32));
+}
+
+/*
+ * Positions in another server's log mean nothing in this one's.  If the slot there is behind that place, the
+ * stream would begin in the middle, and leave out what comes before.
+ */
+static void
+check_same_cluster(XLogRecPtr startpoint)
+{
+	uint32		before = KdbOriginCluster(replorigin_session_origin);
+	XLogRecPtr	confirmed;
+
+	if (before == 0 || before == cluster || XLogRecPtrIsInvalid(startpoint))
+		return;
+	confirmed = KdbStreamSlotConfirmed(LogRepWorkerWalRcvConn, MySubscription->slotname);
+	if (XLogRecPtrIsInvalid(confirmed) || startpoint <= confirmed)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("subscription \"%s\" has applied another server's changes until %X/%X, but replication slot \"%s\" of its publisher is at %X/%X",
+					MySubscription->name, LSN_FORMAT_ARGS(startpoint), MySubscription->slotname,
+					LSN_FORMAT_ARGS(confirmed)),
+			 errdetail("What this publisher has committed between these positions would be left out."),
+			 errhint("Drop the subscription, make its tables equal to the publisher's, and create it again. If they are equal as of the slot's position, disable it, run SELECT pg_replication_origin_advance('pg_%u', '%X/%X'), and enable it.",
+					 MySubscription->oid, LSN_FORMAT_ARGS(confirmed))));
+}
+
 static void
 connect_to_publisher(XLogRecPtr startpoint)
 {
@@ -365,6 +401,8 @@ connect_to_publisher(XLogRecPtr startpoint)
 	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "IDENTIFY_SYSTEM", 4, "system identification");
 	check_ahead(startpoint, DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
 															CStringGetDatum(((char **) linitial(rows))[2]))));
+	read_cluster(((char **) linitial(rows))[0]);
+	check_same_cluster(startpoint);
 }
 
 /* Step 4 of start-up: returns the slot to stream from, and where to start. */
@@ -457,6 +495,9 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 		KdbApply.remote_node = KdbApply.origin; /* see version_lookup.c */
 		KdbRememberOriginNode(KdbApply.origin, 0);	/* the id may have been another's */
 	}
+
+	if (!am_tablesync_worker())
+		KdbRememberOriginCluster(KdbApply.origin, cluster);
 
 	if (start.two_phase)
 		mark_two_phase_enabled();

@@ -121,6 +121,8 @@ KdbStoreColumnChanges(Oid relid, List *changes)
 	if (sets)
 		check_extension();
 	KdbCheckMergedColumns(relid, sets);
+	if (sets)
+		KdbWarnAboutDoubledTable(relid);
 }
 
 /* See commands_private.h. */

@@ -86,6 +86,13 @@ extern void KdbPartitionCreated(const KdbUtilityCall *call, RangeVar *relation);
 extern void KdbWarnAboutCopiedOrigins(WalReceiverConn *conn, const char *subname,
 									  List *publications, List *relations);
 
+/*
+ * doubled_deltas.c: warn if tables of a subscription, whose publisher is that node (0: it has not told), or one
+ * table, have columns that are added up and come from the same publisher by another subscription.
+ */
+extern void KdbWarnAboutDoubledDeltas(Oid subid, uint64 node);
+extern void KdbWarnAboutDoubledTable(Oid relid);
+
 /* drop.c */
 extern void KdbDropInit(void);
 

@@ -18,6 +18,7 @@
 #include "commands/seclabel.h"
 
 #include "krahodb/copy_marks.h"
+#include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
 
 #include "commands_private.h"
@@ -33,8 +34,10 @@ keep_progress(Oid subid)
 
 	snprintf(name, sizeof(name), "pg_%u", subid);
 	origin = replorigin_by_name(name, true);
-	if (origin != InvalidRepOriginId)
-		KdbSeenKeepProgress(origin);
+	if (origin == InvalidRepOriginId)
+		return;
+	KdbSeenKeepProgress(origin);
+	KdbRememberOriginCluster(origin, 0);
 }
 
 static void

@@ -49,6 +49,9 @@ typedef struct connecting_command
 
 static const connecting_command *connecting = NULL;
 
+/* Of the publisher that the command has connected to; 0 if it has not told, or there was none. */
+static uint64 connected_node;
+
 /* Take KrahoDB's options out of *list; returns them. */
 static List *
 take_options(List **list)
@@ -120,6 +123,7 @@ check_publisher(WalReceiverConn *conn, const KdbPublisher *publisher)
 {
 	const connecting_command *command = connecting;
 
+	connected_node = publisher->node;
 	if (command->creating)
 	{
 		KdbStreamCheckOptions(publisher, command->options);
@@ -144,6 +148,7 @@ run_checking_publisher(const KdbUtilityCall *call, const connecting_command *com
 	KdbStreamConnectCallback previous_callback = KdbStreamSetConnectCallback(check_publisher);
 
 	connecting = command;
+	connected_node = 0;
 	PG_TRY();
 	{
 		KdbRunUtility(call);
@@ -269,6 +274,8 @@ KdbCreateSubscription(const KdbUtilityCall *call)
 	warn_about_old_snapshots(stmt->subname, options);
 	notice_two_phase(stmt, options);
 	notice_missing_extension(stmt->subname, options);
+	if (KdbResolversActive(&options->resolvers))
+		KdbWarnAboutDoubledDeltas(subid, connected_node);
 }
 
 /*
@@ -341,7 +348,7 @@ alter_publications(const KdbUtilityCall *call)
 	connecting_command command = {0};
 
 	options = OidIsValid(subid) ? KdbGetSubscriptionOptions(subid) : NULL;
-	if (options == NULL || options->origin == KDB_ORIGIN_ANY)
+	if (options == NULL || (options->origin == KDB_ORIGIN_ANY && !KdbResolversActive(&options->resolvers)))
 	{
 		KdbRunUtility(call);
 		return;
@@ -354,6 +361,9 @@ alter_publications(const KdbUtilityCall *call)
 	if (stmt->kind == ALTER_SUBSCRIPTION_REFRESH)
 		command.publications = GetSubscription(subid, false)->publications;
 	run_checking_publisher(call, &command);
+	CommandCounterIncrement();
+	if (KdbResolversActive(&options->resolvers))
+		KdbWarnAboutDoubledDeltas(subid, connected_node);
 }
 
 void

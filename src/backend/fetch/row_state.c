@@ -177,7 +177,7 @@ virtual_slot(Relation rel)
 	return MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(rel)), &TTSOpsVirtual);
 }
 
-/* The key's values in a row that has nothing else. */
+/* The key's values in a row that has nothing else.  What a domain allows was asked when they were written. */
 static TupleTableSlot *
 read_key(Relation rel, List *names, List *values)
 {
@@ -195,12 +195,12 @@ read_key(Relation rel, List *names, List *values)
 	{
 		AttrNumber	attnum = column_number(rel, lfirst(name));
 		Form_pg_attribute att = TupleDescAttr(desc, attnum - 1);
+		int32		typmod = att->atttypmod;
 		Oid			function;
 		Oid			ioparam;
 
-		getTypeInputInfo(att->atttypid, &function, &ioparam);
-		slot->tts_values[attnum - 1] = OidInputFunctionCall(function, lfirst(value),
-															ioparam, att->atttypmod);
+		getTypeInputInfo(getBaseTypeAndTypmod(att->atttypid, &typmod), &function, &ioparam);
+		slot->tts_values[attnum - 1] = OidInputFunctionCall(function, lfirst(value), ioparam, typmod);
 		slot->tts_isnull[attnum - 1] = false;
 	}
 	return ExecStoreVirtualTuple(slot);
@@ -637,7 +637,7 @@ krahodb_row_state(PG_FUNCTION_ARGS)
 	KdbTransactionVersionForget();
 	asked.named = open_named(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
 	check_privileges(asked.named, list_concat_copy(columns, key_columns));
-	level = KdbStreamTextFormats();
+	level = KdbStreamRowFormats();
 	(void) set_config_option("search_path", "pg_catalog", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	asked.writer = DatumGetTransactionId(PG_GETARG_DATUM(6));

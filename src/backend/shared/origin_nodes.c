@@ -15,6 +15,8 @@
  * With it goes the database whose subscription the id belongs to.  What one database has applied of a
  * node, the others of the server have not seen.
  *
+ * And whose log the positions are of: what counts for one server says nothing of another one.
+ *
  * FORMER NODES.  The rows that were applied before keep their versions, so what an
  * id has stood for is kept too, with the first transaction id for which that is not
  * so any more.  An id changes its node when its subscription is gone, or when
@@ -44,13 +46,15 @@ typedef struct FileEntry
 	XLogRecPtr	since;
 	uint64		until;			/* full transaction id; 0: it still is that node */
 	uint32		origin;
-	Oid			database;		/* 0: written by an older version */
+	Oid			database;
+	uint32		cluster;		/* 0: not known */
+	uint32		unused;			/* 0 */
 } FileEntry;
 
 static const KdbStateFile state_file = {
 	.name = "origin_nodes",
 	.magic = 0x4b444f4e,		/* KDON */
-	.version = 3,
+	.version = 4,
 	.max_entries = ORIGIN_IDS + MAX_FORMER,
 	.entry_size = sizeof(FileEntry),
 	.removal_hint = "publishers tell their identity again when they are connected to.",
@@ -62,6 +66,7 @@ typedef struct OriginNodes
 	pg_atomic_uint64 node[ORIGIN_IDS];
 	pg_atomic_uint64 since[ORIGIN_IDS]; /* set before node is */
 	pg_atomic_uint32 database[ORIGIN_IDS];
+	pg_atomic_uint32 cluster[ORIGIN_IDS];
 	pg_atomic_uint32 any_former;
 	int			nformer;		/* lock */
 	FileEntry	former[MAX_FORMER]; /* lock; until ascends */
@@ -93,6 +98,7 @@ read_map(void)
 		}
 		pg_atomic_write_u64(&map->since[origin], entries[i].since);
 		pg_atomic_write_u32(&map->database[origin], entries[i].database);
+		pg_atomic_write_u32(&map->cluster[origin], entries[i].cluster);
 		pg_atomic_write_u64(&map->node[origin], entries[i].node);
 	}
 	pg_atomic_write_u32(&map->any_former, map->nformer > 0);
@@ -115,6 +121,7 @@ KdbOriginNodesStart(void)
 		pg_atomic_init_u64(&map->node[i], 0);
 		pg_atomic_init_u64(&map->since[i], 0);
 		pg_atomic_init_u32(&map->database[i], InvalidOid);
+		pg_atomic_init_u32(&map->cluster[i], 0);
 	}
 	read_map();
 }
@@ -131,11 +138,12 @@ write_map(void)
 	{
 		uint64		node = pg_atomic_read_u64(&map->node[i]);
 
-		if (node == 0)
+		if (node == 0 && KdbOriginCluster((RepOriginId) i) == 0)
 			continue;
 		entries[count].node = node;
 		entries[count].since = pg_atomic_read_u64(&map->since[i]);
 		entries[count].database = pg_atomic_read_u32(&map->database[i]);
+		entries[count].cluster = KdbOriginCluster((RepOriginId) i);
 		entries[count++].origin = i;
 	}
 	KdbStateFileWrite(&state_file, entries, count);
@@ -267,14 +275,45 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 	LWLockRelease(&map->lock);
 }
 
+/* See origin_nodes.h. */
+uint32
+KdbOriginCluster(RepOriginId origin)
+{
+	return pg_atomic_read_u32(&map->cluster[origin]);
+}
+
+/* See origin_nodes.h. */
+void
+KdbRememberOriginCluster(RepOriginId origin, uint32 cluster)
+{
+	uint32		old_cluster;
+
+	if (KdbOriginCluster(origin) == cluster)
+		return;
+	LWLockAcquire(&map->lock, LW_EXCLUSIVE);
+	old_cluster = KdbOriginCluster(origin);
+	pg_atomic_write_u32(&map->cluster[origin], cluster);
+	PG_TRY();
+	{
+		write_map();
+	}
+	PG_CATCH();
+	{
+		pg_atomic_write_u32(&map->cluster[origin], old_cluster);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	LWLockRelease(&map->lock);
+}
+
 XLogRecPtr
-KdbNodeProgress(uint64 node, bool flush)
+KdbNodeProgress(uint64 node, Oid database, bool flush)
 {
 	XLogRecPtr	progress = InvalidXLogRecPtr;
 
 	for (uint32 i = 1; i < ORIGIN_IDS; i++)
 	{
-		if (pg_atomic_read_u64(&map->node[i]) == node)
+		if (pg_atomic_read_u64(&map->node[i]) == node && pg_atomic_read_u32(&map->database[i]) == database)
 			progress = Max(progress, replorigin_get_progress((RepOriginId) i, flush));
 	}
 	return progress;

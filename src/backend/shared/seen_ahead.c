@@ -17,13 +17,20 @@
  * either reads commits of it beyond the note before what it sends, or starts with
  * a progress beyond it.  It goes when the file is written next.  A note of an
  * origin that is to be dropped never gets so far, and stays.
+ *
+ * A note is of one database: what the subscriptions of another one have applied is not in its
+ * rows, and makes nothing obsolete.  With a database that was dropped its notes go.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "nodes/pg_list.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
+#include "utils/syscache.h"
 
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
@@ -33,7 +40,7 @@
 static const KdbStateFile state_file = {
 	.name = "seen_ahead",
 	.magic = 0x4b445341,		/* KDSA */
-	.version = 1,
+	.version = 2,
 	.max_entries = KDB_SEEN_AHEAD_MAX,
 	.entry_size = sizeof(KdbSeenAheadEntry),
 	.removal_hint = "rows that were fetched or copied shortly before may then count as not seen, and may differ between nodes.",
@@ -85,16 +92,21 @@ node_of(const KdbSeenAheadEntry *entry)
 	return entry->node != 0 ? entry->node : KdbOriginNode((RepOriginId) entry->origin);
 }
 
+/* Is it this database's note of that? */
+static bool
+is_of(const KdbSeenAheadEntry *entry, uint64 node, RepOriginId origin)
+{
+	return entry->node == node && entry->origin == origin && entry->database == MyDatabaseId;
+}
+
 /* Lock held. */
 static KdbSeenAheadEntry *
 find_entry(uint64 node, RepOriginId origin)
 {
 	for (int i = 0; i < ahead->nentries; i++)
 	{
-		KdbSeenAheadEntry *entry = &ahead->entries[i];
-
-		if (entry->node == node && entry->origin == origin)
-			return entry;
+		if (is_of(&ahead->entries[i], node, origin))
+			return &ahead->entries[i];
 	}
 	return NULL;
 }
@@ -130,8 +142,9 @@ KdbSeenAheadGeneration(void)
 	return pg_atomic_read_u64(&ahead->generation);
 }
 
-int
-KdbSeenAheadList(KdbSeenAheadEntry **result)
+/* All of them, of each database; palloc'd. */
+static int
+copy_entries(KdbSeenAheadEntry **result)
 {
 	int			n;
 
@@ -143,15 +156,53 @@ KdbSeenAheadList(KdbSeenAheadEntry **result)
 	return n;
 }
 
-static XLogRecPtr
-progress_of(uint64 node, RepOriginId origin, bool flush)
+int
+KdbSeenAheadList(KdbSeenAheadEntry **result)
 {
-	return node != 0 ? KdbNodeProgress(node, flush) : replorigin_get_progress(origin, flush);
+	int			n = copy_entries(result);
+	int			mine = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		if ((*result)[i].database == MyDatabaseId)
+			(*result)[mine++] = (*result)[i];
+	}
+	return mine;
+}
+
+/* Databases of entries that do not exist any more. */
+static List *
+dropped_databases(void)
+{
+	List	   *result = NIL;
+	KdbSeenAheadEntry *entries;
+	int			n;
+
+	if (!IsTransactionState())
+		return NIL;
+	n = copy_entries(&entries);
+	for (int i = 0; i < n; i++)
+	{
+		if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(entries[i].database)))
+			result = list_append_unique_oid(result, entries[i].database);
+	}
+	pfree(entries);
+	return result;
+}
+
+static XLogRecPtr
+progress_of(const KdbSeenAheadEntry *entry, bool flush)
+{
+	uint64		node = node_of(entry);
+
+	if (node != 0)
+		return KdbNodeProgress(node, entry->database, flush);
+	return replorigin_get_progress((RepOriginId) entry->origin, flush);
 }
 
 /* Copy those that the streams have not passed; returns their number.  Lock held. */
 static int
-still_ahead(KdbSeenAheadEntry *result)
+still_ahead(KdbSeenAheadEntry *result, List *dropped)
 {
 	int			n = 0;
 
@@ -159,7 +210,7 @@ still_ahead(KdbSeenAheadEntry *result)
 	{
 		KdbSeenAheadEntry *entry = &ahead->entries[i];
 
-		if (progress_of(node_of(entry), (RepOriginId) entry->origin, true) <= entry->lsn)
+		if (!list_member_oid(dropped, entry->database) && progress_of(entry, true) <= entry->lsn)
 			result[n++] = *entry;
 	}
 	return n;
@@ -172,6 +223,7 @@ static void
 raise_entry(uint64 node, RepOriginId origin, XLogRecPtr lsn)
 {
 	KdbSeenAheadEntry *entries = palloc((KDB_SEEN_AHEAD_MAX + 1) * sizeof(KdbSeenAheadEntry));
+	List	   *dropped = dropped_databases();
 	KdbSeenAheadEntry *entry;
 	int			n;
 
@@ -181,10 +233,10 @@ raise_entry(uint64 node, RepOriginId origin, XLogRecPtr lsn)
 	{
 		int			i;
 
-		n = still_ahead(entries);
+		n = still_ahead(entries, dropped);
 		for (i = 0; i < n; i++)
 		{
-			if (entries[i].node == node && entries[i].origin == origin)
+			if (is_of(&entries[i], node, origin))
 				break;
 		}
 		if (i == KDB_SEEN_AHEAD_MAX)
@@ -195,6 +247,7 @@ raise_entry(uint64 node, RepOriginId origin, XLogRecPtr lsn)
 		memset(&entries[i], 0, sizeof(KdbSeenAheadEntry));
 		entries[i].node = node;
 		entries[i].origin = origin;
+		entries[i].database = MyDatabaseId;
 		entries[i].lsn = lsn;
 		n = Max(n, i + 1);
 
@@ -204,13 +257,15 @@ raise_entry(uint64 node, RepOriginId origin, XLogRecPtr lsn)
 		pg_atomic_fetch_add_u64(&ahead->generation, 1);
 	}
 	LWLockRelease(&ahead->lock);
+	list_free(dropped);
 	pfree(entries);
 }
 
 static void
 raise_node(uint64 node, XLogRecPtr lsn)
 {
-	if (node == 0 || lsn <= lookup_node(node) || lsn <= KdbNodeProgress(node, false))
+	if (node == 0 || lsn <= lookup_node(node) ||
+		lsn <= KdbNodeProgress(node, MyDatabaseId, false))
 		return;
 	raise_entry(node, InvalidRepOriginId, lsn);
 }
@@ -263,7 +318,7 @@ KdbSeenText(uint64 own_node)
 	{
 		uint64		node = KdbOriginNode((RepOriginId) origin);
 
-		if (node != 0)
+		if (node != 0 && !KdbOriginIsElsewhere((RepOriginId) origin))
 			append_text(&text, node, replorigin_get_progress((RepOriginId) origin, false));
 	}
 	n = KdbSeenAheadList(&entries);

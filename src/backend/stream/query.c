@@ -121,6 +121,17 @@ KdbStreamTextFormats(void)
 	return level;
 }
 
+/* See stream.h. */
+int
+KdbStreamRowFormats(void)
+{
+	int			level = KdbStreamTextFormats();
+
+	(void) set_config_option("lc_monetary", "C", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
 /* See stream.h.  A time zone that is not known here is no error: ours is used then. */
 int
 KdbStreamTextFormatsOf(const KdbTextSettings *settings)

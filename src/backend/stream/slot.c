@@ -124,6 +124,20 @@ KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname)
 	return rows == NIL ? NULL : ((char **) linitial(rows))[0];
 }
 
+XLogRecPtr
+KdbStreamSlotConfirmed(WalReceiverConn *conn, const char *slotname)
+{
+	List	   *rows;
+	char	   *lsn;
+
+	rows = KdbStreamQuery(conn,
+						  psprintf("SELECT confirmed_flush_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name OPERATOR(pg_catalog.=) %s",
+								   quote_literal_cstr(slotname)),
+						  1, "replication slot information");
+	lsn = rows == NIL ? NULL : ((char **) linitial(rows))[0];
+	return lsn ? DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(lsn))) : InvalidXLogRecPtr;
+}
+
 bool
 KdbStreamSlotIsUsable(WalReceiverConn *conn, const char *slotname)
 {

@@ -28,16 +28,23 @@ extern XLogRecPtr KdbOriginNodeSince(RepOriginId origin);
 extern bool KdbOriginIsElsewhere(RepOriginId origin);
 
 /*
- * How far the node's stream has been applied here by any subscription that there
+ * How far the node's stream has been applied by any subscription of the database that there
  * is; flush: and is durable.  Looks at all ids, so it is not for each change.
  */
-extern XLogRecPtr KdbNodeProgress(uint64 node, bool flush);
+extern XLogRecPtr KdbNodeProgress(uint64 node, Oid database, bool flush);
 
 /*
  * Remember it, durably.  Does nothing if it is known already.  Takes a lock and
  * writes a file; errors are the file's.
  */
 extern void KdbRememberOriginNode(RepOriginId origin, uint64 node);
+
+/*
+ * Whose log the origin's progress is of: a short form of that server's system identifier, which copies share; 0:
+ * not known.  Remembered likewise; 0 forgets it.
+ */
+extern uint32 KdbOriginCluster(RepOriginId origin);
+extern void KdbRememberOriginCluster(RepOriginId origin, uint32 cluster);
 
 /* For shared.c: size, initialisation (reads the file), in the postmaster. */
 extern Size KdbOriginNodesSize(void);

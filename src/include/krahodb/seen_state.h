@@ -108,12 +108,12 @@ typedef struct KdbSeenAheadEntry
 	uint64		node;			/* 0: see origin */
 	XLogRecPtr	lsn;
 	uint32		origin;			/* or 0 */
-	uint32		unused;			/* 0 */
+	Oid			database;		/* whose rows it is about */
 } KdbSeenAheadEntry;
 
 #define KDB_SEEN_AHEAD_MAX	1024
 
-/* All that was noted, palloc'd; returns the number. */
+/* All that was noted of this database, palloc'd; returns the number. */
 extern int	KdbSeenAheadList(KdbSeenAheadEntry **result);
 
 /* ---- for shared.c and _PG_init ---- */

@@ -49,6 +49,9 @@ extern char *KdbStreamSlotPlugin(WalReceiverConn *conn, const char *slotname);
 /* Is there such a slot, and can it still be streamed from (max_slot_wal_keep_size)? */
 extern bool KdbStreamSlotIsUsable(WalReceiverConn *conn, const char *slotname);
 
+/* Up to where the slot's consumer has confirmed the stream; InvalidXLogRecPtr if there is no such slot. */
+extern XLogRecPtr KdbStreamSlotConfirmed(WalReceiverConn *conn, const char *slotname);
+
 /*
  * Can that publisher do what the options ask (origin filters, compression)?
  * Raises an error with a hint if not.
@@ -138,6 +141,9 @@ extern List *KdbStreamQuery(WalReceiverConn *conn, const char *query,
  * AtEOXact_GUC, which ends that.
  */
 extern int	KdbStreamTextFormats(void);
+
+/* Likewise, for rows that are asked for and answered as text on both sides: money is the same number there. */
+extern int	KdbStreamRowFormats(void);
 
 /* Likewise, with the settings of that publisher's stream. */
 extern int	KdbStreamTextFormatsOf(const KdbTextSettings *settings);

@@ -1,6 +1,6 @@
-# Tables that come and go at the subscriber, while one worker goes on for months, and
+# Tables that come and go, while one worker goes on for months, and
 # transactions that change many of them.
-# What goes wrong here: what the worker has made of a table is kept when it is dropped; each
+# What goes wrong here: what the worker has made of a table, or what it was told of it, is kept when it is dropped; each
 # table that has been looked in keeps some buffers; a table that has got another name, as its
 # schema has, is taken for the one that has its old name now.
 
@@ -104,5 +104,64 @@ $publisher->wait_for_catchup('sub');
 is(moved('three') . ',' . moved('two'), '1 2 3,', 'a schema is renamed here: nothing comes to its tables, nor to new ones');
 refresh();
 is(moved('two'), '1 2 3 4', '... which are copied when they are subscribed to');
+
+# ---- at the publisher -------------------------------------------------------------------
+
+my $lanes = $ENV{KDB_TEST_APPLY_WORKERS} || 1;
+my $worker = 'SELECT pid FROM pg_stat_subscription WHERE relid IS NULL AND subname = \'all\'';
+$_->safe_psql('postgres', 'CREATE SCHEMA s; CREATE TABLE s.staging (id int PRIMARY KEY, v text)') foreach $publisher, $subscriber;
+$publisher->safe_psql('postgres', 'CREATE PUBLICATION everything FOR TABLES IN SCHEMA s');
+$subscriber->safe_psql('postgres',
+	"CREATE SUBSCRIPTION \"all\" CONNECTION '" . connstr($publisher) . "' PUBLICATION everything WITH (copy_data = false)");
+$subscriber->poll_query_until('postgres', "SELECT count(*) = 1 FROM ($worker) w WHERE pid IS NOT NULL") or die;
+
+my $made = 0;
+
+# A table is made anew again and again, under one name.
+sub makes_anew
+{
+	my ($times) = @_;
+
+	$made += 1000;
+	$publisher->safe_psql('postgres', "DO \$\$ BEGIN FOR i IN 1..$times LOOP
+		DROP TABLE s.staging; CREATE TABLE s.staging (id int PRIMARY KEY, v text); INSERT INTO s.staging VALUES ($made + i);
+		COMMIT; END LOOP; END \$\$");
+	$publisher->wait_for_catchup('all');
+	return;
+}
+
+sub memory_of_all
+{
+	my $logstart = -s $subscriber->logfile;
+	my $total = qr/Grand total: (\d+) bytes/;
+
+	$subscriber->safe_psql('postgres', "SELECT pg_log_backend_memory_contexts(pid) FROM ($worker) w");
+	$subscriber->wait_for_log($total, $logstart);
+	slurp_file($subscriber->logfile, $logstart) =~ $total;
+	return $1;
+}
+
+makes_anew(20);
+$before = memory_of_all();
+makes_anew(250);
+$growth = memory_of_all() - $before;
+note "$growth bytes";
+cmp_ok($growth, '<', 1024 * 1024, 'nor what it was told of tables whose name others have now');
+
+# Tables with names of their own that are dropped on both sides.
+my $each = sub { return "DO \$\$ BEGIN FOR i IN 1..$_[0] LOOP $_[1]; END LOOP; END \$\$"; };
+my $pid = $subscriber->safe_psql('postgres', $worker);
+my $offset = -s $subscriber->logfile;
+$_->safe_psql('postgres', $each->(520, q{EXECUTE format('CREATE TABLE s.t%s (id int)', i)})) foreach $publisher, $subscriber;
+foreach my $half (0, 1)
+{
+	$publisher->safe_psql('postgres', $each->(260, "EXECUTE format('INSERT INTO s.t%s VALUES (1)', i + 260 * $half); COMMIT"));
+	$publisher->wait_for_catchup('all');
+	$subscriber->safe_psql('postgres', $each->(260, "EXECUTE format('DROP TABLE s.t%s', i + 260 * $half); COMMIT"));
+}
+$subscriber->wait_for_log(qr/apply worker for subscription "all" will restart to forget \d+ tables that do not exist any more/, $offset);
+$publisher->safe_psql('postgres', q{INSERT INTO s.staging VALUES (1)});
+$publisher->wait_for_catchup('all');
+is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM s.staging WHERE id = 1'), 1, 'a worker that knows many tables that are gone starts anew');
 
 done_testing();

@@ -96,4 +96,56 @@ $session->quit;
 $publisher->wait_for_catchup('sub');
 is(on_subscriber('SELECT id, n FROM seen ORDER BY id'), "1|0\n2|0\n3|1", 'a trigger sees what was committed before its change');
 
+# ---- triggers that keep rows, where the last update wins -----------------------------------------
+
+$_->safe_psql('postgres', q{
+	CREATE EXTENSION krahodb;
+	CREATE TABLE kept (id int PRIMARY KEY, code text UNIQUE, v text);
+	CREATE TABLE span (id int PRIMARY KEY, r int4range, EXCLUDE USING gist (r WITH &&));
+	CREATE PUBLICATION kept FOR TABLE kept, span})
+  foreach $publisher, $subscriber;
+on_subscriber(<<'EOS');
+CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER keep BEFORE DELETE ON kept FOR EACH ROW EXECUTE FUNCTION keep();
+ALTER TABLE kept ENABLE ALWAYS TRIGGER keep;
+CREATE TRIGGER keep BEFORE DELETE ON span FOR EACH ROW EXECUTE FUNCTION keep();
+ALTER TABLE span ENABLE REPLICA TRIGGER keep;
+CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF new.v = 'skip' THEN RETURN NULL; END IF; RETURN new; END $$;
+CREATE TRIGGER skip BEFORE INSERT OR UPDATE ON kept FOR EACH ROW EXECUTE FUNCTION skip();
+ALTER TABLE kept ENABLE ALWAYS TRIGGER skip;
+EOS
+on_subscriber("CREATE SUBSCRIPTION kept CONNECTION '" . connstr($publisher) . "' PUBLICATION kept WITH (origin = none, copy_data = false)");
+
+on_publisher(<<'EOS');
+INSERT INTO kept VALUES (1, 'A', 'a'), (2, 'B', 'b'), (3, 'C', 'c'), (4, 'D', 'skip');
+DELETE FROM kept WHERE id = 1;
+UPDATE kept SET v = 'skip' WHERE id = 2;
+UPDATE kept SET id = 30, code = 'CC' WHERE id = 3;
+UPDATE kept SET v = 'd' WHERE id = 4;
+INSERT INTO span SELECT i, int4range(i, i + 1) FROM generate_series(1, 70) i;
+EOS
+$publisher->wait_for_catchup('kept');
+is(on_subscriber('SELECT * FROM kept ORDER BY id'), "1|A|a\n2|B|b\n3|C|c\n4|D|d\n30|CC|c",
+	'rows that triggers keep or leave out, and what comes of them later');
+
+# A row that keeps a value which the new one needs.
+sub refused_until_disabled
+{
+	my ($table, $sql) = @_;
+	my $offset = -s $subscriber->logfile;
+
+	on_publisher($sql);
+	$subscriber->wait_for_log(qr/a trigger of table "$table" keeps a row that is in the way of a change/, $offset);
+	on_subscriber("ALTER TABLE $table DISABLE TRIGGER keep");
+	$publisher->wait_for_catchup('kept');
+	is(on_subscriber("SELECT * FROM $table ORDER BY id"), on_publisher("SELECT * FROM $table ORDER BY id"), $sql);
+	return;
+}
+
+on_publisher('DELETE FROM kept WHERE id <> 2');
+$publisher->wait_for_catchup('kept');
+on_subscriber('ALTER TABLE kept DISABLE TRIGGER USER; TRUNCATE kept; INSERT INTO kept VALUES (2, $$B$$, $$b$$); ALTER TABLE kept ENABLE ALWAYS TRIGGER keep');
+refused_until_disabled('kept', q{UPDATE kept SET id = 20, v = 'x'});
+refused_until_disabled('span', q{DELETE FROM span; INSERT INTO span VALUES (1000, int4range(1, 100))});
+
 done_testing();

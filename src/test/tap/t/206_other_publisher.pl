@@ -101,6 +101,42 @@ is($n->safe_psql('postgres', 'SELECT applied_until FROM krahodb.horizon'), $unti
 $session->query_safe('COMMIT');
 $session->quit;
 
+# ---- a publisher that has more ------------------------------------------------------------------
+
+# q's slot is behind p's positions, and q's log is ahead of them.
+my $lsn_of = sub { return $_[0]->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()'); };
+my $passes = sub {
+	my ($node, $lsn) = @_;
+
+	$node->safe_psql('postgres', 'SELECT txid_current(); SELECT pg_switch_wal()')
+	  while $node->safe_psql('postgres', "SELECT pg_current_wal_insert_lsn() <= '$lsn'") eq 't';
+	return;
+};
+$_->safe_psql('postgres', 'CREATE TABLE u (id int PRIMARY KEY); CREATE PUBLICATION pub_u FOR TABLE u') foreach @nodes;
+$q->safe_psql('postgres', q{SELECT pg_create_logical_replication_slot('u', 'krahodb_output')});
+$q->safe_psql('postgres', 'INSERT INTO u VALUES (1)');
+$n->safe_psql('postgres', sprintf(
+		"CREATE SUBSCRIPTION u CONNECTION '%s' PUBLICATION pub_u WITH (copy_data = false, origin = none)", connstr($p)));
+$passes->($p, $lsn_of->($q));
+$p->safe_psql('postgres', 'INSERT INTO u VALUES (2)');
+wait_streams(1, [ $p, 'u' ]);
+$passes->($q, $lsn_of->($p));
+$offset = -s $n->logfile;
+$n->safe_psql('postgres', sprintf("ALTER SUBSCRIPTION u CONNECTION '%s'", connstr($q)));
+$n->wait_for_log(qr/ERROR:  subscription "u" has applied another server's changes until \S+, but replication slot "u" of its publisher is at/, $offset);
+pass('its changes are not left out without a word either');
+my ($advance) = slurp_file($n->logfile, $offset) =~ /(SELECT pg_replication_origin_advance\(.*?\)), and/;
+pause_subscription($n, 'u');
+$n->safe_psql('postgres', $advance);
+$n->safe_psql('postgres', 'ALTER SUBSCRIPTION u ENABLE');
+wait_streams(1, [ $q, 'u' ]);
+is($n->safe_psql('postgres', q{SELECT string_agg(id::text, ' ' ORDER BY id) FROM u}), '1 2', 'they come if somebody says so');
+$n->restart;
+$q->safe_psql('postgres', 'INSERT INTO u VALUES (3)');
+wait_streams(1, [ $q, 'u' ]);
+is($n->safe_psql('postgres', 'SELECT count(*) FROM u'), '3', 'it is the publisher from then on');
+$n->safe_psql('postgres', 'DROP SUBSCRIPTION u');
+
 # ---- more subscriptions than have room to be told of ----------------------------------------
 
 $n->append_conf('postgresql.conf', "max_logical_replication_workers = 1\nmax_replication_slots = 2");
