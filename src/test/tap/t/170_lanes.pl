@@ -337,6 +337,29 @@ on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = false)');
 on_publisher('UPDATE item SET n = 3 WHERE id = 2');
 check_equal('after SKIP');
 
+# Transactions before it that change nothing here come again with the one that fails: it is that one which
+# is applied without lanes.  (They look for a row in many, so that there are lanes again before all are done;
+# and the publisher does not hear that nothing is to be done for them.)
+on_publisher('INSERT INTO full_row SELECT 0, g FROM generate_series(1, 10000) g');
+on_publisher('INSERT INTO full_row VALUES (311, 0); INSERT INTO item (id, n) VALUES (312, 1)');
+$publisher->wait_for_catchup('sub');
+on_subscriber('DELETE FROM full_row WHERE id = 311; UPDATE item SET u = -1 WHERE id = 1');
+have_lanes(2);
+$subscriber->append_conf('postgresql.conf', 'wal_receiver_status_interval = 0');
+reload_settings($subscriber);
+$log = -s $subscriber->logfile;
+on_publisher('DO $$ BEGIN FOR i IN 1 .. 600 LOOP UPDATE full_row SET n = i WHERE id = 311; COMMIT; END LOOP; END $$');
+on_publisher('UPDATE item SET u = -1 WHERE id = 312');
+$subscriber->wait_for_log(qr/ERROR: .*duplicate key value/, $log);
+is(scalar(() = slurp_file($subscriber->logfile, $log) =~ /will restart and apply the next transaction without lanes/g), 1,
+	'a failure behind transactions without effect is the worker\'s at once');
+on_subscriber('UPDATE item SET u = NULL WHERE id = 1');
+$subscriber->adjust_conf('postgresql.conf', 'wal_receiver_status_interval', undef);
+reload_settings($subscriber);
+on_publisher('DELETE FROM full_row WHERE id IN (0, 311)');
+on_publisher('UPDATE item SET u = NULL WHERE id = 1; DELETE FROM item WHERE id = 312');
+check_equal('behind the failure');
+
 # A conflict that is resolved by an error is found by a lane, but is the worker's: it is tried
 # and counted once.
 on_publisher('INSERT INTO item (id, n) VALUES (310, 1)');
