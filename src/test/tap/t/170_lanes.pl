@@ -275,6 +275,20 @@ is(on_subscriber("SELECT string_agg(id::text, ',' ORDER BY here) FROM event WHER
 	'numbers of a sequence here come in the order of the transactions');
 on_subscriber('ALTER TABLE event DROP COLUMN here');
 
+# So does a function that reads, and need not be VOLATILE for that.
+on_subscriber("CREATE FUNCTION n_of() RETURNS int LANGUAGE sql STABLE AS 'SELECT n FROM public.item WHERE id = 301'");
+on_subscriber('ALTER TABLE event ADD COLUMN here int DEFAULT n_of()');
+have_lanes(2);
+$session = hold('UPDATE item SET t = NULL WHERE id = 301');
+each_transaction('UPDATE item SET n = 3 WHERE id = 301', "INSERT INTO event VALUES (4, 'read'), (5, 'read')");
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state IN ('waiting for an earlier transaction', 'waiting to commit')", 'lane that waits');
+$session->query_safe('COMMIT');
+$session->quit;
+$publisher->wait_for_catchup('sub');
+is(on_subscriber("SELECT string_agg(here::text, ',') FROM event WHERE what = 'read'"), '3,3',
+	'a default that is read from a table sees what earlier transactions have written');
+on_subscriber('ALTER TABLE event DROP COLUMN here; DROP FUNCTION n_of()');
+
 # ---- how many lanes work --------------------------------------------------------------------
 
 # As often as can be, another number of them.
