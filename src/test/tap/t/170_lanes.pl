@@ -258,6 +258,19 @@ $session->query_safe('COMMIT');
 $session->quit;
 check_equal('a unique value that an earlier transaction frees');
 
+# ---- equal rows ------------------------------------------------------------------------------
+
+# One of them is deleted by a transaction that is only prepared, which ends later in the stream: another
+# one is as good.
+on_publisher('INSERT INTO full_row VALUES (70, 70), (70, 70)');
+my $one = 'DELETE FROM full_row WHERE ctid = (SELECT ctid FROM full_row WHERE id = 70 ORDER BY ctid';
+on_publisher("BEGIN; $one LIMIT 1); PREPARE TRANSACTION 'equal'");
+on_publisher("$one DESC LIMIT 1)");
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT count(*) FROM full_row WHERE id = 70'), '1', 'the other one of two equal rows is deleted');
+on_publisher("COMMIT PREPARED 'equal'");
+check_equal('equal rows', 'full_row');
+
 # ---- numbers that are drawn here ------------------------------------------------------------
 
 # Who reads here by the numbers of a sequence expects them in the order of commits.
