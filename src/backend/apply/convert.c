@@ -394,7 +394,8 @@ KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 /*
  * Defaults of columns that the publisher does not have; for a row to insert.  Who reads here
  * by the numbers of a sequence must not find a smaller one behind a greater one: a lane
- * draws them when all earlier transactions have.
+ * draws them when all earlier transactions have.  And what a function reads must be what they
+ * have written.
  */
 void
 KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot)
@@ -403,8 +404,11 @@ KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot)
 
 	if (rel->ndefaults == 0)
 		return;
-	if (rel->ordered_defaults)
+	if (rel->ordered_defaults && KdbInLane)
+	{
 		(void) KdbLaneSettle();
+		KdbApplyFreshSnapshot();
+	}
 	econtext = CreateStandaloneExprContext();
 	for (int i = 0; i < rel->ndefaults; i++)
 	{

@@ -400,7 +400,7 @@ KdbEarlyLook(void)
 static void
 restart(void)
 {
-	(void) KdbRetrySchedule();
+	(void) KdbRetrySchedule(KdbApply.remote_final_lsn);
 	ereport(LOG,
 			(errmsg("logical replication apply worker for subscription \"%s\" will restart because the process that applies streamed transactions has ended",
 					MySubscription->name)));

@@ -27,6 +27,9 @@
  *	 subscription waits for a lock: it may be that earlier transactions wait for this one,
  *	 which waits for its turn behind them.  The engine's deadlock detector does not see
  *	 that.  Circles of locks alone are the detector's.
+ * - It waits itself for a lock, for longer than LOCK_WAIT_MS: then it does not look, and an
+ *	 earlier transaction that waits for it would wait for a local session that has nothing
+ *	 to do with it.
  *
  * COMMIT.  The leader has finished all earlier transactions and has let go of the
  * subscription's replication origin.  This process takes it, and commits with position
@@ -45,6 +48,7 @@
 #include "storage/dsm.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "storage/spin.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -54,6 +58,7 @@
 
 #define LOOK_EVERY	256			/* records between looks at orders and at who waits */
 #define NAP			20L			/* ms; while waiting for records */
+#define LOCK_WAIT_MS	3000	/* then an attempt that waits for a lock is given up */
 #define IDLE_MS		1000L		/* then statistics are sent, once */
 
 KdbEarlyShared *KdbMyEarly = NULL;
@@ -326,6 +331,18 @@ attach(dsm_handle handle)
 	before_shmem_exit(wake_leader_on_exit, (Datum) 0);
 }
 
+/* Whatever lock_timeout says elsewhere, if it is not less. */
+static void
+limit_lock_waits(void)
+{
+	char		limit[12];
+
+	if (LockTimeout > 0 && LockTimeout < LOCK_WAIT_MS)
+		return;
+	snprintf(limit, sizeof(limit), "%d", LOCK_WAIT_MS);
+	SetConfigOption("lock_timeout", limit, PGC_USERSET, PGC_S_OVERRIDE);
+}
+
 static void
 become_early(void)
 {
@@ -333,6 +350,7 @@ become_early(void)
 
 	identity.worker.stream_fileset = &KdbMyEarly->files;
 	KdbBecomeLane(&identity);
+	limit_lock_waits();
 	RegisterXactCallback(early_xact_callback, NULL);
 }
 

@@ -12,7 +12,7 @@
  * BY ITSELF it applies what is not an ordinary transaction, or cannot be one beside
  * others: streamed and two-phase transactions, TRUNCATE, a transaction larger than
  * KDB_LANES_LARGE; everything while a table is being synchronised, a skip LSN is set,
- * or the first transaction after a lane has failed (it is the one that failed).  It
+ * or, after a failure, up to the transaction that failed.  It
  * waits for all lanes before ("drain"); what it has collected of that transaction it
  * applies first.
  *
@@ -146,7 +146,17 @@ reap(void)
 		KdbFeedbackCommitted(transaction->end_lsn, transaction->local_end);
 		KdbApply.applied_end = transaction->end_lsn;
 	}
-	KdbRetrySucceeded();
+	KdbRetrySucceeded(KdbApply.applied_end);
+}
+
+/* The transaction that could not be applied, if any: all before it have committed.  See retry.c. */
+static XLogRecPtr
+first_not_committed(void)
+{
+	uint64		seq = pg_atomic_read_u64(&KdbMyLaneGroup->committed) + 1;
+
+	return seq > appended() ? InvalidXLogRecPtr :
+		KdbLaneTransactionOf(KdbMyLaneGroup, seq)->end_lsn - 1;
 }
 
 /*
@@ -170,7 +180,7 @@ look_for_trouble(bool thoroughly)
 		if (pg_atomic_read_u32(&KdbLaneOf(group, i)->state) == KDB_LANE_FAILED)
 			failure = pstrdup(group->failure);
 	}
-	if (KdbRetrySchedule() > 0)
+	if (KdbRetrySchedule(first_not_committed()) > 0)
 		elog(DEBUG1, "a lane has failed again");
 	ereport(LOG,
 			(errmsg("logical replication apply worker for subscription \"%s\" will restart and apply the next transaction without lanes",

@@ -215,17 +215,30 @@ keep_row(TupleTableSlot *slot)
 	}
 }
 
-/* Full scan with the snapshot, up to the first equal row. */
+/*
+ * Full scan with the snapshot, up to the first equal row.  One that another transaction is at is passed
+ * over, as any other equal row is as good; *busy is the first of these transactions.
+ */
 static bool
-scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot)
+scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot, TransactionId *busy)
 {
 	TableScanDesc scan = table_beginscan(target->rel, snapshot, 0, NULL);
+	bool		dirty = snapshot->snapshot_type == SNAPSHOT_DIRTY;
 	bool		found = false;
 
+	*busy = InvalidTransactionId;
 	while (!found && table_scan_getnextslot(scan, ForwardScanDirection, target->local))
 	{
+		TransactionId at = !dirty ? InvalidTransactionId :
+			TransactionIdIsValid(snapshot->xmin) ? snapshot->xmin : snapshot->xmax;
+
 		CHECK_FOR_INTERRUPTS();
-		found = rows_equal(target, target->local, search);
+		if (!rows_equal(target, target->local, search))
+			continue;
+		if (!TransactionIdIsValid(at))
+			found = true;
+		else if (!TransactionIdIsValid(*busy))
+			*busy = at;
 	}
 	if (found)
 		keep_row(target->local);
@@ -233,6 +246,10 @@ scan_for_row(KdbApplyTarget *target, TupleTableSlot *search, Snapshot snapshot)
 	return found;
 }
 
+/*
+ * If all equal rows are busy, one of their transactions is waited for.  Not otherwise: it may be a
+ * prepared one of this very stream, which is ended by what comes behind this change.
+ */
 static bool
 find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
 {
@@ -241,17 +258,20 @@ find_by_scan(KdbApplyTarget *target, TupleTableSlot *search)
 	{
 		SnapshotData dirty;
 		Snapshot	snapshot;
+		TransactionId busy;
 		bool		found;
 
 		InitDirtySnapshot(dirty);
-		if (scan_for_row(target, search, &dirty))
+		if (scan_for_row(target, search, &dirty, &busy))
+			return true;
+		ExecClearTuple(target->local);
+		if (TransactionIdIsValid(busy))
 		{
-			if (!wait_for_other(target, &dirty))
-				return true;
+			XactLockTableWait(busy, NULL, NULL, XLTW_None);
 			continue;
 		}
 		snapshot = RegisterSnapshot(GetLatestSnapshot());
-		found = scan_for_row(target, search, snapshot);
+		found = scan_for_row(target, search, snapshot, &busy);
 		ExecClearTuple(target->local);
 		UnregisterSnapshot(snapshot);
 		if (!found)

@@ -19,11 +19,14 @@
 #include "postgres.h"
 
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_subscription_rel.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "rewrite/rewriteHandler.h"
 #include "storage/ipc.h"
@@ -394,6 +397,22 @@ map_columns(KdbApplyRelation *rel)
 	pfree(mapped);
 }
 
+/* Functions of users that are STABLE: they may read tables, as VOLATILE ones may. */
+static bool
+is_reader(Oid function, void *context)
+{
+	return function >= FirstNormalObjectId && func_volatile(function) == PROVOLATILE_STABLE;
+}
+
+static bool
+calls_reader(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	return check_functions_in_node(node, is_reader, context) ||
+		expression_tree_walker(node, calls_reader, context);
+}
+
 /* Local columns that the publisher does not have get their defaults. */
 static void
 prepare_defaults(KdbApplyRelation *rel)
@@ -404,6 +423,7 @@ prepare_defaults(KdbApplyRelation *rel)
 	{
 		Form_pg_attribute att = TupleDescAttr(rel->tupdesc, i);
 		Expr	   *expr;
+		bool		reads;
 
 		if (att->attisdropped || att->attgenerated || rel->inputs[i].remote >= 0)
 			continue;
@@ -411,8 +431,9 @@ prepare_defaults(KdbApplyRelation *rel)
 		if (expr == NULL)
 			continue;
 		expr = expression_planner(expr);
-		rel->volatile_defaults |= contain_volatile_functions_not_nextval((Node *) expr);
-		rel->ordered_defaults |= contain_volatile_functions((Node *) expr);
+		reads = calls_reader((Node *) expr, NULL);
+		rel->volatile_defaults |= reads || contain_volatile_functions_not_nextval((Node *) expr);
+		rel->ordered_defaults |= reads || contain_volatile_functions((Node *) expr);
 		rel->domains |= KdbConvertsToDomain((Node *) expr);
 		rel->default_attnums[rel->ndefaults] = i;
 		rel->default_exprs[rel->ndefaults++] = ExecInitExpr(expr, NULL);

@@ -207,7 +207,7 @@ struct KdbApplyRelation
 	int			ndefaults;
 	AttrNumber *default_attnums;	/* 0-based */
 	ExprState **default_exprs;
-	bool		volatile_defaults;	/* some are not fixed, but for nextval */
+	bool		volatile_defaults;	/* some may read tables, or differ each time; but for nextval */
 	bool		ordered_defaults;	/* those, and nextval: they tell who was first */
 	bool		domains;		/* some convert to a domain */
 	TupleDesc	tupdesc;

@@ -19,8 +19,11 @@
  *	free		subid is InvalidOid
  *	due			waiting; the launcher starts the worker once not_before has come,
  *				and not earlier
- *	started		attempts and failures are what counts; freed by the first remote
- *				transaction that the worker finishes
+ *	started		attempts and failures are what counts; freed when the worker has
+ *				finished the remote transaction that had failed, or a later one
+ *
+ * ("failed" says which that is.  Transactions before it that have changed nothing here come again with
+ * it, as they have not moved the origin's progress.)
  *
  * The worker makes its entry due when it gives up.  What passes makes it due again
  * while the worker starts (KdbRetryStarting), until it streams: its predecessor may
@@ -50,6 +53,7 @@
 #define KDB_FAILURE_MAX_PAUSE	1000	/* ms */
 
 static bool retrying = false;	/* this worker has an entry */
+static XLogRecPtr failed = InvalidXLogRecPtr;	/* as the entry has it */
 
 static KdbRetryEntry *
 find_entry(Oid subid)
@@ -95,6 +99,14 @@ delay_before(int attempt, int first, int longest)
 	return Min(delay, longest);
 }
 
+/* The transaction that has failed, if there is one, ends behind lsn. */
+static void
+note_failed(KdbRetryEntry *entry, XLogRecPtr lsn)
+{
+	if (lsn != InvalidXLogRecPtr)
+		entry->failed = lsn;
+}
+
 static int
 make_due(KdbRetryEntry *entry)
 {
@@ -107,7 +119,7 @@ make_due(KdbRetryEntry *entry)
 
 /* See apply_private.h. */
 int
-KdbRetrySchedule(void)
+KdbRetrySchedule(XLogRecPtr lsn)
 {
 	KdbRetryEntry *entry;
 	int			delay;
@@ -116,6 +128,7 @@ KdbRetrySchedule(void)
 	entry = find_entry(MyLogicalRepWorker->subid);
 	if (entry == NULL)
 		entry = take_entry(MyLogicalRepWorker->subid);
+	note_failed(entry, lsn);
 	delay = make_due(entry);
 	LWLockRelease(LogicalRepWorkerLock);
 	return delay;
@@ -130,6 +143,7 @@ KdbRetryStarting(void)
 	LWLockAcquire(LogicalRepWorkerLock, LW_EXCLUSIVE);
 	entry = find_entry(MyLogicalRepWorker->subid);
 	retrying = entry != NULL;
+	failed = retrying ? entry->failed : InvalidXLogRecPtr;
 	if (retrying && entry->attempts > 0)
 		(void) make_due(entry);
 	LWLockRelease(LogicalRepWorkerLock);
@@ -155,11 +169,11 @@ KdbRetryStarted(void)
 
 /* See apply_private.h. */
 void
-KdbRetrySucceeded(void)
+KdbRetrySucceeded(XLogRecPtr end_lsn)
 {
 	KdbRetryEntry *entry;
 
-	if (!retrying)
+	if (!retrying || end_lsn <= failed)
 		return;
 	LWLockAcquire(LogicalRepWorkerLock, LW_EXCLUSIVE);
 	entry = find_entry(MyLogicalRepWorker->subid);
@@ -210,7 +224,10 @@ look_at_exit(int code, Datum arg)
 	if (entry == NULL)
 		entry = take_entry(MyLogicalRepWorker->subid);
 	if (!entry->due)
+	{
+		note_failed(entry, KdbApply.remote_final_lsn);
 		note_failure(entry);
+	}
 	LWLockRelease(LogicalRepWorkerLock);
 }
 

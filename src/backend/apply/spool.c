@@ -264,7 +264,6 @@ write_entries(SpoolTransaction *txn)
 	BufFile    *file;
 
 	subxacts_name(name, txn->xid);
-	BufFileDeleteFileSet(KdbSpoolFiles(), name, true);
 	file = BufFileCreateFileSet(KdbSpoolFiles(), name);
 	BufFileWrite(file, txn->entries, (Size) txn->nentries * sizeof(SubxactEntry));
 	BufFileClose(file);
@@ -289,6 +288,7 @@ read_entries(SpoolTransaction *txn)
 				 errmsg("could not read from streaming transaction's subxact file \"%s\": read only %zu of %zu bytes",
 						name, nread, size)));
 	BufFileClose(file);
+	BufFileDeleteFileSet(KdbSpoolFiles(), name, false); /* they may fit into memory from now on */
 
 	for (uint32 i = 0; i < txn->nentries; i++)
 		index_entry(txn, i);

@@ -160,7 +160,7 @@ end_remote(XLogRecPtr end_lsn)
 	KdbApply.remote_commit_time = 0;
 
 	KdbConvergeEnd();
-	KdbRetrySucceeded();
+	KdbRetrySucceeded(end_lsn);
 	KdbConflictLogMaintain();
 	KdbVersionRecordsMaintain();
 	KdbApply.applied_end = end_lsn;

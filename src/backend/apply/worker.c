@@ -140,7 +140,7 @@ schedule_retry(void)
 
 	if (am_tablesync_worker())
 		return psprintf("after wal_retrieve_retry_interval, %d ms", wal_retrieve_retry_interval);
-	delay = KdbRetrySchedule();
+	delay = KdbRetrySchedule(KdbApply.remote_final_lsn);
 	return delay == 0 ? "at once" : psprintf("after %d ms", delay);
 }
 

@@ -6,6 +6,7 @@
 #define KRAHODB_SHARED_H
 
 #include "postgres.h"
+#include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
@@ -18,6 +19,7 @@ typedef struct KdbRetryEntry
 	int			attempts;		/* of what passes, to be tried again promptly */
 	int			failures;		/* of any other kind, without a transaction in between */
 	TimestampTz not_before;
+	XLogRecPtr	failed;			/* a remote transaction that ends behind this has failed; 0: any */
 } KdbRetryEntry;
 
 typedef struct KdbSharedState

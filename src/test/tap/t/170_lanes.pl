@@ -258,6 +258,19 @@ $session->query_safe('COMMIT');
 $session->quit;
 check_equal('a unique value that an earlier transaction frees');
 
+# ---- equal rows ------------------------------------------------------------------------------
+
+# One of them is deleted by a transaction that is only prepared, which ends later in the stream: another
+# one is as good.
+on_publisher('INSERT INTO full_row VALUES (70, 70), (70, 70)');
+my $one = 'DELETE FROM full_row WHERE ctid = (SELECT ctid FROM full_row WHERE id = 70 ORDER BY ctid';
+on_publisher("BEGIN; $one LIMIT 1); PREPARE TRANSACTION 'equal'");
+on_publisher("$one DESC LIMIT 1)");
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT count(*) FROM full_row WHERE id = 70'), '1', 'the other one of two equal rows is deleted');
+on_publisher("COMMIT PREPARED 'equal'");
+check_equal('equal rows', 'full_row');
+
 # ---- numbers that are drawn here ------------------------------------------------------------
 
 # Who reads here by the numbers of a sequence expects them in the order of commits.
@@ -274,6 +287,20 @@ $publisher->wait_for_catchup('sub');
 is(on_subscriber("SELECT string_agg(id::text, ',' ORDER BY here) FROM event WHERE what = 'drawn'"), '1,2,3',
 	'numbers of a sequence here come in the order of the transactions');
 on_subscriber('ALTER TABLE event DROP COLUMN here');
+
+# So does a function that reads, and need not be VOLATILE for that.
+on_subscriber("CREATE FUNCTION n_of() RETURNS int LANGUAGE sql STABLE AS 'SELECT n FROM public.item WHERE id = 301'");
+on_subscriber('ALTER TABLE event ADD COLUMN here int DEFAULT n_of()');
+have_lanes(2);
+$session = hold('UPDATE item SET t = NULL WHERE id = 301');
+each_transaction('UPDATE item SET n = 3 WHERE id = 301', "INSERT INTO event VALUES (4, 'read'), (5, 'read')");
+wait_for("SELECT count(*) = 1 FROM krahodb.lanes WHERE state IN ('waiting for an earlier transaction', 'waiting to commit')", 'lane that waits');
+$session->query_safe('COMMIT');
+$session->quit;
+$publisher->wait_for_catchup('sub');
+is(on_subscriber("SELECT string_agg(here::text, ',') FROM event WHERE what = 'read'"), '3,3',
+	'a default that is read from a table sees what earlier transactions have written');
+on_subscriber('ALTER TABLE event DROP COLUMN here; DROP FUNCTION n_of()');
 
 # ---- how many lanes work --------------------------------------------------------------------
 
@@ -336,6 +363,29 @@ on_subscriber('ALTER TABLE item DROP CONSTRAINT small');
 on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = false)');
 on_publisher('UPDATE item SET n = 3 WHERE id = 2');
 check_equal('after SKIP');
+
+# Transactions before it that change nothing here come again with the one that fails: it is that one which
+# is applied without lanes.  (They look for a row in many, so that there are lanes again before all are done;
+# and the publisher does not hear that nothing is to be done for them.)
+on_publisher('INSERT INTO full_row SELECT 0, g FROM generate_series(1, 10000) g');
+on_publisher('INSERT INTO full_row VALUES (311, 0); INSERT INTO item (id, n) VALUES (312, 1)');
+$publisher->wait_for_catchup('sub');
+on_subscriber('DELETE FROM full_row WHERE id = 311; UPDATE item SET u = -1 WHERE id = 1');
+have_lanes(2);
+$subscriber->append_conf('postgresql.conf', 'wal_receiver_status_interval = 0');
+reload_settings($subscriber);
+$log = -s $subscriber->logfile;
+on_publisher('DO $$ BEGIN FOR i IN 1 .. 600 LOOP UPDATE full_row SET n = i WHERE id = 311; COMMIT; END LOOP; END $$');
+on_publisher('UPDATE item SET u = -1 WHERE id = 312');
+$subscriber->wait_for_log(qr/ERROR: .*duplicate key value/, $log);
+is(scalar(() = slurp_file($subscriber->logfile, $log) =~ /will restart and apply the next transaction without lanes/g), 1,
+	'a failure behind transactions without effect is the worker\'s at once');
+on_subscriber('UPDATE item SET u = NULL WHERE id = 1');
+$subscriber->adjust_conf('postgresql.conf', 'wal_receiver_status_interval', undef);
+reload_settings($subscriber);
+on_publisher('DELETE FROM full_row WHERE id IN (0, 311)');
+on_publisher('UPDATE item SET u = NULL WHERE id = 1; DELETE FROM item WHERE id = 312');
+check_equal('behind the failure');
 
 # A conflict that is resolved by an error is found by a lane, but is the worker's: it is tried
 # and counted once.

@@ -248,6 +248,20 @@ $session->quit;
 finish($open, 'COMMIT');
 check_equal('a deadlock with a local session');
 
+# It waits for a local session, and an earlier transaction for it, which has nothing to do with that session.
+$start = log_end();
+my $first = hold('UPDATE item SET u = u WHERE id = 1');
+$session = hold('UPDATE item SET u = u WHERE id = 2');
+on_publisher('BEGIN; UPDATE item SET u = 14 WHERE id = 1; UPDATE item SET u = 15 WHERE id = 3; COMMIT');
+$open = begin('UPDATE item SET u = 16 WHERE id = 3; UPDATE item SET u = 17 WHERE id = 2; ' . rows());
+wait_for("SELECT count(*) = 1 FROM pg_locks k JOIN krahodb.lanes l USING (pid) WHERE lane = 0 AND NOT granted", 'wait for a local session');
+finish($first, 'ROLLBACK');
+wait_for('SELECT u = 15 FROM item WHERE id = 3', 'earlier transaction');
+finish($session, 'ROLLBACK');
+finish($open, 'COMMIT');
+check_equal('an earlier transaction does not wait for a local session by way of it');
+wait_for_reason('canceling statement due to lock timeout', $start);
+
 # The local session is in the way when the transaction is rolled back: nobody waits for it.
 $session = hold('UPDATE item SET u = u WHERE id = 2');
 $open = begin('UPDATE item SET u = 13 WHERE id = 2;' . rows());
