@@ -280,7 +280,7 @@ KdbApplyRelationsLook(void)
 	CommitTransactionCommand();
 	if (gone < KDB_MIN_SWEEP_SIZE || gone < hash_get_num_entries(relations) / 2)
 		return;
-	(void) KdbRetrySchedule();
+	(void) KdbRetrySchedule(InvalidXLogRecPtr);
 	ereport(LOG,
 			(errmsg("logical replication apply worker for subscription \"%s\" will restart to forget %ld tables that do not exist any more",
 					MySubscription->name, gone)));
