@@ -17,8 +17,9 @@ my $mesh = KrahoDB::PausedMesh->new(
 	publications => 'mesh',
 	schema => q{
 	CREATE EXTENSION krahodb;
+	CREATE DOMAIN price AS numeric(12,2) CHECK (VALUE < 1000000);
 	CREATE TABLE m (gone text, id int PRIMARY KEY, v text, n int, big bigint DEFAULT 0,
-		amount numeric(12,2) DEFAULT 10, hi int DEFAULT 10, lo text DEFAULT 'm');
+		amount price DEFAULT 10, hi int DEFAULT 10, lo text DEFAULT 'm');
 	ALTER TABLE m DROP COLUMN gone;
 	ALTER TABLE m REPLICA IDENTITY FULL,
 		ALTER n SET (krahodb.merge = delta), ALTER big SET (krahodb.merge = delta),
