@@ -101,7 +101,7 @@ extern const KdbUniqueIndex *KdbListingIndex(const KdbListing *listing, Oid plac
 
 /* Unique or for an exclusion constraint?  Attribute numbers that it depends on. */
 extern bool KdbIsUniqueIndex(Relation index);
-extern Bitmapset *KdbIndexColumns(Relation index);
+extern Bitmapset *KdbIndexColumns(Relation index, TupleDesc desc);
 
 /*
  * carried_values.c: what ALTER TABLE makes of the values of a table's columns.  Prepare before the
