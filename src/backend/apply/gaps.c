@@ -84,7 +84,6 @@ prepare(KdbApplyTarget *target, KdbRunIndex *run, const IndexInfo *info)
 		ScanKeyEntryInitialize(&run->equal[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i],
 							   KdbIndexOperatorFunction(index, i, BTEqualStrategyNumber), (Datum) 0);
-		run->equal[i].sk_func.fn_mcxt = target->context;
 	}
 	fmgr_info_cxt(KdbIndexOperatorFunction(index, 0, BTGreaterEqualStrategyNumber),
 				  &run->greater_equal, target->context);
@@ -276,7 +275,10 @@ has_tuple(KdbRunIndex *run, IndexScanDesc scan, TupleTableSlot *row)
 	bool		found;
 
 	for (int i = 0; i < run->nkeys; i++)
+	{
 		run->equal[i].sk_argument = value_of(run, row, i);
+		run->equal[i].sk_func.fn_mcxt = CurrentMemoryContext;	/* of the scan's copy */
+	}
 	index_rescan(scan, run->equal, run->nkeys, NULL, 0);
 	found = index_getnext_slot(scan, ForwardScanDirection, run->scratch);
 	ExecClearTuple(run->scratch);

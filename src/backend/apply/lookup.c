@@ -47,11 +47,26 @@ wait_for_other(KdbApplyTarget *target, const SnapshotData *snapshot)
 	return true;
 }
 
+/*
+ * Each search has its own functions: what they keep is not shared (who replaces it frees it), and is
+ * kept in that memory context.
+ */
+static void
+keep_in(ScanKeyData *key, int nkeys, MemoryContext context)
+{
+	for (int i = 0; i < nkeys; i++)
+	{
+		key[i].sk_func.fn_extra = NULL;
+		key[i].sk_func.fn_mcxt = context;
+	}
+}
+
 /* See relation_private.h. */
 bool
 KdbIdentityKey(KdbApplyTarget *target, TupleTableSlot *search, ScanKeyData *key)
 {
 	memcpy(key, target->key_template, sizeof(ScanKeyData) * target->nkeys);
+	keep_in(key, target->nkeys, CurrentMemoryContext);
 	for (int i = 0; i < target->nkeys; i++)
 	{
 		AttrNumber	attnum = target->key_attnum[i];
@@ -118,6 +133,7 @@ restart_scan(KdbApplyTarget *target, ScanKeyData *key)
 		target->scan_rows = 0;
 	}
 	target->scan_rows++;
+	keep_in(key, target->nkeys, CurrentMemoryContext);
 	index_rescan(target->scan, key, target->nkeys, NULL, 0);
 }
 

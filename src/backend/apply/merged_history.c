@@ -276,6 +276,14 @@ note_recorded(History *history)
 	sort_transactions(&history->with_row);
 }
 
+/* The last version was written and ended by the transaction that wrote the other one, or by its subtransactions. */
+static bool
+has_ended_itself(const KdbRowVersion *version, const KdbRowVersion *last)
+{
+	return TransactionIdIsValid(last->ender) && last->combo && last->own == version->own &&
+		KdbVersionCompare(last->version, version->version) == 0;
+}
+
 /*
  * The place among contributions of the same transaction: chains that it has ended
  * itself first, in the order of their ends.
@@ -285,8 +293,8 @@ place_of(const KdbRowVersion *version, const KdbRowVersion *last, int position)
 {
 	uint64		chain = PG_UINT32_MAX;
 
-	if (last->ender == version->writer)
-		chain = last->combo ? (uint64) last->command + 1 : 0;
+	if (has_ended_itself(version, last))
+		chain = last->command;
 	return (chain << 24) | position;
 }
 

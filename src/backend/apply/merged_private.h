@@ -32,7 +32,8 @@ typedef struct KdbMergedColumn
 	bool		typbyval;
 	TypeCacheEntry *order;		/* MAX, MIN */
 	bool		is_domain;
-	void	   *domain;			/* the engine's cache of its constraints */
+	void	   *domain;			/* the engine's cache of its constraints ... */
+	MemoryContext context;		/* ... and where it is: that of the column */
 } KdbMergedColumn;
 
 /*

@@ -20,7 +20,6 @@
 #include "utils/cash.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "utils/timestamp.h"
 
@@ -51,6 +50,7 @@ KdbTargetBuildMerged(KdbApplyTarget *target)
 		column->typlen = att->attlen;
 		column->typbyval = att->attbyval;
 		column->is_domain = column->base_type != column->type;
+		column->context = CurrentMemoryContext;
 		if (merge->kind != KDB_MERGE_DELTA)
 			column->order = lookup_type_cache(column->base_type, TYPECACHE_CMP_PROC_FINFO);
 	}
@@ -289,6 +289,5 @@ KdbMergedNarrow(const KdbMergedColumn *column, Relation rel, Datum *value, bool 
 	if (!*isnull && column->kind == KDB_MERGE_DELTA)
 		*value = narrow(column, rel, *value);
 	if (column->is_domain)
-		domain_check(*value, *isnull, column->type, &((KdbMergedColumn *) column)->domain,
-					 GetMemoryChunkContext((void *) column));
+		domain_check(*value, *isnull, column->type, &((KdbMergedColumn *) column)->domain, column->context);
 }

@@ -255,6 +255,9 @@ KdbChangedColumns(TupleDesc tupdesc, TupleTableSlot *a, TupleTableSlot *b)
 			continue;
 		changed = bms_add_member(changed, i + 1 - FirstLowInvalidHeapAttributeNumber);
 	}
+	/* An expression may be over the whole row. */
+	if (changed)
+		changed = bms_add_member(changed, 0 - FirstLowInvalidHeapAttributeNumber);
 	return changed;
 }
 

@@ -561,7 +561,7 @@ open_index(Writer *w, Oid oid)
 		return;
 	}
 	new->place = KdbIndexPlace(new->index);
-	new->columns = KdbIndexColumns(new->index);
+	new->columns = KdbIndexColumns(new->index, w->now.desc);
 	KdbIndexedTypes(new->index, new->info, w->now.desc, &new->values);
 	if (new->info->ii_ExclusionOps || KdbIndexHasOwnEquality(new->index, &new->values))
 		new->values.operators = &by_operators;

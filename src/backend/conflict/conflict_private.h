@@ -99,9 +99,15 @@ extern bool KdbListingNeeds(const KdbListing *listing, const KdbVersionRecord *r
 /* The index that a CLAIM record names, or NULL. */
 extern const KdbUniqueIndex *KdbListingIndex(const KdbListing *listing, Oid place);
 
+/*
+ * left_out_values.c: values of a dead tuple that the index of the TOAST table lacks, into the slot; in the
+ * current memory context, which must last as long as the tuple is in it.
+ */
+extern void KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot);
+
 /* Unique or for an exclusion constraint?  Attribute numbers that it depends on. */
 extern bool KdbIsUniqueIndex(Relation index);
-extern Bitmapset *KdbIndexColumns(Relation index);
+extern Bitmapset *KdbIndexColumns(Relation index, TupleDesc desc);
 
 /*
  * carried_values.c: what ALTER TABLE makes of the values of a table's columns.  Prepare before the

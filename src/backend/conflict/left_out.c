@@ -38,6 +38,8 @@
 #include "krahodb/conflict.h"
 #include "krahodb/version_record.h"
 
+#include "conflict_private.h"
+
 typedef struct Place
 {
 	uint64		hash;			/* of the values in the index */
@@ -210,6 +212,7 @@ collect(KdbLeftOut *left_out, Relation rel)
 		if (!ended_between(slot, from, left_out->until))
 			continue;
 		MemoryContextSwitchTo(GetPerTupleMemoryContext(left_out->estate));
+		KdbReadLeftOutValues(rel, slot);
 		if (form_values(left_out, slot))
 		{
 			MemoryContextSwitchTo(context);
@@ -326,6 +329,7 @@ KdbTupleScanNext(KdbTupleScan *scan)
 		if (index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
 		{
 			scan->recheck = scan->scan->xs_recheck;
+			KdbReadLeftOutValues(scan->rel, scan->slot);
 			return true;
 		}
 		scan->behind_index = true;
@@ -336,8 +340,11 @@ KdbTupleScanNext(KdbTupleScan *scan)
 	{
 		ItemPointerData tid = left_out->places[scan->next++].tid;
 
-		if (table_tuple_fetch_row_version(scan->rel, &tid, SnapshotAny, scan->slot) &&
-			ended_between(scan->slot, kept_from(), left_out->until) && has_key(scan))
+		if (!table_tuple_fetch_row_version(scan->rel, &tid, SnapshotAny, scan->slot) ||
+			!ended_between(scan->slot, kept_from(), left_out->until))
+			continue;
+		KdbReadLeftOutValues(scan->rel, scan->slot);
+		if (has_key(scan))
 			return true;
 	}
 	return false;

@@ -287,22 +287,41 @@ find_keys(KdbListing *listing, Relation rel)
 	index_close(index, AccessShareLock);
 }
 
+/* All that an expression over the whole row depends on. */
+static Bitmapset *
+all_columns(TupleDesc desc, Bitmapset *columns)
+{
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (!TupleDescAttr(desc, i)->attisdropped)
+			columns = bms_add_member(columns, i + 1);
+	}
+	return columns;
+}
+
 /* See conflict_private.h. */
 Bitmapset *
-KdbIndexColumns(Relation index)
+KdbIndexColumns(Relation index, TupleDesc desc)
 {
 	Bitmapset  *attributes = NULL;
 	Bitmapset  *columns = NULL;
 	int			member = -1;
 
 	for (int i = 0; i < index->rd_index->indnkeyatts; i++)
-		attributes = bms_add_member(attributes, index->rd_index->indkey.values[i] - FirstLowInvalidHeapAttributeNumber);
+	{
+		if (index->rd_index->indkey.values[i] > 0)
+			columns = bms_add_member(columns, index->rd_index->indkey.values[i]);
+	}
 	pull_varattnos((Node *) RelationGetIndexExpressions(index), 1, &attributes);
 	pull_varattnos((Node *) RelationGetIndexPredicate(index), 1, &attributes);
 	while ((member = bms_next_member(attributes, member)) >= 0)
 	{
-		if (member + FirstLowInvalidHeapAttributeNumber > 0)
-			columns = bms_add_member(columns, member + FirstLowInvalidHeapAttributeNumber);
+		AttrNumber	attnum = member + FirstLowInvalidHeapAttributeNumber;
+
+		if (attnum == 0)
+			columns = all_columns(desc, columns);
+		else if (attnum > 0)
+			columns = bms_add_member(columns, attnum);
 	}
 	return columns;
 }
@@ -421,7 +440,7 @@ find_unique(KdbListing *listing, Relation rel)
 		{
 			listing->has_unique = true;
 			listing->nulls_equal |= index->rd_index->indnullsnotdistinct;
-			listing->indexed = bms_add_members(listing->indexed, KdbIndexColumns(index));
+			listing->indexed = bms_add_members(listing->indexed, KdbIndexColumns(index, listing->desc));
 		}
 		index_close(index, AccessShareLock);
 	}

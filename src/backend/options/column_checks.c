@@ -126,10 +126,17 @@ columns_of_index(Relation index, Relation rel)
 	return with_sources(rel, columns);
 }
 
+/* An expression over the whole row depends on each of its columns. */
+static bool
+depends_on(const Bitmapset *columns, AttrNumber attnum)
+{
+	return bms_is_member(attnum - FirstLowInvalidHeapAttributeNumber, columns) ||
+		bms_is_member(0 - FirstLowInvalidHeapAttributeNumber, columns);
+}
+
 static void
 check_indexes(const Column *column)
 {
-	int			member = column->att->attnum - FirstLowInvalidHeapAttributeNumber;
 	ListCell   *lc;
 
 	foreach(lc, RelationGetIndexList(column->rel))
@@ -137,7 +144,7 @@ check_indexes(const Column *column)
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 
 		if ((index->rd_index->indisunique || index->rd_index->indisexclusion) &&
-			bms_is_member(member, columns_of_index(index, column->rel)))
+			depends_on(columns_of_index(index, column->rel), column->att->attnum))
 			refuse(column, ERRCODE_INVALID_TABLE_DEFINITION,
 				   psprintf("Unique index or exclusion constraint \"%s\" depends on it: a merged value may be taken elsewhere.",
 							RelationGetRelationName(index)),

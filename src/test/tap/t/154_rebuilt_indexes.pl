@@ -22,7 +22,12 @@ my $mesh = KrahoDB::PausedMesh->new(
 		CREATE UNIQUE INDEX r_v ON r (lower(v)) WHERE id >= 40;
 		CREATE TABLE m (id int PRIMARY KEY, n int);
 		ALTER TABLE m REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
-		CREATE PUBLICATION pub FOR TABLE t, m, r});
+		CREATE FUNCTION wide(text) RETURNS text IMMUTABLE LANGUAGE sql AS $$SELECT $1 || string_agg(md5($1 || g), '') FROM generate_series(1, 66) g$$;
+		CREATE TABLE k (id text PRIMARY KEY, v text);
+		ALTER TABLE k ALTER id SET STORAGE EXTERNAL;
+		CREATE TABLE x (id int PRIMARY KEY, hi text);
+		ALTER TABLE x ALTER hi SET STORAGE EXTERNAL, REPLICA IDENTITY FULL, ALTER hi SET (krahodb.merge = max);
+		CREATE PUBLICATION pub FOR TABLE t, m, r, k, x});
 my ($first, $second) = $mesh->nodes;
 
 # Writes here, an index that is rebuilt, and what is written elsewhere before them.
@@ -106,6 +111,23 @@ rebuilt('a claim in an index on an expression that is made anew',
 		'ALTER INDEX t_v_new RENAME TO t_v' ],
 	query => 'SELECT id, v FROM t WHERE id IN (40, 41)',
 	expected => '40|other');
+
+# The index of the large values is built anew, too.
+rebuilt('a deletion, with a key out of line',
+	base => q{INSERT INTO k VALUES (wide('a'), 'old')},
+	older => q{UPDATE k SET v = 'lost' WHERE id = wide('a')},
+	newer => q{DELETE FROM k WHERE id = wide('a')},
+	rebuild => ['REINDEX TABLE CONCURRENTLY k'],
+	query => 'SELECT v FROM k',
+	expected => '');
+
+rebuilt('a history of values out of line',
+	base => q{INSERT INTO x VALUES (1, wide('a'))},
+	older => q{UPDATE x SET hi = wide('c') WHERE id = 1},
+	newer => q{UPDATE x SET hi = wide('b') WHERE id = 1},
+	rebuild => ['REINDEX TABLE CONCURRENTLY x'],
+	query => 'SELECT id, left(hi, 1), hi = wide(left(hi, 1)) FROM x',
+	expected => '1|c|t');
 
 rebuilt('a deletion, plain REINDEX',
 	base => q{INSERT INTO t VALUES (2, NULL, 'old')},

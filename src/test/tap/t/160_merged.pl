@@ -17,8 +17,9 @@ my $mesh = KrahoDB::PausedMesh->new(
 	publications => 'mesh',
 	schema => q{
 	CREATE EXTENSION krahodb;
+	CREATE DOMAIN price AS numeric(12,2) CHECK (VALUE < 1000000);
 	CREATE TABLE m (gone text, id int PRIMARY KEY, v text, n int, big bigint DEFAULT 0,
-		amount numeric(12,2) DEFAULT 10, hi int DEFAULT 10, lo text DEFAULT 'm');
+		amount price DEFAULT 10, hi int DEFAULT 10, lo text DEFAULT 'm');
 	ALTER TABLE m DROP COLUMN gone;
 	ALTER TABLE m REPLICA IDENTITY FULL,
 		ALTER n SET (krahodb.merge = delta), ALTER big SET (krahodb.merge = delta),
@@ -45,6 +46,8 @@ my @compare = map { "SELECT t.* FROM $_ t ORDER BY t.*" } qw(m part small uniq);
 my @base = (
 	q{INSERT INTO m SELECT %d000 + g, 'old', 100 FROM generate_series(1, 40) g},
 	q{UPDATE m SET n = NULL WHERE id IN (%d008, %d009)},
+	q{BEGIN; UPDATE m SET n = n + 6 WHERE id = %d021; SAVEPOINT a; DELETE FROM m WHERE id = %d021; RELEASE a;
+		INSERT INTO m VALUES (%d021, 'old', 50); COMMIT},
 	q{INSERT INTO part SELECT %d000 + g, 1, 'old', 100 FROM generate_series(1, 9) g},
 	q{INSERT INTO uniq SELECT %d000 + g, %d000 + g, 100 FROM generate_series(1, 9) g});
 
@@ -122,6 +125,9 @@ my @concurrent = (
 	1 => q{BEGIN; INSERT INTO m VALUES (%d104, 'b', 60); UPDATE m SET n = n + 1 WHERE id = %d104;
 		UPDATE m SET n = n + 1 WHERE id = %d104; COMMIT},
 	2 => q{UPDATE m SET n = n + 100 WHERE id = %d104},
+	# inserted again by the transaction that has changed it, with savepoints
+	2 => q{UPDATE m SET n = n + 4, v = 'lost' WHERE id = %d021},
+	1 => q{UPDATE m SET v = 'new' WHERE id = %d021},
 	# another key
 	1 => q{UPDATE m SET id = %d218 WHERE id = %d018},
 	2 => q{UPDATE m SET n = n + 5 WHERE id = %d018},
@@ -155,6 +161,7 @@ my @expected = (
 		"10|112\n11|112\n13|5", 'deletions' ],
 	[ q{SELECT id %% 1000, n, v FROM m WHERE id IN (%d101, %d102, %d103, %d104) ORDER BY id},
 		"101|15|new\n102|10|new\n103|51|new\n104|162|a", 'inserted twice' ],
+	[ q{SELECT n, v FROM m WHERE id = %d021}, '54|new', 'deleted below a savepoint, and inserted again' ],
 	[ q{SELECT id %% 1000, n FROM m WHERE id IN (%d018, %d218, %d019, %d219) ORDER BY id},
 		"18|105\n218|100\n219|101", 'another key' ],
 	[ q{SELECT id %% 1000, r, n FROM part WHERE id IN (%d001, %d002, %d003) ORDER BY id, r},
