@@ -12,7 +12,8 @@
  *	absent		nothing is known of the key
  *
  * TRUNCATE leaves no dead rows.  But it gives the key's index new storage, and nothing else that is done
- * often does.  So if nothing is known of a key that the writer has written, and its index got new storage
+ * often does.  So if nothing is known of a key that the writer has written, or what is known is older than that (a record of
+ * an earlier death, or a change that came by another stream, made before the writer's and after TRUNCATE here), and its index got new storage
  * afterwards, the key died with that: it is dead, as if the writer had left it so.  TRUNCATE has no version; it comes by the
  * stream, behind the writer.
  *
@@ -66,6 +67,7 @@
 #include "utils/syscache.h"
 
 #include "krahodb/conflict.h"
+#include "krahodb/horizon_shared.h"
 #include "krahodb/node.h"
 #include "krahodb/output.h"
 #include "krahodb/stream.h"
@@ -445,6 +447,7 @@ was_emptied(const Asked *asked)
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(RelationGetRelid(asked->index)));
 	KdbLocalRow emptied = {0};
 	KdbLocalRow written = {0};
+	TimestampTz horizon;
 	TransactionId xid;
 
 	if (!HeapTupleIsValid(tuple))
@@ -459,8 +462,17 @@ was_emptied(const Asked *asked)
 	/* It may have begun before the writer did. */
 	KdbTransactionVersion(xid, InvalidRepOriginId, 0, &emptied);
 	KdbTransactionVersion(asked->writer, InvalidRepOriginId, 0, &written);
-	return emptied.version_known && written.version_known &&
-		emptied.version.ts >= written.version.ts;
+	if (!written.version_known)
+		return false;
+	if (emptied.version_known && emptied.version.ts >= written.version.ts)
+		return true;
+
+	/*
+	 * If it was applied here, its version may be an older one.  But nothing else takes
+	 * the traces of what is newer than the horizon.
+	 */
+	horizon = KdbHorizonTimestamp();
+	return horizon != 0 && written.version.ts > horizon && KdbIndexStillLacks(xid);
 }
 
 static void
@@ -474,11 +486,6 @@ find_death(Asked *asked, Found *found)
 	ExecDropSingleTupleTableSlot(scratch);
 	look_at_records(&truth);
 	found->state = dead || truth.dead ? "dead" : "absent";
-	if (!dead && !truth.dead && was_emptied(asked))
-	{
-		found->state = "dead";
-		found->own = true;
-	}
 	if (truth.dead && (!dead || KdbVersionCompare(truth.death, found->row.version) > 0))
 	{
 		found->row.version = truth.death;
@@ -545,6 +552,21 @@ find_of_writer(Asked *asked, Found *found)
 	return found->own;
 }
 
+/* Is it not what the writer has left, nor anything later? */
+static bool
+is_from_before(const Asked *asked, const Found *found)
+{
+	KdbLocalRow written = {0};
+
+	if (found->own || !TransactionIdIsNormal(asked->writer))
+		return false;
+	if (strcmp(found->state, "absent") == 0)
+		return true;
+	KdbTransactionVersion(asked->writer, InvalidRepOriginId, 0, &written);
+	return written.version_known && found->row.version_known &&
+		KdbVersionCompare(found->row.version, written.version) < 0;
+}
+
 static void
 find_state(Asked *asked, Found *found)
 {
@@ -554,6 +576,11 @@ find_state(Asked *asked, Found *found)
 		return;
 	if (!find_live(asked, found))
 		find_death(asked, found);
+	if (is_from_before(asked, found) && was_emptied(asked))
+	{
+		found->state = "dead";
+		found->own = true;
+	}
 }
 
 /* ---- the answer ------------------------------------------------------------ */
@@ -607,8 +634,7 @@ answer(FunctionCallInfo fcinfo, Asked *asked, Found *found, List *columns, List 
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	if (live && !KdbRowIsPublished(publications, RelationGetRelid(asked->named),
-								   reformat(asked->slot, asked->rel, asked->named)))
+	if (live && !KdbRowIsPublished(publications, RelationGetRelid(asked->named), reformat(asked->slot, asked->rel, asked->named)))
 		found->state = "filtered";
 	values[RESULT_NODE] = Int64GetDatum((int64) KdbLocalNodeIdentity());
 	values[RESULT_STATE] = CStringGetTextDatum(found->state);
