@@ -71,7 +71,8 @@ uncontested(KdbMergeRun *run, const KdbLocalRow *local, int order, bool *wins)
 	*wins = true;
 	if (order == 0 || (order > 0 && local->same_transaction))
 		return true;
-	return order > 0 && local->state == KDB_ROW_LIVE && KdbMergeWriterSaw(run, local);
+	return order > 0 && local->state == KDB_ROW_LIVE &&
+		KdbMergeWriterSaw(run->ops, run->arg, run->context, local);
 }
 
 /*
@@ -252,8 +253,7 @@ merge_state(KdbMergeRun *run)
 		KdbMergeContributeDead(run);
 		return KDB_MERGE_DONE;
 	}
-	if (run->unique &&
-		(local.state != KDB_ROW_LIVE || run->ops->unique_changes(run->arg, KDB_PART_FETCHED)))
+	if (run->unique && (local.state != KDB_ROW_LIVE || run->ops->unique_changes(run->arg, KDB_PART_FETCHED)))
 	{
 		switch (KdbMergeUnique(run, KDB_PART_FETCHED, version, true))
 		{

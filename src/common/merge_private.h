@@ -62,7 +62,10 @@ enum
 	KDB_WITHOUT_TRUE_VERSION = 1 << 15,
 	KDB_WITHOUT_LOSER_CHANGES = 1 << 16,
 	KDB_WITHOUT_DEAD_CHANGES = 1 << 17,
-	KDB_WITHOUT_HISTORY = 1 << 18
+	KDB_WITHOUT_HISTORY = 1 << 18,
+	KDB_WITHOUT_MANY_HOLDERS = 1 << 19,
+	KDB_WITHOUT_KEEP_SEEN = 1 << 20,
+	KDB_WITHOUT_KEEP_WRITTEN = 1 << 21
 };
 
 /* merge.c: less than, equal to or greater than 0 as the version is to the local one. */
@@ -85,7 +88,8 @@ extern KdbUniqueVerdict KdbMergeUnique(KdbMergeRun *run, KdbRowPart part,
 									   KdbVersion version, bool contender);
 
 /* merge_unsent.c */
-extern bool KdbMergeWriterSaw(KdbMergeRun *run, const KdbLocalRow *local);
+extern bool KdbMergeWriterSaw(const KdbMergeOps *ops, void *arg, const KdbMergeContext *context,
+							  const KdbLocalRow *local);
 extern bool KdbMergeMayShare(KdbMergeRun *run, const KdbLocalRow *local);
 extern void KdbMergeFetch(KdbMergeRun *run);
 

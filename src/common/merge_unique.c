@@ -11,6 +11,13 @@
  *
  * A holder of an equal version belongs to the same transaction, which is going to
  * write it again: its check is deferred, or it was fetched.  It goes as well.
+ *
+ * Where the key is deferrable here, too, it stays: an exchange would be two conflicts otherwise.  So does, until
+ * the end of the transaction, an older holder that the writer had seen.  Mostly the same transaction writes
+ * it again; else another node has taken the value away from it, unknown here (KdbMergeClaimAtEnd).
+ * Not a holder that the writer had not seen: for that the value is taken even if it is given
+ * back at once, since it is at the writer, too.  And not for a row that was fetched as
+ * another version: that is no step of this transaction.
  */
 #include "merge_private.h"
 
@@ -33,7 +40,7 @@ conflict_with(KdbMergeRun *run, int nholders)
 static KdbMergeResult
 kill(KdbMergeRun *run, const KdbMergeHolder *holder, KdbVersion claim)
 {
-	KdbVersion	own = holder->row.version_known ? holder->row.version : (KdbVersion) {0, 0};
+	KdbVersion	own = holder->row.version_known ? holder->row.version : (KdbVersion){0, 0};
 
 	if (!KDB_RULE(OWN_VERSION))
 		own = claim;
@@ -117,7 +124,7 @@ against_holders(KdbMergeRun *run, KdbVersion version, bool contender,
 		report(run, conflict_with(run, killed),
 			   contender && !dropped ? write_action(run) : KDB_ACTION_DELETE,
 			   holders, killed, false);
-	if (n == KDB_MERGE_MAX_HOLDERS && killed > 0)
+	if (n == KDB_MERGE_MAX_HOLDERS && killed > 0 && KDB_RULE(MANY_HOLDERS))
 		return KDB_UNIQUE_AGAIN;
 	if (dropped && contender)
 		report(run, conflict_with(run, n - killed), KDB_ACTION_SKIP,
@@ -131,6 +138,23 @@ newer_claim(KdbMergeRun *run, KdbRowPart part, KdbVersion version)
 	if (run->context->newest || !KDB_RULE(NEWER_CLAIMS))
 		return false;
 	return run->ops->newer_claim(run->arg, part, version);
+}
+
+KdbMergeKeeping
+KdbMergeMayKeep(const KdbMergeOps *ops, void *arg, const KdbMergeContext *context, KdbVersion version,
+				const KdbLocalRow *holder, bool at_end)
+{
+	int			order = KdbMergeOrder(context->version, holder);
+
+	if (at_end)
+		return order == 0 ? KDB_KEEPS : KDB_KEEPS_NOT;
+	if (KdbVersionCompare(version, context->version) != 0 && KDB_RULE(KEEP_WRITTEN))
+		return KDB_KEEPS_NOT;
+	if (order == 0)
+		return KDB_KEEPS;
+	if (order < 0 || (!KdbMergeWriterSaw(ops, arg, context, holder) && KDB_RULE(KEEP_SEEN)))
+		return KDB_KEEPS_NOT;
+	return KDB_KEEPS_FOR_NOW;
 }
 
 KdbUniqueVerdict

@@ -26,16 +26,14 @@
  * Had the writer seen the local version?  Then the write is no conflict with it.
  */
 bool
-KdbMergeWriterSaw(KdbMergeRun *run, const KdbLocalRow *local)
+KdbMergeWriterSaw(const KdbMergeOps *ops, void *arg, const KdbMergeContext *context, const KdbLocalRow *local)
 {
-	KdbMergeContext *context = run->context;
-
 	if (!local->version_known || local->version.ts <= context->horizon)
 		return true;
 	if (local->version.node == context->version.node)
 		return true;
 	return KdbSeenSurely(&context->seen, local->version.node,
-						 run->ops->position(run->arg, local));
+						 ops->position(arg, local));
 }
 
 /* Is all here that the writer may have seen? */
@@ -65,7 +63,7 @@ KdbMergeMayShare(KdbMergeRun *run, const KdbLocalRow *local)
 		return !run->context->fetched || !KDB_RULE(FETCHED_ONCE);
 	if (order <= 0)
 		return false;
-	if (KDB_RULE(SHARE_SEEN) && !KdbMergeWriterSaw(run, local))
+	if (KDB_RULE(SHARE_SEEN) && !KdbMergeWriterSaw(run->ops, run->arg, run->context, local))
 		return false;
 	return !KDB_RULE(SHARE_READY) || caught_up(run);
 }

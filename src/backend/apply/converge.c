@@ -152,7 +152,8 @@ look_for_newer(KdbConverge *c)
 
 /* ---- the change ------------------------------------------------------------ */
 
-static const KdbMergeOps ops = {
+/* See converge_private.h. */
+const KdbMergeOps KdbConvergeOps = {
 	.find = KdbFactFind,
 	.unique_changes = KdbFactUniqueChanges,
 	.holders = KdbFactHolders,
@@ -209,7 +210,7 @@ merge(KdbConverge *c)
 	if (target->nmerged > 0 && c->operation != KDB_DELETE)
 		KdbMergedBegin(c);
 	write.nmerged = KdbMergedCount(c);
-	KdbMerge(&ops, c, &context, &write);
+	KdbMerge(&KdbConvergeOps, c, &context, &write);
 	if (c->old_row)
 		ExecDropSingleTupleTableSlot(c->old_row);
 }
@@ -220,7 +221,7 @@ KdbConvergeClaimAtEnd(KdbConverge *c)
 {
 	KdbConvergeStart(c);
 	c->at_end = true;
-	KdbMergeClaimAtEnd(&ops, c, &context);
+	KdbMergeClaimAtEnd(&KdbConvergeOps, c, &context);
 }
 
 /*
@@ -365,7 +366,7 @@ KdbConvergeCopied(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *r
 	{
 		case KDB_RECORD_DEAD:
 			/* unless there is a row, of that version or a later one */
-			if (KdbVersionCompare(copied_version(target, row->slot, (KdbVersion) {0, 0}), version) < 0)
+			if (KdbVersionCompare(copied_version(target, row->slot, (KdbVersion){0, 0}), version) < 0)
 				KdbActBury(&c, KDB_KEY_NEW, version);
 			break;
 		case KDB_RECORD_CLAIM:
@@ -440,7 +441,7 @@ KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow
 	if (local.state == KDB_ROW_LIVE && KdbVersionCompare(state.version, local.version) != 0)
 		report_copied(&c, &local);
 	KdbStartLook(&c);
-	KdbMergeState(&ops, &c, &context, &write, &state);
+	KdbMergeState(&KdbConvergeOps, &c, &context, &write, &state);
 }
 
 /* See relation_private.h. */

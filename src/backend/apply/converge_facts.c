@@ -106,7 +106,8 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 			truth->dead.state = KDB_ROW_DEAD;
 			take_version(&truth->dead, record);
 			truth->dead.origin = record->version.node == KdbLocalNodeIdentity() ?
-				InvalidRepOriginId : KdbApply.origin;
+				InvalidRepOriginId :
+				KdbApply.origin;
 			break;
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
@@ -320,8 +321,7 @@ KdbFactUniqueChanges(void *arg, KdbRowPart part)
 	KdbConverge *c = arg;
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 
-	return KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
-														KdbNewRow(c, part)));
+	return KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local, KdbNewRow(c, part)));
 }
 
 /* Do two rows have the same key? */
@@ -364,33 +364,17 @@ order_to(KdbVersion version, const KdbLocalRow *row)
 	return row->version_known ? KdbVersionCompare(version, row->version) : 1;
 }
 
-static bool
-writer_saw(const KdbMergeContext *context, const KdbLocalRow *row)
-{
-	return !row->version_known || row->version.ts <= context->horizon ||
-		row->version.node == context->version.node ||
-		KdbSeenSurely(&context->seen, row->version.node, KdbSeenPosition(row));
-}
-
 /*
- * A deferrable value may be taken twice until the end of a transaction.  An older row that its
- * writer had seen keeps it until then (see converge_deferred.c): mostly it is going to be written by
- * the same transaction.  Not so for a fetched row of another version: that is no step of this transaction.
+ * Does an older row keep a deferrable value, until the end of the transaction perhaps (converge_deferred.c)?
  */
 static bool
 may_keep(KdbConverge *c, KdbVersion version, const KdbLocalRow *holder)
 {
-	int			order = order_to(c->context->version, holder);
+	KdbMergeKeeping keeping = KdbMergeMayKeep(&KdbConvergeOps, c, c->context, version, holder, c->at_end);
 
-	if (c->at_end)
-		return order == 0;
-	if (KdbVersionCompare(version, c->context->version) != 0)
-		return false;
-	if (order < 0 || (order > 0 && !writer_saw(c->context, holder)))
-		return false;
-	if (order > 0)
+	if (keeping == KDB_KEEPS_FOR_NOW)
 		KdbNoteKeptHolder(c);
-	return true;
+	return keeping != KDB_KEEPS_NOT;
 }
 
 static bool

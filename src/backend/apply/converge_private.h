@@ -70,6 +70,9 @@ KdbSideOf(KdbConverge *c, KdbMergeKey key)
 	return &c->sides[key];
 }
 
+/* converge.c: the callbacks of the rules. */
+extern const KdbMergeOps KdbConvergeOps;
+
 /* converge.c: set c up for the transaction, whose first change it may be. */
 extern void KdbConvergeStart(KdbConverge *c);
 

@@ -52,7 +52,10 @@
 #include "krahodb/seen.h"
 #include "krahodb/version.h"
 
-#define KDB_MERGE_MAX_HOLDERS	32	/* asked for at once; more are asked for again */
+/* Asked for at once; more are asked for again.  The simulator has less. */
+#ifndef KDB_MERGE_MAX_HOLDERS
+#define KDB_MERGE_MAX_HOLDERS	32
+#endif
 
 /* Which key of the write.  Both are the same unless an UPDATE changes the key. */
 typedef enum KdbMergeKey
@@ -283,6 +286,21 @@ extern void KdbMergeState(const KdbMergeOps *ops, void *arg, KdbMergeContext *co
  * deferrable key may be taken twice for a while.  The row is removed if one has become newer since.
  */
 extern void KdbMergeClaimAtEnd(const KdbMergeOps *ops, void *arg, KdbMergeContext *context);
+
+/*
+ * May the holder keep a value of a deferrable key that a row of that version takes, so that "holders" does
+ * not list it?  A value may be taken twice until the end of a transaction.  at_end: "holders" is asked by
+ * KdbMergeClaimAtEnd.
+ */
+typedef enum KdbMergeKeeping
+{
+	KDB_KEEPS_NOT,
+	KDB_KEEPS,
+	KDB_KEEPS_FOR_NOW			/* KdbMergeClaimAtEnd must be called for the new key */
+} KdbMergeKeeping;
+
+extern KdbMergeKeeping KdbMergeMayKeep(const KdbMergeOps *ops, void *arg, const KdbMergeContext *context,
+									   KdbVersion version, const KdbLocalRow *holder, bool at_end);
 
 /*
  * What an UPDATE does to a merged column; order is that of the new value to the

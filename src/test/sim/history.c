@@ -12,7 +12,7 @@ Sim		   *sim = &world;
 uint64_t	SimWithout = 0;
 
 void
-SimFail(const char *format,...)
+SimFail(const char *format, ...)
 {
 	va_list		args;
 
@@ -51,19 +51,22 @@ random_unique(const SimHistory *h, SimOp *op)
 	}
 }
 
+static bool truncates;
+
 static void
 random_op(const SimHistory *h, SimOp *op)
 {
 	static const uint8_t kinds[] = {
 		SIM_INSERT, SIM_INSERT, SIM_INSERT, SIM_UPDATE, SIM_UPDATE, SIM_UPDATE,
-		SIM_UPDATE, SIM_DELETE, SIM_DELETE, SIM_REKEY, SIM_SWAP
-	};
+		SIM_UPDATE, SIM_DELETE, SIM_DELETE, SIM_REKEY, SIM_SWAP};
 
 	memset(op, 0, sizeof(SimOp));
 	op->kind = kinds[below(sizeof(kinds))];
+	if (truncates && below(20) == 0)
+		op->kind = SIM_TRUNCATE;
 	op->table = (int8_t) below((uint32_t) h->ntables);
 	op->key = (int8_t) below((uint32_t) h->nkeys);
-	op->to = op->kind >= SIM_REKEY ? (int8_t) below((uint32_t) h->nkeys) : op->key;
+	op->to = op->kind == SIM_REKEY || op->kind == SIM_SWAP ? (int8_t) below((uint32_t) h->nkeys) : op->key;
 	random_unique(h, op);
 	op->wide = below(3) == 0;
 	if (!h->tables[op->table].merged)
@@ -81,7 +84,7 @@ random_op(const SimHistory *h, SimOp *op)
 static void
 random_event(const SimHistory *h, SimEvent *e, bool members)
 {
-	uint32_t	dice = below(members ? 104 : 98);
+	uint32_t	dice = below(members ? 106 : 100);
 	uint32_t	nodes = members ? SIM_NODES : (uint32_t) h->nnodes;
 
 	memset(e, 0, sizeof(SimEvent));
@@ -99,6 +102,8 @@ random_event(const SimHistory *h, SimEvent *e, bool members)
 		e->kind = SIM_DELIVER;
 		e->c = below(4) == 0 ? (int) below(1024) : 0;
 		e->d = below(10) == 0 ? 1 + (int) below(4) : 0;
+		if (below(10) == 0)
+			random_op(h, &e->ops[e->nops++]);
 	}
 	else if (dice < 85)
 	{
@@ -121,6 +126,11 @@ random_event(const SimHistory *h, SimEvent *e, bool members)
 		e->kind = SIM_MARK;
 	else if (dice < 98)
 		e->kind = SIM_COLLECT;
+	else if (dice < 100)
+	{
+		e->kind = SIM_REWRITE;
+		e->b = (int) below((uint32_t) h->ntables);
+	}
 	else
 		e->kind = below(3) == 0 ? SIM_STALE : SIM_JOIN;
 }
@@ -133,6 +143,7 @@ SimRandomHistory(SimHistory *h, uint64_t seed)
 	state = seed * UINT64_C(0x2545f4914f6cdd1d) + 1;
 	memset(h, 0, sizeof(SimHistory));
 	members = below(3) == 0;
+	truncates = below(8) == 0;
 	h->nnodes = 2 + (int) below(SIM_NODES - 1);
 	h->nkeys = 1 + (int) below(SIM_KEYS);
 	h->nvalues = 1 + (int) below(SIM_VALUES);
@@ -142,6 +153,8 @@ SimRandomHistory(SimHistory *h, uint64_t seed)
 		h->tables[i].indexes = below(3) == 0 ? 0 : 1 + (int) below(SIM_INDEXES);
 		h->tables[i].wide = below(3) > 0;
 		h->tables[i].merged = below(3) == 0;
+		h->tables[i].deferrable = h->tables[i].indexes > 0 && below(3) == 0;
+		h->tables[i].range = h->tables[i].indexes > 0 && below(4) == 0;
 	}
 	h->nevents = 10 + (int) below(SIM_EVENTS - 10);
 	if (below(2) == 0)
@@ -161,10 +174,10 @@ run_event(const SimEvent *e)
 			SimLocal(e->a, e);
 			break;
 		case SIM_DELIVER:
-			SimDeliver(e->a, e->b, e->c, e->d, 0);
+			SimDeliver(e->a, e->b, e, 0);
 			break;
 		case SIM_CRASH:
-			SimDeliver(e->a, e->b, 0, 0, e->c);
+			SimDeliver(e->a, e->b, NULL, e->c);
 			break;
 		case SIM_RESTART:
 			SimRestart(e->a);
@@ -187,6 +200,9 @@ run_event(const SimEvent *e)
 		case SIM_STALE:
 			SimStale(e->a);
 			break;
+		case SIM_REWRITE:
+			SimRewrite(e->a, e->b);
+			break;
 		case SIM_EVENT_KINDS:
 			break;
 	}
@@ -205,7 +221,7 @@ drain(void)
 		{
 			for (int from = 0; from < SIM_NODES; from++)
 			{
-				while (sim->failure[0] == '\0' && SimDeliver(to, from, 0, 0, 0))
+				while (sim->failure[0] == '\0' && SimDeliver(to, from, NULL, 0))
 					progress = true;
 			}
 		}
@@ -224,6 +240,8 @@ start(const SimHistory *h)
 	sim->time = 20;
 	sim->stamp = 0;
 	sim->nextras = 0;
+	memset(sim->in_doubt, 0, sizeof(sim->in_doubt));
+	memset(sim->truncated, 0, sizeof(sim->truncated));
 	sim->lost_one = false;
 	sim->failure[0] = '\0';
 	for (int i = 0; i < h->nnodes; i++)

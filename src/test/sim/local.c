@@ -9,11 +9,22 @@
 
 #include <string.h>
 
+/* A row that has a deferrable value which another write of the transaction has taken. */
+typedef struct Given
+{
+	int8_t		table;
+	int8_t		key;
+	int			taken_by;		/* number of that write */
+} Given;
+
 typedef struct Transaction
 {
 	int			at;
 	SimNode    *node;
 	SimEntry   *entry;
+	const SimApply *beside;		/* a transaction that is being applied, or NULL */
+	int			ngiven;
+	Given		given[SIM_WRITES * SIM_KEYS];
 } Transaction;
 
 /* A greater version than the one to be written must not be here: its writer would lose. */
@@ -33,19 +44,109 @@ check_claims(Transaction *t, int table, int key, const SimRow *row)
 {
 	for (int i = 0; i < sim->history->tables[table].indexes; i++)
 	{
-		for (int k = 0; row->unique[i] >= 0 && k < SIM_KEYS; k++)
+		for (int value = 0; value < SIM_VALUES; value++)
 		{
-			if (k != key && KdbVersionCompare(t->node->claims[table][i][row->unique[i]][k], t->entry->version) > 0)
-				SimFail("node %d: a write is not later than a claim here (table %d, key %d)", t->at, table, key);
+			for (int k = 0; SimOverlaps(table, i, row->unique[i], value) && k < SIM_KEYS; k++)
+			{
+				if (k != key && KdbVersionCompare(t->node->claims[table][i][value][k], t->entry->version) > 0)
+					SimFail("node %d: a write is not later than a claim here (table %d, key %d)", t->at, table, key);
+			}
 		}
 	}
+}
+
+/* Has the transaction that is being applied changed the key's row? */
+static bool
+is_locked(const Transaction *t, int table, int key)
+{
+	const SimKey *k = &t->node->keys[table][key];
+
+	if (t->beside && t->beside->write->truncate && t->beside->write->table == table)
+		return true;
+	return t->beside && (k->live ? k->shown_by : k->ended_by) == t->beside->transaction;
+}
+
+/* Would the write wait for the transaction that is being applied? */
+static bool
+must_wait(const Transaction *t, const SimWrite *write)
+{
+	if (is_locked(t, write->table, write->old_key) || is_locked(t, write->table, write->new_key))
+		return true;
+	for (int i = 0; i < sim->history->tables[write->table].indexes; i++)
+	{
+		for (int key = 0; key < SIM_KEYS; key++)
+		{
+			if (is_locked(t, write->table, key) &&
+				SimOverlaps(write->table, i, t->node->keys[write->table][key].row.unique[i], write->row.unique[i]))
+				return true;
+		}
+	}
+	return false;
+}
+
+/* A deferrable value may be taken by two rows for a while. */
+static void
+note_given(Transaction *t, const SimWrite *write)
+{
+	if (write->operation == KDB_DELETE || !sim->history->tables[write->table].deferrable)
+		return;
+	for (int key = 0; key < SIM_KEYS; key++)
+	{
+		const SimKey *k = &t->node->keys[write->table][key];
+
+		if (k->live && key != write->new_key && key != write->old_key &&
+			SimOverlaps(write->table, 0, k->row.unique[0], write->row.unique[0]))
+			t->given[t->ngiven++] = (Given){write->table, (int8_t) key, t->entry->nwrites};
+	}
+}
+
+static bool
+is_written_after(const SimEntry *entry, const Given *given)
+{
+	for (int i = given->taken_by + 1; i < entry->nwrites; i++)
+	{
+		const SimWrite *w = &entry->writes[i];
+
+		if (w->table == given->table && (w->old_key == given->key || w->new_key == given->key))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * At the end no two rows have one value.  Nor is a value taken for a moment and given back while its
+ * holder is not written: that is not promised to be the same elsewhere.
+ */
+static bool
+may_commit(const Transaction *t)
+{
+	for (int i = 0; i < t->ngiven; i++)
+	{
+		if (!is_written_after(t->entry, &t->given[i]))
+			return false;
+	}
+	for (int i = 0; i < t->ngiven; i++)
+	{
+		for (int key = 0; key < SIM_KEYS; key++)
+		{
+			const SimKey *k = &t->node->keys[t->given[i].table][key];
+
+			if (k->live && SimHolderOf(t->node, t->given[i].table, 0, k->row.unique[0], key) >= 0)
+				return false;
+		}
+	}
+	return true;
 }
 
 static void
 do_write(Transaction *t, const SimWrite *write)
 {
-	if (t->entry->nwrites == SIM_WRITES)
+	if (t->entry->nwrites == SIM_WRITES || must_wait(t, write))
 		return;
+	note_given(t, write);
+	if (sim->truncated[write->table].node != t->entry->version.node &&
+		!SimIsApplied(sim->truncated[write->table]))
+		sim->in_doubt[write->table] = true;
 	check_newest(t, write->table, write->old_key);
 	check_newest(t, write->table, write->new_key);
 	if (write->operation != KDB_DELETE)
@@ -60,7 +161,8 @@ duplicate(Transaction *t, const SimWrite *write)
 {
 	for (int i = 0; i < sim->history->tables[write->table].indexes; i++)
 	{
-		if (SimHolderOf(t->node, write->table, i, write->row.unique[i], write->old_key) >= 0)
+		if ((i > 0 || !sim->history->tables[write->table].deferrable) &&
+			SimHolderOf(t->node, write->table, i, write->row.unique[i], write->old_key) >= 0)
 			return true;
 	}
 	return false;
@@ -134,7 +236,7 @@ swap(Transaction *t, const SimOp *op)
 	int8_t		values[2] = {a->row.unique[0], b->row.unique[0]};
 	SimWrite	write = {KDB_UPDATE, op->table, op->key, op->key};
 
-	if (op->key == op->to || !a->live || !b->live || t->entry->nwrites + 2 > SIM_WRITES ||
+	if (op->key == op->to || !a->live || !b->live || t->entry->nwrites + 2 > SIM_WRITES || t->beside ||
 		sim->history->tables[op->table].indexes == 0)
 		return;
 	for (int i = 0; i < SIM_INDEXES; i++)
@@ -149,6 +251,21 @@ swap(Transaction *t, const SimOp *op)
 	other.key = op->to;
 	other.unique[0] = values[0];
 	update(t, &other, op->to);
+}
+
+/* What it meets is in doubt unless nothing is on its way.  (Then it is ordered by that.) */
+static void
+truncate_table(Transaction *t, const SimOp *op)
+{
+	SimWrite	write = {KDB_DELETE, op->table, op->key, op->key, .truncate = true};
+
+	if (t->entry->nwrites == SIM_WRITES || t->beside)
+		return;
+	if (!SimIsQuiet(op->table))
+		sim->in_doubt[op->table] = true;
+	sim->truncated[op->table] = t->entry->version;
+	t->entry->writes[t->entry->nwrites++] = write;
+	SimStoreLocal(t->node, &write, t->entry->version);
 }
 
 static void
@@ -176,6 +293,9 @@ do_op(Transaction *t, const SimOp *op)
 		case SIM_SWAP:
 			swap(t, op);
 			break;
+		case SIM_TRUNCATE:
+			truncate_table(t, op);
+			break;
 		case SIM_OP_KINDS:
 			break;
 	}
@@ -194,15 +314,22 @@ note_seen(const SimNode *node, int at, SimEntry *entry)
 	}
 }
 
-/*
- * The clock rule: nothing commits at a time that is not greater than all that was
- * applied or committed here.  A real transaction waits; here it is not done.
- */
-void
-SimLocal(int at, const SimEvent *event)
+static bool
+may_roll_back(const SimEvent *event)
 {
+	bool		result = false;
+
+	for (int i = 0; i < event->nops; i++)
+		result |= sim->history->tables[event->ops[i].table].deferrable;
+	return result;
+}
+
+static void
+run_local(int at, const SimEvent *event, const SimApply *beside)
+{
+	static SimNode before;
 	SimNode    *node = &sim->nodes[at];
-	Transaction t = {at, node};
+	Transaction t = {at, node, NULL, beside};
 
 	if (!node->active || sim->nlog[at] >= SIM_LOG - 12)
 		return;
@@ -214,15 +341,42 @@ SimLocal(int at, const SimEvent *event)
 	memset(t.entry, 0, sizeof(SimEntry));
 	t.entry->version.ts = SimClock(at);
 	t.entry->version.node = (uint64_t) at + 1;
-	node->transactions++;
+	t.entry->transaction = ++node->transactions;
 	note_seen(node, at, t.entry);
+	if (may_roll_back(event))
+		before = *node;
 	for (int i = 0; i < event->nops; i++)
 		do_op(&t, &event->ops[i]);
 	if (t.entry->nwrites == 0)
 		return;
+	if (!may_commit(&t))
+	{
+		before.transactions = node->transactions;
+		*node = before;
+		return;
+	}
 	if (t.entry->version.ts > node->greatest)
 		node->greatest = t.entry->version.ts;
 	sim->nlog[at]++;
 	node->applied[at] = (uint64_t) sim->nlog[at];
 	sim->transactions++;
+}
+
+/*
+ * The clock rule: nothing commits at a time that is not greater than all that was
+ * applied or committed here.  A real transaction waits; here it is not done.
+ */
+void
+SimLocal(int at, const SimEvent *event)
+{
+	run_local(at, event, NULL);
+}
+
+/*
+ * The same while a transaction is being applied.  What would wait for that is not done.
+ */
+void
+SimLocalBeside(const SimApply *apply, const SimEvent *event)
+{
+	run_local(apply->me, event, apply);
 }

@@ -48,6 +48,11 @@ static const Rule rules[] = {
 	{"loser-changes", false, KDB_WITHOUT_LOSER_CHANGES},
 	{"dead-changes", false, KDB_WITHOUT_DEAD_CHANGES},
 	{"history", false, KDB_WITHOUT_HISTORY},
+	{"many-holders", false, KDB_WITHOUT_MANY_HOLDERS},
+	{"keep-seen", false, KDB_WITHOUT_KEEP_SEEN},
+	{"keep-written", false, KDB_WITHOUT_KEEP_WRITTEN},
+	{"older-first", true, SIM_WITHOUT_OLDER_FIRST},
+	{"claim-at-end", true, SIM_WITHOUT_CLAIM_AT_END},
 	{"clock-commit", true, SIM_WITHOUT_CLOCK_COMMIT},
 	{"clock-fetch", true, SIM_WITHOUT_CLOCK_FETCH},
 	{"ahead", true, SIM_WITHOUT_AHEAD},
@@ -60,11 +65,11 @@ static const Rule rules[] = {
 	{"join-versions", true, SIM_WITHOUT_JOIN_VERSIONS},
 	{"join-history", true, SIM_WITHOUT_JOIN_HISTORY},
 	{"join-ahead", true, SIM_WITHOUT_JOIN_AHEAD, true},
+	{"emptied", true, SIM_WITHOUT_EMPTIED},
 	{"resync", true, SIM_WITHOUT_RESYNC},
 	{"level", true, SIM_WITHOUT_LEVEL},
 	{"lost-rows", true, SIM_WITHOUT_LOST_ROWS},
-	{"new-identity", true, SIM_WITHOUT_NEW_IDENTITY, true}
-};
+	{"new-identity", true, SIM_WITHOUT_NEW_IDENTITY, true}};
 
 #define NRULES	((int) (sizeof(rules) / sizeof(rules[0])))
 

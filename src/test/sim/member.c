@@ -7,6 +7,10 @@
  * and how far the member had applied and fetched.  The streams of the other members
  * start behind what it had applied.
  *
+ * REWRITING a table, as ALTER TABLE does, is the same for the node itself: its rows are as new as the
+ * command, its dead ones gone, and what is newer than the horizon has a record.  Histories are lost, which is not
+ * promised to be harmless.
+ *
  * The rows of the copy get a transaction timestamp of the horizon: what is older
  * looks that old, and what is newer has a record.
  *
@@ -41,6 +45,7 @@ copy_key(SimNode *node, int table, int key, KdbVersion copied)
 		k->record_version = local.version;
 		k->record_shown = k->live ? copied : k->ended;
 	}
+	k->rewritten = false;
 	if (!SIM_RULE(JOIN_HISTORY) && k->live && sim->history->tables[table].merged)
 	{
 		k->nhistory = 1;
@@ -54,15 +59,31 @@ copy_key(SimNode *node, int table, int key, KdbVersion copied)
 }
 
 static void
+copy_table(SimNode *node, int table, KdbVersion copied)
+{
+	for (int key = 0; key < SIM_KEYS; key++)
+		copy_key(node, table, key, copied);
+	for (int i = 0; i < SIM_INDEXES && !SIM_RULE(JOIN_CLAIMS); i++)
+		memset(node->claims[table][i], 0, sizeof(node->claims[table][i]));
+}
+
+static void
 copy_rows(SimNode *node, KdbVersion copied)
 {
 	for (int table = 0; table < sim->history->ntables; table++)
-	{
-		for (int key = 0; key < SIM_KEYS; key++)
-			copy_key(node, table, key, copied);
-		for (int i = 0; i < SIM_INDEXES && !SIM_RULE(JOIN_CLAIMS); i++)
-			memset(node->claims[table][i], 0, sizeof(node->claims[table][i]));
-	}
+		copy_table(node, table, copied);
+}
+
+void
+SimRewrite(int at, int table)
+{
+	SimNode    *node = &sim->nodes[at];
+
+	if (!node->active || table >= sim->history->ntables || sim->history->tables[table].merged)
+		return;
+	copy_table(node, table, (KdbVersion){SimHorizon(at), 0});
+	for (int key = 0; key < SIM_KEYS; key++)
+		node->keys[table][key].rewritten = node->keys[table][key].live;
 }
 
 void

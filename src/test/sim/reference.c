@@ -6,7 +6,8 @@
  * counts (in one transaction the last write).  If it is a deletion there is no row.
  * If it is a row, it is there unless another key has claimed one of its unique values
  * at a greater version, with any row that was ever written.  A merged column is the
- * greatest assignment with all later changes.
+ * greatest assignment with all later changes.  TRUNCATE is a deletion of all keys, as long as nothing
+ * else was on its way; what else it meets is not promised to end equal.
  */
 #include "sim.h"
 
@@ -62,6 +63,10 @@ claims(Reference *r, int table, int key, const SimRow *row, KdbVersion version)
 static void
 one_write(Reference *r, const SimWrite *w, KdbVersion version)
 {
+	for (int key = 0; w->truncate && key < SIM_KEYS; key++)
+		effect(r, w->table, key, false, version, NULL);
+	if (w->truncate)
+		return;
 	if (w->operation == KDB_DELETE || w->old_key != w->new_key)
 		effect(r, w->table, w->old_key, false, version, NULL);
 	if (w->operation == KDB_DELETE)
@@ -76,7 +81,7 @@ one_contribution(Reference *r, const SimWrite *w, KdbVersion version, int number
 {
 	SimContribution c;
 
-	if (w->operation == KDB_DELETE || !sim->history->tables[w->table].merged)
+	if (w->truncate || w->operation == KDB_DELETE || !sim->history->tables[w->table].merged)
 		return;
 	SimContributionOf(w, &c);
 	for (int i = 0; i < SIM_COLUMNS; i++)
@@ -140,11 +145,13 @@ beaten(Reference *r, int table, int key)
 
 	for (int i = 0; i < sim->history->tables[table].indexes; i++)
 	{
-		for (int k = 0; top->values.unique[i] >= 0 && k < SIM_KEYS; k++)
+		for (int value = 0; value < SIM_VALUES; value++)
 		{
-			if (k != key &&
-				KdbVersionCompare(r->claims[table][i][top->values.unique[i]][k], top->version) > 0)
-				return true;
+			for (int k = 0; SimOverlaps(table, i, top->values.unique[i], value) && k < SIM_KEYS; k++)
+			{
+				if (k != key && KdbVersionCompare(r->claims[table][i][value][k], top->version) > 0)
+					return true;
+			}
 		}
 	}
 	return false;
@@ -195,7 +202,7 @@ SimCheck(void)
 	{
 		for (int table = 0; sim->nodes[at].active && table < sim->history->ntables; table++)
 		{
-			for (int key = 0; key < sim->history->nkeys; key++)
+			for (int key = 0; key < sim->history->nkeys && !sim->in_doubt[table]; key++)
 				check_key(&r, at, table, key);
 		}
 	}

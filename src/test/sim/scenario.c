@@ -6,8 +6,11 @@
  *	without RULE			the history must fail if that rule is switched off
  *	nodes 3 keys 2 values 2
  *	table unique=1 wide merged
+ *	table unique=2 deferrable range		the first is deferrable, the last one an exclusion
+ *							constraint in which 0 overlaps with all values
  *	local 0: insert t0 k1 u=0,-,- sum=5 max=7 min=2; update t0 k1 u=.,1,. wide sum+3
  *	deliver 1 from 0		(spoil N: seen vectors are less exact; disturb N)
+ *	deliver 1 from 0 during: update t0 k1 u=1,.,.	1's user commits that after the first write
  *	crash 1 from 0 at 3		at its third callback
  *	restart 0				its streams start again
  *	clock 0 -4				its clock is wrong by that
@@ -16,6 +19,7 @@
  *	collect 0				it drops what is behind its horizon
  *	join 2 from 1			with a snapshot of a member
  *	stale 1					the others go on without it
+ *	rewrite 1 t0			it writes all rows of the table anew
  *
  * u= gives the unique columns: a value, - for NULL, . for unchanged.  An update
  * leaves the wide column unsent unless "wide" is there.
@@ -25,7 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const op_names[SIM_OP_KINDS] = {"insert", "update", "delete", "rekey", "swap"};
+static const char *const op_names[SIM_OP_KINDS] = {"insert", "update", "delete", "rekey", "swap", "truncate"};
 static const char *const column_names[SIM_COLUMNS] = {"sum", "max", "min"};
 
 /* ---- writing -------------------------------------------------------------------- */
@@ -34,9 +38,9 @@ static void
 write_op(FILE *file, const SimHistory *h, const SimOp *op)
 {
 	fprintf(file, " %s t%d k%d", op_names[op->kind], op->table, op->key);
-	if (op->kind >= SIM_REKEY)
+	if (op->kind == SIM_REKEY || op->kind == SIM_SWAP)
 		fprintf(file, " to k%d", op->to);
-	if (op->kind == SIM_DELETE)
+	if (op->kind == SIM_DELETE || op->kind == SIM_TRUNCATE)
 		return;
 	if (h->tables[op->table].indexes > 0 && op->kind != SIM_SWAP)
 	{
@@ -67,18 +71,24 @@ write_op(FILE *file, const SimHistory *h, const SimOp *op)
 }
 
 static void
+write_ops(FILE *file, const SimHistory *h, const SimEvent *e)
+{
+	for (int i = 0; i < e->nops; i++)
+	{
+		if (i > 0)
+			fputc(';', file);
+		write_op(file, h, &e->ops[i]);
+	}
+}
+
+static void
 write_event(FILE *file, const SimHistory *h, const SimEvent *e)
 {
 	switch (e->kind)
 	{
 		case SIM_LOCAL:
 			fprintf(file, "local %d:", e->a);
-			for (int i = 0; i < e->nops; i++)
-			{
-				if (i > 0)
-					fputc(';', file);
-				write_op(file, h, &e->ops[i]);
-			}
+			write_ops(file, h, e);
 			break;
 		case SIM_DELIVER:
 			fprintf(file, "deliver %d from %d", e->a, e->b);
@@ -86,6 +96,9 @@ write_event(FILE *file, const SimHistory *h, const SimEvent *e)
 				fprintf(file, " spoil %d", e->c);
 			if (e->d != 0)
 				fprintf(file, " disturb %d", e->d);
+			if (e->nops > 0)
+				fputs(" during:", file);
+			write_ops(file, h, e);
 			break;
 		case SIM_CRASH:
 			fprintf(file, "crash %d from %d at %d", e->a, e->b, e->c);
@@ -111,6 +124,9 @@ write_event(FILE *file, const SimHistory *h, const SimEvent *e)
 		case SIM_STALE:
 			fprintf(file, "stale %d", e->a);
 			break;
+		case SIM_REWRITE:
+			fprintf(file, "rewrite %d t%d", e->a, e->b);
+			break;
 		case SIM_EVENT_KINDS:
 			break;
 	}
@@ -122,7 +138,8 @@ SimWriteScenario(FILE *file, const SimHistory *h)
 {
 	fprintf(file, "nodes %d keys %d values %d\n", h->nnodes, h->nkeys, h->nvalues);
 	for (int i = 0; i < h->ntables; i++)
-		fprintf(file, "table unique=%d%s%s\n", h->tables[i].indexes,
+		fprintf(file, "table unique=%d%s%s%s%s\n", h->tables[i].indexes,
+				h->tables[i].deferrable ? " deferrable" : "", h->tables[i].range ? " range" : "",
 				h->tables[i].wide ? " wide" : "", h->tables[i].merged ? " merged" : "");
 	for (int i = 0; i < h->nevents; i++)
 		write_event(file, h, &h->events[i]);
@@ -218,11 +235,10 @@ read_op(char *text, SimOp *op)
 }
 
 static bool
-read_local(char *text, SimEvent *e)
+read_ops(char *text, SimEvent *e)
 {
 	char	   *save;
 
-	e->kind = SIM_LOCAL;
 	for (char *op = strtok_r(text, ";", &save); op != NULL; op = strtok_r(NULL, ";", &save))
 	{
 		if (e->nops == SIM_WRITES || !read_op(op, &e->ops[e->nops++]))
@@ -238,7 +254,10 @@ read_event(char *line, SimEvent *e)
 
 	memset(e, 0, sizeof(SimEvent));
 	if (sscanf(line, "local %d:", &e->a) == 1 && (more = strchr(line, ':')) != NULL)
-		return in_range(e->a, SIM_NODES) && read_local(more + 1, e);
+	{
+		e->kind = SIM_LOCAL;
+		return in_range(e->a, SIM_NODES) && read_ops(more + 1, e);
+	}
 	if (sscanf(line, "deliver %d from %d", &e->a, &e->b) == 2)
 	{
 		e->kind = SIM_DELIVER;
@@ -246,6 +265,8 @@ read_event(char *line, SimEvent *e)
 			e->c = atoi(more + 6);
 		if ((more = strstr(line, "disturb ")) != NULL)
 			e->d = atoi(more + 8);
+		if ((more = strstr(line, "during:")) != NULL && !read_ops(more + 7, e))
+			return false;
 	}
 	else if (sscanf(line, "crash %d from %d at %d", &e->a, &e->b, &e->c) == 3)
 		e->kind = SIM_CRASH;
@@ -269,6 +290,8 @@ read_event(char *line, SimEvent *e)
 		e->kind = SIM_JOIN;
 	else if (sscanf(line, "stale %d", &e->a) == 1)
 		e->kind = SIM_STALE;
+	else if (sscanf(line, "rewrite %d t%d", &e->a, &e->b) == 2)
+		e->kind = SIM_REWRITE;
 	else
 		return false;
 	return in_range(e->a, SIM_NODES) && in_range(e->b, SIM_NODES);
@@ -295,6 +318,8 @@ read_line(char *line, SimHistory *h, char *rules, size_t size)
 		if (h->ntables == SIM_TABLES || sscanf(line, "table unique=%d", &t->indexes) != 1 ||
 			!in_range(t->indexes, SIM_INDEXES + 1))
 			return false;
+		t->deferrable = strstr(line, " deferrable") != NULL;
+		t->range = strstr(line, " range") != NULL;
 		t->wide = strstr(line, " wide") != NULL;
 		t->merged = strstr(line, " merged") != NULL;
 		h->ntables++;

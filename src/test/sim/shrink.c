@@ -116,8 +116,12 @@ shrink_event(SimHistory *h, int i)
 	if (event.kind == SIM_CRASH)
 		event.kind = SIM_DELIVER;
 	if (event.kind == SIM_DELIVER)
-		event.c = event.d = 0;
+		event.c = event.d = event.nops = 0;
 	shrunk = try_event(h, i, &event);
+	event = h->events[i];
+	if (event.kind == SIM_DELIVER)
+		event.c = event.d = 0;
+	shrunk |= try_event(h, i, &event);
 	shrunk |= shrink_ops(h, i);
 	shrunk |= shrink_values(h, i);
 	return shrunk;
@@ -131,7 +135,7 @@ shrink_schema(SimHistory *h)
 
 	for (int t = 0; t < h->ntables; t++)
 	{
-		for (int change = 0; change < 3; change++)
+		for (int change = 0; change < 5; change++)
 		{
 			old = *h;
 			if (change == 0 && h->tables[t].indexes > 0)
@@ -140,6 +144,10 @@ shrink_schema(SimHistory *h)
 				h->tables[t].wide = false;
 			if (change == 2)
 				h->tables[t].merged = false;
+			if (change == 3)
+				h->tables[t].deferrable = false;
+			if (change == 4)
+				h->tables[t].range = false;
 			if (memcmp(&old, h, sizeof(old)) == 0)
 				continue;
 			if (still_fails(h))

@@ -37,6 +37,7 @@
 #define SIM_HISTORY		200		/* contributions to one key */
 #define SIM_EVENTS		160
 #define SIM_EXTRAS		64
+#define SIM_CLAIMANTS	16
 #define SIM_NULL		INT32_MIN
 
 /* Rules of the server's side that can be switched off, beside those of src/common. */
@@ -57,7 +58,10 @@ enum
 	SIM_WITHOUT_RESYNC = 1 << 12,	/* a stale node starts from a new snapshot */
 	SIM_WITHOUT_LEVEL = 1 << 13,	/* survivors bring each other up */
 	SIM_WITHOUT_LOST_ROWS = 1 << 14,	/* ... and exchange rows fetched from the lost node */
-	SIM_WITHOUT_NEW_IDENTITY = 1 << 15	/* which comes back as another one */
+	SIM_WITHOUT_NEW_IDENTITY = 1 << 15, /* which comes back as another one */
+	SIM_WITHOUT_OLDER_FIRST = 1 << 16,	/* of more holders than are asked for, older ones come first */
+	SIM_WITHOUT_CLAIM_AT_END = 1 << 17, /* who has kept a deferrable value is looked at in the end */
+	SIM_WITHOUT_EMPTIED = 1 << 18	/* what was truncated since the write is dead as the write left it */
 };
 
 extern uint64_t SimWithout;
@@ -67,6 +71,8 @@ extern uint64_t SimWithout;
 typedef struct SimTable
 {
 	int			indexes;
+	bool		deferrable;		/* the first of these */
+	bool		range;			/* the last one is an exclusion constraint: value 0 overlaps with all */
 	bool		wide;			/* has a column that is not sent when unchanged */
 	bool		merged;
 } SimTable;
@@ -87,6 +93,7 @@ typedef struct SimWrite
 	int8_t		old_key;
 	int8_t		new_key;
 	bool		unsent;
+	bool		truncate;		/* the table; nothing else of this counts */
 	SimRow		row;
 	int32_t		old_merged[SIM_COLUMNS];
 } SimWrite;
@@ -96,6 +103,7 @@ typedef struct SimEntry
 {
 	bool		mark;
 	KdbVersion	version;
+	uint32_t	transaction;	/* its number where it was committed */
 	int			nwrites;
 	SimWrite	writes[SIM_WRITES];
 	uint64_t	surely[SIM_NODES];
@@ -126,6 +134,7 @@ typedef struct SimKey
 	KdbVersion	record_version; /* the truth ... */
 	KdbVersion	record_shown;	/* ... while the heap shows this */
 	uint32_t	record_by;
+	bool		rewritten;		/* its table was: where the row stands in a stream is not known */
 	int			nhistory;
 	SimContribution history[SIM_HISTORY];
 } SimKey;
@@ -138,6 +147,7 @@ typedef struct SimNode
 	uint32_t	transactions;	/* local ones, numbered */
 	SimKey		keys[SIM_TABLES][SIM_KEYS];
 	KdbVersion	claims[SIM_TABLES][SIM_INDEXES][SIM_VALUES][SIM_KEYS];
+	uint32_t	emptied_by[SIM_TABLES]; /* number of the last transaction that truncated it */
 	uint64_t	applied[SIM_NODES]; /* entries of each stream */
 	uint64_t	ahead[SIM_NODES];	/* fetched rows may be as far as this */
 	uint64_t	floor[SIM_NODES];	/* positions up to here are not known exactly */
@@ -157,7 +167,8 @@ typedef struct SimExtra
 typedef enum SimEventKind
 {
 	SIM_LOCAL,					/* node a commits ops */
-	SIM_DELIVER,				/* to a from b; c: spoiled seen vector, d: n-th action is disturbed */
+	SIM_DELIVER, /* to a from b; c: spoiled seen vector, d: n-th action is disturbed;
+								 * ops: committed by a's user after the first write */
 	SIM_CRASH,					/* as DELIVER, but a crashes at its c-th callback */
 	SIM_RESTART,				/* sender a restarts */
 	SIM_CLOCK,					/* skew of a becomes b */
@@ -166,6 +177,7 @@ typedef enum SimEventKind
 	SIM_COLLECT,				/* a drops what is behind its horizon */
 	SIM_JOIN,					/* a joins with a snapshot of b */
 	SIM_STALE,					/* a is declared stale */
+	SIM_REWRITE,				/* a writes all rows of table b anew */
 	SIM_EVENT_KINDS
 } SimEventKind;
 
@@ -176,6 +188,7 @@ typedef enum SimOpKind
 	SIM_DELETE,
 	SIM_REKEY,					/* key becomes to */
 	SIM_SWAP,					/* key and to exchange a unique value (deferred constraint) */
+	SIM_TRUNCATE,				/* the table; key does not matter */
 	SIM_OP_KINDS
 } SimOpKind;
 
@@ -232,6 +245,8 @@ typedef struct Sim
 	bool		lost_one;
 	int			lost;			/* which */
 	uint64_t	kept;			/* of its stream */
+	bool		in_doubt[SIM_TABLES];	/* truncated while something was on its way: not promised to end equal */
+	KdbVersion	truncated[SIM_TABLES];	/* last time */
 	int			nextras;
 	SimExtra	extras[SIM_EXTRAS];
 	char		failure[400];	/* empty if all is well */
@@ -244,11 +259,12 @@ typedef struct Sim
 extern Sim *sim;
 
 /* Note what is wrong, unless something was before. */
-extern void SimFail(const char *format,...) __attribute__((format(printf, 1, 2)));
+extern void SimFail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* store.c */
 extern void SimFind(const SimNode *node, int table, int key, KdbLocalRow *local, uint32_t transaction);
 extern int	SimHolderOf(const SimNode *node, int table, int index, int value, int except);
+extern bool SimOverlaps(int table, int index, int a, int b);
 extern void SimStoreLocal(SimNode *node, const SimWrite *write, KdbVersion version);
 extern void SimContributionOf(const SimWrite *write, SimContribution *c);
 extern int32_t SimCombine(int column, int32_t old, int32_t change);
@@ -261,6 +277,11 @@ typedef struct SimApply
 	int			me;
 	SimNode    *node;
 	KdbMergeContext context;
+	const SimEntry *entry;
+	const SimEvent *during;		/* a local transaction beside it, or NULL */
+	bool		at_end;
+	int			nclaimants;		/* rows beside which older ones have kept a value */
+	int8_t		claimants[SIM_CLAIMANTS][2];	/* table, key */
 	int			source;			/* node to fetch from */
 	bool		exact;			/* seen and positions are exact */
 	int			crash_at;		/* callbacks until the crash; 0: none */
@@ -273,33 +294,41 @@ typedef struct SimApply
 	SimRow		old_key_row;
 	SimRow		fetched;
 	bool		has_old_key_row;
+	int			clashes;		/* values that were found taken while writing */
 	int32_t		folded[SIM_COLUMNS];
 } SimApply;
 
 extern void SimApplyWrite(SimApply *apply, const SimWrite *write);
+extern void SimApplyEnd(SimApply *apply);
 extern void SimApplyState(SimApply *apply, const SimExtra *extra);
 
 /* Where callbacks go when a crash comes. */
 #include <setjmp.h>
 extern jmp_buf SimCrash;
 
+extern void SimEmpty(SimNode *node, int table, uint32_t by);
+
 /* local.c */
 extern void SimLocal(int at, const SimEvent *event);
+extern void SimLocalBeside(const SimApply *apply, const SimEvent *event);
 
 /* stream.c */
 extern int64_t SimClock(int at);
 extern int64_t SimReceived(int at);
 extern int64_t SimHorizon(int at);
-extern bool SimDeliver(int to, int from, int spoil, int disturb, int crash_at);
+extern bool SimDeliver(int to, int from, const SimEvent *event, int crash_at);
 extern void SimLevelUp(int to, int from, int source);
 extern void SimRestart(int at);
 extern void SimMark(int at);
 extern void SimCollect(int at);
 extern int	SimLeftovers(int at);
+extern bool SimIsApplied(KdbVersion version);
+extern bool SimIsQuiet(int table);
 
 /* member.c */
 extern void SimJoin(int at, int from);
 extern void SimStale(int at);
+extern void SimRewrite(int at, int table);
 
 /* reference.c */
 extern void SimCheck(void);

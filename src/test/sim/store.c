@@ -48,16 +48,29 @@ SimFind(const SimNode *node, int table, int key, KdbLocalRow *local, uint32_t tr
 	else if (local->version.ts != 0)
 		local->state = KDB_ROW_DEAD;
 	local->version_known = local->state != KDB_ROW_ABSENT;
+	local->xid = k->live && k->rewritten;
 	local->same_transaction = local->version_known && transaction != 0 && by == transaction;
 }
 
+/* Can two rows not have these values at the same time? */
+bool
+SimOverlaps(int table, int index, int a, int b)
+{
+	const SimTable *t = &sim->history->tables[table];
+
+	if (a < 0 || b < 0)
+		return false;
+	return a == b || (t->range && index == t->indexes - 1 && (a == 0 || b == 0));
+}
+
+/* The first of them. */
 int
 SimHolderOf(const SimNode *node, int table, int index, int value, int except)
 {
 	for (int key = 0; value >= 0 && key < SIM_KEYS; key++)
 	{
 		if (key != except && node->keys[table][key].live &&
-			node->keys[table][key].row.unique[index] == value)
+			SimOverlaps(table, index, node->keys[table][key].row.unique[index], value))
 			return key;
 	}
 	return -1;
@@ -107,6 +120,7 @@ start_row(SimNode *node, int table, int key, const SimRow *row, KdbVersion versi
 	k->row = *row;
 	k->shown = version;
 	k->shown_by = by;
+	k->rewritten = false;
 	claim_values(node, table, key, row, version);
 }
 
@@ -145,7 +159,8 @@ SimCombine(int column, int32_t old, int32_t change)
 static KdbMergeKind
 kind_of(int column)
 {
-	return column == 0 ? KDB_MERGE_DELTA : column == 1 ? KDB_MERGE_MAX : KDB_MERGE_MIN;
+	return column == 0 ? KDB_MERGE_DELTA : column == 1 ? KDB_MERGE_MAX :
+														 KDB_MERGE_MIN;
 }
 
 static KdbContributionKind
@@ -192,10 +207,46 @@ contribute_write(SimNode *node, const SimWrite *write, KdbVersion version)
 	append_history(&node->keys[write->table][write->new_key], &c);
 }
 
+/* Half of them were in the heap, say. */
+static void
+empty_history(SimKey *k)
+{
+	int			n = 0;
+
+	for (int i = 0; i < k->nhistory; i++)
+	{
+		if (k->history[i].version.ts % 2 != 0)
+			k->history[n++] = k->history[i];
+	}
+	k->nhistory = n;
+}
+
+/* TRUNCATE: nothing is left of the heap.  Records stay. */
+void
+SimEmpty(SimNode *node, int table, uint32_t by)
+{
+	for (int key = 0; key < SIM_KEYS; key++)
+	{
+		SimKey	   *k = &node->keys[table][key];
+
+		k->live = false;
+		memset(&k->ended, 0, sizeof(KdbVersion));
+		k->ended_by = by;
+		empty_history(k);
+	}
+	memset(node->claims[table], 0, sizeof(node->claims[table]));
+	node->emptied_by[table] = by;
+}
+
 /* A local user's write, at the version with which its transaction will commit. */
 void
 SimStoreLocal(SimNode *node, const SimWrite *write, KdbVersion version)
 {
+	if (write->truncate)
+	{
+		SimEmpty(node, write->table, node->transactions);
+		return;
+	}
 	if (write->operation == KDB_DELETE || write->old_key != write->new_key)
 		end_row(&node->keys[write->table][write->old_key], version, node->transactions);
 	if (write->operation == KDB_DELETE)
@@ -206,6 +257,8 @@ SimStoreLocal(SimNode *node, const SimWrite *write, KdbVersion version)
 }
 
 /* ---- callbacks: facts --------------------------------------------------------- */
+
+static const KdbMergeOps ops;
 
 static SimApply *
 called(void *arg)
@@ -266,27 +319,79 @@ op_unique_changes(void *arg, KdbRowPart part)
 	return memcmp(row->unique, k->row.unique, sizeof(row->unique)) != 0;
 }
 
+typedef enum WhichHolders
+{
+	HOLDERS_ALL,
+	HOLDERS_OLDER,				/* not greater than the version */
+	HOLDERS_NEWER
+} WhichHolders;
+
+/* The new row is written beside an older one that keeps a value of it. */
+static void
+note_claimant(SimApply *apply)
+{
+	for (int i = 0; i < apply->nclaimants; i++)
+	{
+		if (apply->claimants[i][0] == apply->write->table && apply->claimants[i][1] == apply->write->new_key)
+			return;
+	}
+	apply->claimants[apply->nclaimants][0] = apply->write->table;
+	apply->claimants[apply->nclaimants++][1] = apply->write->new_key;
+}
+
+static bool
+in_the_way(SimApply *apply, int index, int key, KdbVersion version, WhichHolders which, KdbLocalRow *holder)
+{
+	KdbMergeKeeping keeping;
+
+	SimFind(apply->node, apply->write->table, key, holder, apply->transaction);
+	if (which != HOLDERS_ALL &&
+		(KdbVersionCompare(version, holder->version) >= 0) != (which == HOLDERS_OLDER))
+		return false;
+	if (index > 0 || !table_of(apply->write)->deferrable)
+		return true;
+	keeping = KdbMergeMayKeep(&ops, apply, &apply->context, version, holder, apply->at_end);
+	if (keeping == KDB_KEEPS_FOR_NOW)
+		note_claimant(apply);
+	return keeping == KDB_KEEPS_NOT;
+}
+
+/* Behind those that are listed already. */
+static int
+list_holders(SimApply *apply, KdbRowPart part, KdbVersion version, WhichHolders which,
+			 KdbMergeHolder *list, int n, int max)
+{
+	const SimRow *row = row_of(apply, part);
+	int			table = apply->write->table;
+
+	for (int i = 0; i < table_of(apply->write)->indexes; i++)
+	{
+		for (int key = 0; key < SIM_KEYS && n < max; key++)
+		{
+			const SimKey *k = &apply->node->keys[table][key];
+			bool		known = key == apply->write->new_key || !k->live ||
+				!SimOverlaps(table, i, row->unique[i], k->row.unique[i]);
+
+			for (int j = 0; j < n; j++)
+				known |= list[j].handle == key;
+			if (known || !in_the_way(apply, i, key, version, which, &list[n].row))
+				continue;
+			list[n++].handle = key;
+		}
+	}
+	return n;
+}
+
 static int
 op_holders(void *arg, KdbRowPart part, KdbVersion version, KdbMergeHolder *list, int max)
 {
 	SimApply   *apply = called(arg);
-	const SimRow *row = row_of(apply, part);
-	int			table = apply->write->table;
-	int			n = 0;
+	int			n = list_holders(apply, part, version, HOLDERS_ALL, list, 0, max);
 
-	for (int i = 0; i < table_of(apply->write)->indexes; i++)
-	{
-		int			key = SimHolderOf(apply->node, table, i, row->unique[i], apply->write->new_key);
-		bool		known = false;
-
-		for (int j = 0; j < n; j++)
-			known |= list[j].handle == key;
-		if (key < 0 || known || n == max)
-			continue;
-		SimFind(apply->node, table, key, &list[n].row, apply->transaction);
-		list[n++].handle = key;
-	}
-	return n;
+	if (n < max || !SIM_RULE(OLDER_FIRST))
+		return n;
+	n = list_holders(apply, part, version, HOLDERS_OLDER, list, 0, max);
+	return list_holders(apply, part, version, HOLDERS_NEWER, list, n, max);
 }
 
 static bool
@@ -298,11 +403,14 @@ op_newer_claim(void *arg, KdbRowPart part, KdbVersion version)
 
 	for (int i = 0; i < table_of(apply->write)->indexes; i++)
 	{
-		for (int key = 0; row->unique[i] >= 0 && key < SIM_KEYS; key++)
+		for (int value = 0; value < SIM_VALUES; value++)
 		{
-			if (key != apply->write->new_key &&
-				KdbVersionCompare(apply->node->claims[table][i][row->unique[i]][key], version) > 0)
-				return true;
+			for (int key = 0; SimOverlaps(table, i, row->unique[i], value) && key < SIM_KEYS; key++)
+			{
+				if (key != apply->write->new_key &&
+					KdbVersionCompare(apply->node->claims[table][i][value][key], version) > 0)
+					return true;
+			}
 		}
 	}
 	return false;
@@ -315,7 +423,7 @@ op_position(void *arg, const KdbLocalRow *local)
 	int			node = (int) local->version.node - 1;
 	uint64_t	position = UINT64_MAX;
 
-	for (int i = 0; node >= 0 && i < sim->nlog[node]; i++)
+	for (int i = 0; node >= 0 && local->xid == 0 && i < sim->nlog[node]; i++)
 	{
 		if (!sim->log[node][i].mark && is_version(sim->log[node][i].version, local->version))
 			position = (uint64_t) i + 1;
@@ -357,6 +465,22 @@ furthest(int source, int node)
 	return from->applied[node] > from->ahead[node] ? from->applied[node] : from->ahead[node];
 }
 
+/*
+ * Was the table truncated at the source after the write?  By a transaction that began later; or by
+ * one that was being applied when the writer committed, which has an older version: but nothing else would
+ * have taken what is newer than the horizon.
+ */
+static bool
+was_emptied(const SimApply *apply)
+{
+	const SimNode *from = &sim->nodes[apply->source];
+	uint32_t	by = from->emptied_by[apply->write->table];
+
+	if (by == 0)
+		return false;
+	return by >= apply->entry->transaction || apply->context.version.ts > SimHorizon(apply->source);
+}
+
 static void
 op_fetch(void *arg, KdbFetched *fetched)
 {
@@ -368,9 +492,20 @@ op_fetch(void *arg, KdbFetched *fetched)
 
 	sim->fetches++;
 	SimFind(from, apply->write->table, apply->write->new_key, &there, 0);
+	if (KdbVersionCompare(there.version, apply->context.version) < 0 &&
+		was_emptied(apply) && (SIM_RULE(EMPTIED) || there.state == KDB_ROW_ABSENT))
+	{
+		there.state = KDB_ROW_DEAD;
+		there.version = apply->context.version;
+	}
 	if (there.state == KDB_ROW_ABSENT)
 	{
 		SimFail("node %d: the row to be fetched from node %d has left no trace there", apply->me, apply->source);
+		longjmp(SimCrash, 1);
+	}
+	if (there.version.ts < apply->context.version.ts)
+	{
+		SimFail("node %d: the row to be fetched from node %d is older there than the change", apply->me, apply->source);
 		longjmp(SimCrash, 1);
 	}
 	fetched->state = there.state;
@@ -492,14 +627,19 @@ compose(SimApply *apply, const KdbMergePut *put, const SimRow *local, SimRow *ro
 		merge_columns(apply, put, local, row);
 }
 
+/*
+ * Once a deferrable value has turned out to be taken, and holders have been looked at, the
+ * engine looks at it when the transaction ends.
+ */
 static bool
 taken(SimApply *apply, const SimRow *row)
 {
-	int			table = apply->write->table;
+	const SimWrite *write = apply->write;
 
-	for (int i = 0; i < table_of(apply->write)->indexes; i++)
+	for (int i = 0; i < table_of(write)->indexes; i++)
 	{
-		if (SimHolderOf(apply->node, table, i, row->unique[i], apply->write->new_key) >= 0)
+		if ((i > 0 || !table_of(write)->deferrable || apply->clashes == 0) &&
+			SimHolderOf(apply->node, write->table, i, row->unique[i], write->new_key) >= 0)
 			return true;
 	}
 	return false;
@@ -515,7 +655,10 @@ put_row(SimApply *apply, const KdbMergePut *put)
 
 	compose(apply, put, &local, &row);
 	if (taken(apply, &row))
+	{
+		apply->clashes++;
 		return KDB_MERGE_CHANGED;
+	}
 	start_row(apply->node, write->table, write->new_key, &row, apply->context.version, apply->transaction);
 	remember(apply, k, put->version, put->remember);
 	if (table_of(write)->merged && put->chosen == KDB_PART_WRITTEN &&
@@ -617,6 +760,24 @@ op_contribute(void *arg, bool with_base)
 	contribute_write(apply->node, apply->write, apply->context.version);
 }
 
+/* A row that gives a deferrable value away by this transaction is not in its way. */
+static void
+check_kept(SimApply *apply, const KdbMergeReport *r)
+{
+	if (!apply->exact || apply->at_end || apply->context.fetched || apply->write->unsent ||
+		!table_of(apply->write)->deferrable || table_of(apply->write)->indexes > 1)
+		return;
+	for (int i = 0; i < r->nholders && r->decision.action != KDB_ACTION_SKIP; i++)
+	{
+		const KdbLocalRow *holder = &r->holders[i].row;
+		uint64_t	position = op_position(apply, holder);
+
+		if (apply->exact && KdbVersionCompare(apply->context.version, holder->version) >= 0 &&
+			KdbSeenSurely(&apply->context.seen, holder->version.node, position))
+			SimFail("node %d: a deferrable value is taken from a row that the writer had seen", apply->me);
+	}
+}
+
 /* A write that follows what its writer had seen is no conflict. */
 static void
 op_report(void *arg, const KdbMergeReport *r)
@@ -626,6 +787,7 @@ op_report(void *arg, const KdbMergeReport *r)
 	sim->conflicts++;
 	if (r->decision.action == KDB_ACTION_ERROR || r->decision.conflict == KDB_CONFLICT_NONE)
 		SimFail("node %d: report of an unexpected decision", apply->me);
+	check_kept(apply, r);
 	if (apply->exact && r->local && r->local->state == KDB_ROW_LIVE &&
 		(r->decision.conflict == KDB_CONFLICT_UPDATE_ORIGIN_DIFFERS ||
 		 r->decision.conflict == KDB_CONFLICT_DELETE_ORIGIN_DIFFERS))
@@ -678,9 +840,34 @@ SimApplyWrite(SimApply *apply, const SimWrite *write)
 	KdbMergeWrite w;
 
 	apply->write = write;
+	if (write->truncate)
+	{
+		SimEmpty(apply->node, write->table, apply->transaction);
+		return;
+	}
 	apply->has_old_key_row = false;
+	apply->clashes = 0;
 	describe(write, &w);
 	KdbMerge(&ops, apply, &apply->context, &w);
+}
+
+/* The end of the transaction: rows that were written beside older ones claim their values once more. */
+void
+SimApplyEnd(SimApply *apply)
+{
+	apply->at_end = true;
+	for (int i = 0; i < apply->nclaimants && SIM_RULE(CLAIM_AT_END); i++)
+	{
+		int8_t		key = apply->claimants[i][1];
+		SimWrite	write = {KDB_UPDATE, apply->claimants[i][0], key, key};
+		SimKey	   *k = &apply->node->keys[write.table][key];
+
+		write.row = k->row;
+		apply->write = &write;
+		apply->clashes = 0;
+		if (k->live)
+			KdbMergeClaimAtEnd(&ops, apply, &apply->context);
+	}
 }
 
 /* Merge a row that another node had fetched from one that was lost. */

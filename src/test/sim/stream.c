@@ -73,6 +73,57 @@ SimMark(int at)
 	node->applied[at] = (uint64_t) sim->nlog[at];
 }
 
+/* Has every node applied it? */
+bool
+SimIsApplied(KdbVersion version)
+{
+	for (int from = 0; from < SIM_NODES && version.ts != 0; from++)
+	{
+		for (int i = 0; i < sim->nlog[from]; i++)
+		{
+			if (sim->log[from][i].mark || KdbVersionCompare(sim->log[from][i].version, version) != 0)
+				continue;
+			for (int to = 0; to < SIM_NODES; to++)
+			{
+				if (sim->nodes[to].active && to != from && sim->nodes[to].applied[from] <= (uint64_t) i)
+					return false;
+			}
+		}
+	}
+	return true;
+}
+
+static bool
+writes_to(const SimEntry *entry, int table)
+{
+	for (int i = 0; i < entry->nwrites; i++)
+	{
+		if (entry->writes[i].table == table)
+			return true;
+	}
+	return false;
+}
+
+/* Is no change of the table on its way, to no node? */
+bool
+SimIsQuiet(int table)
+{
+	for (int to = 0; to < SIM_NODES; to++)
+	{
+		if (!sim->nodes[to].active && sim->nodes[to].greatest > 0)
+			return false;
+		for (int from = 0; sim->nodes[to].active && from < SIM_NODES; from++)
+		{
+			for (int i = (int) sim->nodes[to].applied[from]; to != from && i < sim->nlog[from]; i++)
+			{
+				if (writes_to(&sim->log[from][i], table))
+					return false;
+			}
+		}
+	}
+	return true;
+}
+
 /* ---- what the sender says that it had seen ------------------------------------ */
 
 void
@@ -180,10 +231,19 @@ start_apply(SimApply *apply, int to, int source, KdbVersion version)
 static void
 apply_transaction(SimApply *apply, const SimEntry *entry)
 {
+	apply->entry = entry;
 	if (entry->version.ts > apply->node->greatest)
 		apply->node->greatest = entry->version.ts;
 	for (int i = 0; i < entry->nwrites; i++)
+	{
 		SimApplyWrite(apply, &entry->writes[i]);
+		if (i == 0 && apply->during)
+		{
+			SimLocalBeside(apply, apply->during);
+			apply->context.newest = false;
+		}
+	}
+	SimApplyEnd(apply);
 }
 
 static void
@@ -247,7 +307,7 @@ run_apply(SimApply *apply, int to, int from, const SimEntry *entry)
  * passed it.
  */
 bool
-SimDeliver(int to, int from, int spoil, int disturb, int crash_at)
+SimDeliver(int to, int from, const SimEvent *event, int crash_at)
 {
 	SimNode    *node = &sim->nodes[to];
 	KdbSeenEntry seen[SIM_NODES];
@@ -267,8 +327,9 @@ SimDeliver(int to, int from, int spoil, int disturb, int crash_at)
 		return false;
 	start_apply(&apply, to, from, entry->version);
 	apply.crash_at = crash_at;
-	apply.disturb_at = disturb;
-	apply.context.seen.nentries = seen_vector(&apply, to, from, entry, spoil, seen);
+	apply.disturb_at = event ? event->d : 0;
+	apply.during = event && event->nops > 0 ? event : NULL;
+	apply.context.seen.nentries = seen_vector(&apply, to, from, entry, event ? event->c : 0, seen);
 	apply.context.seen.entries = seen;
 	return run_apply(&apply, to, from, entry);
 }
