@@ -219,6 +219,19 @@ put_beaten(KdbMergeRun *run, const KdbLocalRow *local, KdbRowPart part, KdbVersi
 }
 
 /*
+ * Must unique values of the live row's successor be looked at?  What has not changed was looked at when it
+ * was written, and no other key has claimed it since, or the row would not live.  But it may have kept a
+ * deferrable value in spite of a claim.
+ */
+static bool
+values_matter(KdbMergeRun *run, KdbRowPart part)
+{
+	if (run->deferrable && !run->context->newest && KDB_RULE(KEPT_CLAIMED))
+		return true;
+	return run->ops->unique_changes(run->arg, part);
+}
+
+/*
  * Is the state at the other node later than what is here?  Of equal versions it is
  * if the row here is from the middle of that transaction.
  */
@@ -253,7 +266,7 @@ merge_state(KdbMergeRun *run)
 		KdbMergeContributeDead(run);
 		return KDB_MERGE_DONE;
 	}
-	if (run->unique && (local.state != KDB_ROW_LIVE || run->ops->unique_changes(run->arg, KDB_PART_FETCHED)))
+	if (run->unique && (local.state != KDB_ROW_LIVE || values_matter(run, KDB_PART_FETCHED)))
 	{
 		switch (KdbMergeUnique(run, KDB_PART_FETCHED, version, true))
 		{
@@ -318,7 +331,7 @@ unique_matters(KdbMergeRun *run, const KdbLocalRow *local)
 	if (!run->unique)
 		return false;
 	if (local->state == KDB_ROW_LIVE)
-		return run->ops->unique_changes(run->arg, KDB_PART_WRITTEN);
+		return values_matter(run, KDB_PART_WRITTEN);
 	/* A speculative insert tells by itself that a live row holds a value. */
 	return run->look_for_holders || !run->context->newest;
 }
@@ -435,6 +448,7 @@ KdbMerge(const KdbMergeOps *ops, void *arg, KdbMergeContext *context,
 	run.context = context;
 	run.write = write;
 	run.unique = write->unique;
+	run.deferrable = write->deferrable;
 	run.nmerged = write->nmerged;
 	run.operation = write->operation;
 	if (write->operation == KDB_DELETE)
@@ -461,6 +475,7 @@ KdbMergeState(const KdbMergeOps *ops, void *arg, KdbMergeContext *context,
 	run.arg = arg;
 	run.context = context;
 	run.unique = write->unique;
+	run.deferrable = write->deferrable;
 	run.nmerged = write->nmerged;
 	run.operation = KDB_INSERT;
 	run.has_fetched = true;

@@ -21,6 +21,7 @@ typedef struct KdbMergeRun
 	KdbMergeContext *context;
 	const KdbMergeWrite *write; /* NULL while a state is merged without a write */
 	bool		unique;
+	bool		deferrable;
 	int			nmerged;
 
 	/* What the write is to the new key: the key UPDATE's second half is an INSERT. */
@@ -65,7 +66,8 @@ enum
 	KDB_WITHOUT_HISTORY = 1 << 18,
 	KDB_WITHOUT_MANY_HOLDERS = 1 << 19,
 	KDB_WITHOUT_KEEP_SEEN = 1 << 20,
-	KDB_WITHOUT_KEEP_WRITTEN = 1 << 21
+	KDB_WITHOUT_KEEP_WRITTEN = 1 << 21,
+	KDB_WITHOUT_KEPT_CLAIMED = 1 << 22
 };
 
 /* merge.c: less than, equal to or greater than 0 as the version is to the local one. */

@@ -207,6 +207,7 @@ merge(KdbConverge *c)
 	write.key_changed = c->key_changed;
 	write.unsent = KdbRowIsIncomplete(c);
 	write.unique = target->has_unique;
+	write.deferrable = target->has_deferrable;
 	if (target->nmerged > 0 && c->operation != KDB_DELETE)
 		KdbMergedBegin(c);
 	write.nmerged = KdbMergedCount(c);
@@ -418,7 +419,7 @@ KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow
 {
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
 	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row, .fetched = *row};
-	KdbMergeWrite write = {.operation = KDB_INSERT, .unique = target->has_unique};
+	KdbMergeWrite write = {.operation = KDB_INSERT, .unique = target->has_unique, .deferrable = target->has_deferrable};
 	KdbFetched	state = {KDB_ROW_LIVE};
 	KdbLocalRow local;
 

@@ -291,8 +291,8 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	KdbMergedBeforePut(c, put, target->merged, target->local);
 	KdbComputeGenerated(target, target->merged);
 	if (target->has_unique)
-		notice = KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local,
-															  target->merged));
+		notice = (target->has_deferrable && !c->context->newest) ||
+			KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local, target->merged));
 	columns = KdbSentColumns(row, target->tupdesc->natts);
 	if (notice && c->clashes < KDB_CONVERGE_CLASHES)
 		result = KdbWriteUpdateIf(target, target->merged, columns, may_stay, &overwrite);

@@ -17,6 +17,10 @@
  * any other key.  And if somebody has changed the holder meanwhile, which keeps its value, that is newer, and
  * the row that was written beside it goes.
  *
+ * A write that loses on its own key claims the values of its row likewise, but there is no such row in the end,
+ * and the holder lives on.  It is going to be written, by whoever has taken its value away.  Until then it has
+ * a value that was claimed, so who writes over it looks for claims (KdbMergeWrite.deferrable).
+ *
  * What is noted lasts for the transaction: the keys of these rows, as the engine notes them for its own check.
  */
 #include "postgres.h"

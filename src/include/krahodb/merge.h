@@ -262,7 +262,8 @@ typedef struct KdbMergeWrite
 	KdbOperation operation;
 	bool		key_changed;	/* UPDATE: the new row's key is another one */
 	bool		unsent;			/* values of the new row are missing */
-	bool		unique;			/* the table has unique keys beside its identity */
+	bool		unique;			/* the table has unique keys beside its identity ... */
+	bool		deferrable;		/* ... and one of them is deferrable */
 	int			nmerged;		/* merged columns of the table */
 } KdbMergeWrite;
 

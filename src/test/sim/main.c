@@ -51,6 +51,7 @@ static const Rule rules[] = {
 	{"many-holders", false, KDB_WITHOUT_MANY_HOLDERS},
 	{"keep-seen", false, KDB_WITHOUT_KEEP_SEEN},
 	{"keep-written", false, KDB_WITHOUT_KEEP_WRITTEN},
+	{"kept-claimed", false, KDB_WITHOUT_KEPT_CLAIMED, true},
 	{"older-first", true, SIM_WITHOUT_OLDER_FIRST},
 	{"claim-at-end", true, SIM_WITHOUT_CLAIM_AT_END},
 	{"clock-commit", true, SIM_WITHOUT_CLOCK_COMMIT},

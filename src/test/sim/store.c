@@ -831,6 +831,7 @@ describe(const SimWrite *write, KdbMergeWrite *w)
 	w->key_changed = write->operation == KDB_UPDATE && write->old_key != write->new_key;
 	w->unsent = write->unsent;
 	w->unique = table_of(write)->indexes > 0;
+	w->deferrable = table_of(write)->deferrable;
 	w->nmerged = table_of(write)->merged ? SIM_COLUMNS : 0;
 }
 
