@@ -106,8 +106,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 			truth->dead.state = KDB_ROW_DEAD;
 			take_version(&truth->dead, record);
 			truth->dead.origin = record->version.node == KdbLocalNodeIdentity() ?
-				InvalidRepOriginId :
-				KdbApply.origin;
+				InvalidRepOriginId : KdbApply.origin;
 			break;
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
