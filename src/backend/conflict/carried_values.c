@@ -14,7 +14,8 @@
  * some of the old row's columns are known (a version record has those of a key), whatever needs others.
  *
  * An error of a conversion is no error of the command: a value that has no counterpart in the new
- * type is one that no row will have.  So conversions run in a subtransaction.
+ * type is one that no row will have.  So conversions run in a subtransaction.  Errors that are not the
+ * value's (out of memory, a lock that is not to be had) do end the command: it may be tried again.
  */
 #include "postgres.h"
 
@@ -50,13 +51,29 @@ struct KdbCarriedValues
 	ExprContext *context;
 };
 
+/* Or of the server, which may not raise it the next time? */
+static bool
+is_of_the_value(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+		case ERRCODE_SYSTEM_ERROR:
+			return false;
+		default:
+			return sqlstate != ERRCODE_LOCK_NOT_AVAILABLE;
+	}
+}
+
 /* See conflict_private.h. */
 bool
 KdbTry(void (*work)(void *arg), void *arg)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile canceled = NULL;
+	ErrorData  *volatile error = NULL;
 	volatile bool done = false;
 
 	BeginInternalSubTransaction(NULL);
@@ -69,16 +86,16 @@ KdbTry(void (*work)(void *arg), void *arg)
 	PG_CATCH();
 	{
 		MemoryContextSwitchTo(context);
-		if (geterrcode() == ERRCODE_QUERY_CANCELED)
-			canceled = CopyErrorData();
+		if (!is_of_the_value(geterrcode()))
+			error = CopyErrorData();
 		FlushErrorState();
 	}
 	PG_END_TRY();
 	RollbackAndReleaseCurrentSubTransaction();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	if (canceled)
-		ReThrowError(canceled);
+	if (error)
+		ReThrowError(error);
 	return done;
 }
 

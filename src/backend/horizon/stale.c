@@ -32,6 +32,7 @@
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "tcop/tcopprot.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -157,6 +158,7 @@ krahodb_accept_stale_peer(PG_FUNCTION_ARGS)
 
 	if (!pg_subscription_ownercheck(subid, GetUserId()))
 		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_SUBSCRIPTION, name);
+	PreventCommandIfReadOnly("krahodb.accept_stale_peer()");
 	LockSharedObject(SubscriptionRelationId, subid, 0, AccessExclusiveLock);
 	if (!KdbClearSubscriptionStale(subid))
 		ereport(ERROR,

@@ -7,6 +7,7 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -59,8 +60,10 @@ Datum
 krahodb_prune_conflict_log(PG_FUNCTION_ARGS)
 {
 	int			busy = 0;
-	int			emptied = KdbConflictLogPrune(PG_GETARG_TIMESTAMPTZ(0), &busy);
+	int			emptied;
 
+	PreventCommandIfReadOnly("krahodb.prune_conflict_log()");
+	emptied = KdbConflictLogPrune(PG_GETARG_TIMESTAMPTZ(0), &busy);
 	if (busy > 0)
 		ereport(NOTICE,
 				(errmsg_plural("%d part of the conflict log was in use and has been left as it is",

@@ -386,7 +386,10 @@ begin(Node *node, KdbVersion version)
 static void
 merge(Node *node, const Write *write)
 {
-	KdbMergeWrite w = {write->operation, write->old_key != write->new_key, false, true, 1};
+	KdbMergeWrite w = {
+		.operation = write->operation, .key_changed = write->old_key != write->new_key,
+		.unique = true, .nmerged = 1
+	};
 
 	node->write = write;
 	node->calls = 0;

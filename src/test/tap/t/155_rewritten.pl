@@ -176,6 +176,13 @@ $node->psql('postgres', 'DELETE FROM t WHERE id = 9; ALTER TABLE t ALTER id TYPE
 	stdout => \$stdout, stderr => \$stderr);
 like($stderr, qr/WARNING:  versions of rows of table "t" could not be carried over/, 'a key that cannot be computed');
 
+# What is no error of the value ends the command, which may be tried again.
+$node->psql('postgres', q{CREATE TABLE busy (id int PRIMARY KEY); INSERT INTO busy VALUES (1), (2); DELETE FROM busy WHERE id = 2;
+	CREATE FUNCTION to_bigint(int) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS $$
+		BEGIN IF $1 = 2 THEN RAISE 'cannot be had' USING ERRCODE = 'lock_not_available'; END IF; RETURN $1; END $$;
+	ALTER TABLE busy ALTER id TYPE bigint USING to_bigint(id)}, stderr => \$stderr);
+like($stderr, qr/ERROR:  cannot be had/, 'a lock that is not to be had');
+
 # The key goes in the same command; what was read of many rows is in a file by then.
 $node->psql('postgres', q{SET work_mem = '64kB'; CREATE TABLE many (id int PRIMARY KEY, v int);
 	INSERT INTO many SELECT g, g FROM generate_series(1, 3000) g; ALTER TABLE many DROP CONSTRAINT many_pkey, ALTER v TYPE bigint},
