@@ -175,7 +175,11 @@ EOF
 		# when the one started last has done something
 		$subscriber->poll_query_until('postgres', "SELECT count(*) > $seen FROM event")
 		  or die 'the load is not applied';
+		my $offset = -s $subscriber->logfile;
+
+		# it goes on for a moment until it has noticed
 		kill 'KILL', apply_worker();
+		$subscriber->wait_for_log(qr/all server processes terminated/, $offset);
 		$subscriber->poll_query_until('postgres',
 			'SELECT NOT pg_is_in_recovery()')
 		  or die 'the server did not restart';

@@ -280,7 +280,7 @@ mark_log();
 on_subscriber("INSERT INTO triggered VALUES (8, 8, 'protected')");
 on_publisher("INSERT INTO triggered VALUES (9, 8, 'remote')");
 $subscriber->wait_for_log(qr/subscription "sub" has been disabled because of an error/, $logstart);
-like(logged(), qr/duplicate key value violates unique constraint "triggered_u_key"/, 'a trigger keeps the row that is to go: the error of the index');
+like(logged(), qr/a trigger of table "triggered" keeps a row that is in the way/, 'a trigger keeps the row that is to go: an error that says so');
 on_subscriber("DELETE FROM triggered WHERE id = 8; UPDATE triggered SET v = '' WHERE id = 8; DELETE FROM triggered WHERE id = 8");
 resume();
 mark_log();

@@ -296,7 +296,7 @@ $node->psql('postgres', 'SELECT max(krahodb.prune_conflict_log(now())) FROM krah
 like($err, qr/NOTICE:  \d+ parts? of the conflict log (was|were) in use/, 'a query that reads it cannot empty it');
 unlike($err, qr/ERROR/, 'and goes on');
 cmp_ok(log_rows('count(*)'), '>=', $rows, 'all rows are still there');
-$node->psql('postgres', 'SET transaction_read_only = on; SELECT krahodb.prune_conflict_log(now())', stderr => \$err);
+$node->psql('postgres', 'SET default_transaction_read_only = on; SELECT krahodb.prune_conflict_log(now())', stderr => \$err);
 like($err, qr/ERROR:  cannot execute krahodb.prune_conflict_log\(\) in a read-only transaction/, 'not in a read-only transaction');
 cmp_ok(sql('SELECT krahodb.prune_conflict_log(now())'), '>', 0, 'prune_conflict_log');
 is(log_rows('count(*)'), '0', 'empties the log');
