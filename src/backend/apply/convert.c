@@ -267,6 +267,9 @@ KdbRemoteText(const KdbColumnInput *input, const KdbWireColumn *column)
 	bool		is_varlena;
 	Datum		value;
 
+	/* Text of money is made by lc_monetary, which is not the caller's. */
+	if (input->remote_type == MONEYOID || input->remote_type == MONEYARRAYOID)
+		return NULL;
 	if (column->kind == 't')
 		return pnstrdup(column->data, column->length);
 	if (column->kind != 'b' || !is_built_in(input->remote_type))

@@ -291,7 +291,7 @@ extern void KdbConvertTuple(KdbApplyRelation *rel, const KdbWireTuple *tuple,
 
 /*
  * The value of a local column as text of the publisher's type, which it may have lost something of here;
- * NULL if that type is not known, and so is the local one.
+ * NULL if that type is not known, and so is the local one, or its text depends on settings.
  */
 extern char *KdbRemoteText(const KdbColumnInput *input, const KdbWireColumn *column);
 extern void KdbFillDefaults(KdbApplyRelation *rel, TupleTableSlot *slot);

@@ -11,14 +11,25 @@ use KrahoDB::Nodes;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $a = krahodb_node('a', conf => <<'EOS');
+# Money is sent as text by lc_monetary, so both sides have the same; one with a decimal comma, if the machine has it.
+my $locale = 'C';
+my $locales = PostgreSQL::Test::Utils::tempdir();
+if (system("localedef -i da_DK -f UTF-8 $locales/da_DK.utf8 >/dev/null 2>&1") == 0)
+{
+	$ENV{LOCPATH} = $locales;
+	$locale = 'da_DK.utf8';
+}
+
+my $a = krahodb_node('a', conf => <<"EOS");
+lc_monetary = '$locale'
 timezone = 'Asia/Tokyo'
 datestyle = 'SQL, DMY'
 intervalstyle = sql_standard
 bytea_output = escape
 extra_float_digits = -5
 EOS
-my $b = krahodb_node('b', conf => <<'EOS');
+my $b = krahodb_node('b', conf => <<"EOS");
+lc_monetary = '$locale'
 timezone = 'America/New_York'
 datestyle = 'German'
 intervalstyle = iso_8601
