@@ -113,6 +113,7 @@ KdbCarriedPrepare(Relation rel, List *commands)
 		return NULL;
 	carried->values = KdbCarriedValuesPrepare(rel, commands);
 	carried->needed = KdbCarriedValuesNeeded(carried->values, carried->before.indexed);
+	carried->before.columns = carried->needed;
 	describe_lines(carried);
 	return carried;
 }

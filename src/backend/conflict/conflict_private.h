@@ -68,7 +68,8 @@ typedef struct KdbListing
 	Oid			collations[INDEX_MAX_KEYS];
 	const ScanKeyData *equality;	/* NULL: that of the types */
 	Bitmapset  *indexed;		/* attribute numbers: of the key and of unique indexes */
-	Bitmapset  *columns;		/* the same, but instead of generated columns all others */
+	Bitmapset  *columns;		/* the same, but instead of generated columns all others; put_row looks at them */
+	Bitmapset  *read;			/* both, while the heap is listed */
 	bool		has_unique;		/* other unique keys than the identity */
 	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
 	List	   *indexes;		/* of KdbUniqueIndex, the identity too */
@@ -101,9 +102,10 @@ extern const KdbUniqueIndex *KdbListingIndex(const KdbListing *listing, Oid plac
 
 /*
  * left_out_values.c: values of a dead tuple that the index of the TOAST table lacks, into the slot; in the
- * current memory context, which must last as long as the tuple is in it.
+ * current memory context, which must last as long as the tuple is in it.  columns: attribute numbers of those that
+ * are needed; NULL: those of indexes, and merged ones.
  */
-extern void KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot);
+extern void KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot, const Bitmapset *columns);
 
 /* Unique or for an exclusion constraint?  Attribute numbers that it depends on. */
 extern bool KdbIsUniqueIndex(Relation index);

@@ -212,7 +212,7 @@ collect(KdbLeftOut *left_out, Relation rel)
 		if (!ended_between(slot, from, left_out->until))
 			continue;
 		MemoryContextSwitchTo(GetPerTupleMemoryContext(left_out->estate));
-		KdbReadLeftOutValues(rel, slot);
+		KdbReadLeftOutValues(rel, slot, NULL);
 		if (form_values(left_out, slot))
 		{
 			MemoryContextSwitchTo(context);
@@ -329,7 +329,7 @@ KdbTupleScanNext(KdbTupleScan *scan)
 		if (index_getnext_slot(scan->scan, ForwardScanDirection, scan->slot))
 		{
 			scan->recheck = scan->scan->xs_recheck;
-			KdbReadLeftOutValues(scan->rel, scan->slot);
+			KdbReadLeftOutValues(scan->rel, scan->slot, NULL);
 			return true;
 		}
 		scan->behind_index = true;
@@ -343,7 +343,7 @@ KdbTupleScanNext(KdbTupleScan *scan)
 		if (!table_tuple_fetch_row_version(scan->rel, &tid, SnapshotAny, scan->slot) ||
 			!ended_between(scan->slot, kept_from(), left_out->until))
 			continue;
-		KdbReadLeftOutValues(scan->rel, scan->slot);
+		KdbReadLeftOutValues(scan->rel, scan->slot, NULL);
 		if (has_key(scan))
 			return true;
 	}

@@ -8,7 +8,7 @@
  * worker that must know the key of a dead row this would not end, as the horizon waits for the worker.
  *
  * So such values are read from the TOAST table itself, and put into the slot instead of the pointers to
- * them: those of indexed and of merged columns, no others are asked for.
+ * them: those that are asked for, of indexed and of merged columns mostly.
  *
  * WHAT IT COSTS.  Nothing for tuples without out-of-line values, and next to nothing while no such index
  * is new.  Else a scan of the TOAST table for each value that its index lacks, for the few seconds until
@@ -127,35 +127,38 @@ fill_column(Toast *toast, TupleTableSlot *slot, int i)
 		slot->tts_values[i] = PointerGetDatum(value);
 }
 
-/* Numbers of the columns, as in the engine's sets of attributes. */
+/* Columns of indexes, and merged ones. */
 static Bitmapset *
-columns_to_read(Relation rel)
+usual_columns(Relation rel)
 {
-	Bitmapset  *columns = bms_copy(RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_ALL));
+	Bitmapset  *indexed = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_ALL);
+	Bitmapset  *columns = NULL;
+	int			member = -1;
 	ListCell   *lc;
 
+	while ((member = bms_next_member(indexed, member)) >= 0)
+	{
+		if (member + FirstLowInvalidHeapAttributeNumber > 0)
+			columns = bms_add_member(columns, member + FirstLowInvalidHeapAttributeNumber);
+	}
 	foreach(lc, KdbMergedColumns(RelationGetRelid(rel)))
-		columns = bms_add_member(columns, ((KdbColumnMerge *) lfirst(lc))->attnum - FirstLowInvalidHeapAttributeNumber);
+		columns = bms_add_member(columns, ((KdbColumnMerge *) lfirst(lc))->attnum);
 	return columns;
 }
 
 static void
-fill_columns(Toast *toast, Relation rel, TupleTableSlot *slot)
+fill_columns(Toast *toast, TupleTableSlot *slot, const Bitmapset *columns)
 {
-	Bitmapset  *columns = columns_to_read(rel);
-	int			member = -1;
+	int			attnum = -1;
 
 	slot_getallattrs(slot);
-	while ((member = bms_next_member(columns, member)) >= 0)
-	{
-		if (member + FirstLowInvalidHeapAttributeNumber > 0)
-			fill_column(toast, slot, member + FirstLowInvalidHeapAttributeNumber - 1);
-	}
+	while ((attnum = bms_next_member(columns, attnum)) >= 0)
+		fill_column(toast, slot, attnum - 1);
 }
 
 /* See conflict_private.h. */
 void
-KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot)
+KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot, const Bitmapset *columns)
 {
 	Toast		toast;
 
@@ -168,7 +171,7 @@ KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot)
 	if (TransactionIdIsValid(KdbIndexLacksBefore(toast.indexes[toast.valid])))
 	{
 		init_toast_snapshot(&toast.snapshot);
-		fill_columns(&toast, rel, slot);
+		fill_columns(&toast, slot, columns ? columns : usual_columns(rel));
 	}
 	toast_close_indexes(toast.indexes, toast.nindexes, AccessShareLock);
 	table_close(toast.rel, AccessShareLock);

@@ -218,6 +218,7 @@ key_goes_on(const KdbListing *listing, Relation rel, TupleTableSlot *slot, const
 		ItemPointerGetBlockNumber(&tid) >= RelationGetNumberOfBlocks(rel) ||
 		!table_tuple_fetch_row_version(rel, &tid, SnapshotAny, next))
 		return false;
+	KdbReadLeftOutValues(rel, next, listing->read);
 	result = HeapTupleHeaderGetRawXmin(((HeapTupleTableSlot *) next)->tuple->t_data) == tuple->ended &&
 		is_same_key(listing, slot, next);
 	ExecClearTuple(next);
@@ -229,6 +230,7 @@ list_tuple(KdbListing *listing, Relation rel, TupleTableSlot *slot, const Tuple 
 {
 	KdbVersion	version;
 
+	KdbReadLeftOutValues(rel, slot, listing->read);
 	list_writer(listing, slot, tuple);
 	if (TransactionIdIsValid(tuple->ended) && version_of(listing, tuple->ended, &version) &&
 		!key_goes_on(listing, rel, slot, tuple, next))
@@ -243,6 +245,7 @@ KdbListHeap(KdbListing *listing, Relation rel, Snapshot snapshot)
 	TupleTableSlot *next = MakeSingleTupleTableSlot(listing->desc, table_slot_callbacks(rel));
 	TableScanDesc scan = table_beginscan(rel, SnapshotAny, 0, NULL);
 
+	listing->read = bms_union(listing->columns, listing->indexed);
 	while (TTS_IS_BUFFERTUPLE(slot) && table_scan_getnextslot(scan, ForwardScanDirection, slot))
 	{
 		MemoryContext old = MemoryContextSwitchTo(listing->context);

@@ -121,6 +121,14 @@ rebuilt('a deletion, with a key out of line',
 	query => 'SELECT v FROM k',
 	expected => '');
 
+rebuilt('a deletion, with a key out of line, in a table that is rewritten after that',
+	base => q{INSERT INTO k VALUES (wide('b'), 'old')},
+	older => q{UPDATE k SET v = 'lost' WHERE id = wide('b')},
+	newer => q{DELETE FROM k WHERE id = wide('b')},
+	rebuild => ['REINDEX TABLE CONCURRENTLY k', q{ALTER TABLE k ALTER v TYPE text USING v || ''}],
+	query => 'SELECT v FROM k',
+	expected => '');
+
 rebuilt('a history of values out of line',
 	base => q{INSERT INTO x VALUES (1, wide('a'))},
 	older => q{UPDATE x SET hi = wide('c') WHERE id = 1},
