@@ -256,6 +256,13 @@ extern Relation KdbApplyRelationLocal(KdbApplyRelation *rel);
 /* May changes to it be applied by this worker now (table sync states)? */
 extern bool KdbApplyRelationWanted(KdbApplyRelation *rel);
 
+/*
+ * names.c: from now on that relation of the publisher has the name.  Returns which one had it before, as far as
+ * known; it may have got another name since.  names: NULL at first.
+ */
+struct HTAB;
+extern uint32 KdbTakeName(struct HTAB **names, const char *nspname, const char *relname, uint32 remoteid);
+
 /* Close all that is open; before commit, prepare and every other end. */
 extern void KdbApplyRelationsClose(void);
 

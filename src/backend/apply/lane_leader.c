@@ -516,38 +516,41 @@ remember_relation(KnownRelation *known, const char *data, size_t len)
 }
 
 /* Where the message names the table: behind type and id, schema and name, each with its end. */
-static const char *
-name_of(const char *message, size_t *length)
+static void
+name_of(const char *message, const char **nspname, const char **relname)
 {
-	const char *name = message + 1 + sizeof(uint32);
-	size_t		schema = strlen(name) + 1;
-
-	*length = schema + strlen(name + schema) + 1;
-	return name;
+	*nspname = message + 1 + sizeof(uint32);
+	*relname = *nspname + strlen(*nspname) + 1;
 }
 
-/* Forget others of that name, which were dropped or renamed: see relation.c. */
-static void
-forget_others(uint32 relid, const char *message)
+static bool
+has_name(const KnownRelation *known, const char *nspname, const char *relname)
 {
-	HASH_SEQ_STATUS status;
-	KnownRelation *known;
-	size_t		length;
-	const char *name = name_of(message, &length);
+	const char *its_nspname;
+	const char *its_relname;
 
-	hash_seq_init(&status, known_relations);
-	while ((known = hash_seq_search(&status)) != NULL)
-	{
-		uint32		other = known->relid;
-		size_t		other_length;
-		const char *other_name = name_of(known->message, &other_length);
+	name_of(known->message, &its_nspname, &its_relname);
+	return strcmp(its_relname, relname) == 0 && strcmp(its_nspname, nspname) == 0;
+}
 
-		if (other == relid || other_length != length || memcmp(other_name, name, length) != 0)
-			continue;
-		pfree(known->message);
-		(void) hash_search(known_relations, &other, HASH_REMOVE, NULL);
-		KdbLaneDependForget(other);
-	}
+/* Forget the one that had the name before, which was dropped or renamed: see relation.c. */
+static void
+forget_other(uint32 relid, const char *message)
+{
+	static HTAB *names = NULL;
+	const char *nspname;
+	const char *relname;
+	uint32		before;
+	KnownRelation *other;
+
+	name_of(message, &nspname, &relname);
+	before = KdbTakeName(&names, nspname, relname, relid);
+	other = before == relid ? NULL : hash_search(known_relations, &before, HASH_FIND, NULL);
+	if (other == NULL || !has_name(other, nspname, relname))
+		return;
+	pfree(other->message);
+	(void) hash_search(known_relations, &before, HASH_REMOVE, NULL);
+	KdbLaneDependForget(before);
 }
 
 /* Is most of what lanes have learnt not needed any more? */
@@ -584,7 +587,7 @@ note_relation(const KdbWireMessage *message, const char *data, size_t len)
 		pfree(known->message);
 	remember_relation(known, data, len);
 	KdbLaneDependRelation(message);
-	forget_others(relid, data);
+	forget_other(relid, data);
 	if (!found && KdbMyLaneGroup)
 		KdbLaneShareRelation(data, len);
 	return KdbMyLaneGroup && (found || lanes_know_too_much());

@@ -228,23 +228,19 @@ sweep(void)
 	swept = true;
 }
 
-/* Its name is that of others no more.  (They may still be needed in this transaction.) */
+/* Its name is that of another one no more.  (That may still be needed in this transaction.) */
 static void
 supersede(const KdbApplyRelation *rel)
 {
-	HASH_SEQ_STATUS status;
-	KdbApplyRelation *other;
+	static HTAB *names = NULL;
+	uint32		before = KdbTakeName(&names, rel->nspname, rel->relname, rel->remoteid);
+	KdbApplyRelation *other = before == rel->remoteid ? NULL : hash_search(relations, &before, HASH_FIND, NULL);
 
-	hash_seq_init(&status, relations);
-	while ((other = hash_seq_search(&status)) != NULL)
-	{
-		if (other->remoteid == rel->remoteid || strcmp(other->relname, rel->relname) != 0 ||
-			strcmp(other->nspname, rel->nspname) != 0)
-			continue;
-		other->superseded = true;
-		if (other->rel == NULL)
-			forget_local(other);
-	}
+	if (other == NULL || strcmp(other->relname, rel->relname) != 0 || strcmp(other->nspname, rel->nspname) != 0)
+		return;
+	other->superseded = true;
+	if (other->rel == NULL)
+		forget_local(other);
 }
 
 /* Relations whose table does not exist here. */
