@@ -197,11 +197,12 @@ extern void KdbApplyLoop(XLogRecPtr last_received);
 /*
  * retry.c: this worker is to be started again soon (returns in how many ms), since a remote
  * transaction that ends behind lsn has failed (0: if any, it is not known which); it
- * is starting; it streams now; it has finished a remote transaction that ends at end_lsn; it is
- * watched, so that its end by an error counts (called when it has attached to its slot).
+ * is starting; its publisher is another server than the one whose transaction has failed; it streams now;
+ * it has finished a remote transaction that ends at end_lsn; it is watched, so that its end by an error counts (called when it has attached to its slot).
  */
 extern int	KdbRetrySchedule(XLogRecPtr lsn);
 extern void KdbRetryStarting(void);
+extern void KdbRetryOfAnotherServer(void);
 extern void KdbRetryStarted(void);
 extern void KdbRetrySucceeded(XLogRecPtr end_lsn);
 extern void KdbRetryWatch(void);

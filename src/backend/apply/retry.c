@@ -23,7 +23,7 @@
  *				finished the remote transaction that had failed, or a later one
  *
  * ("failed" says which that is.  Transactions before it that have changed nothing here come again with
- * it, as they have not moved the origin's progress.)
+ * it, as they have not moved the origin's progress.  In the log of another server the place means nothing.)
  *
  * The worker makes its entry due when it gives up.  What passes makes it due again
  * while the worker starts (KdbRetryStarting), until it streams: its predecessor may
@@ -147,6 +147,22 @@ KdbRetryStarting(void)
 	if (retrying && entry->attempts > 0)
 		(void) make_due(entry);
 	LWLockRelease(LogicalRepWorkerLock);
+}
+
+/* See apply_private.h.  Which transaction that server had is not known then: the first one counts. */
+void
+KdbRetryOfAnotherServer(void)
+{
+	KdbRetryEntry *entry;
+
+	if (!retrying)
+		return;
+	LWLockAcquire(LogicalRepWorkerLock, LW_EXCLUSIVE);
+	entry = find_entry(MyLogicalRepWorker->subid);
+	if (entry)
+		entry->failed = InvalidXLogRecPtr;
+	LWLockRelease(LogicalRepWorkerLock);
+	failed = InvalidXLogRecPtr;
 }
 
 /* See apply_private.h. */

@@ -497,7 +497,11 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 	}
 
 	if (!am_tablesync_worker())
+	{
+		if (KdbOriginCluster(KdbApply.origin) != cluster)
+			KdbRetryOfAnotherServer();
 		KdbRememberOriginCluster(KdbApply.origin, cluster);
+	}
 
 	if (start.two_phase)
 		mark_two_phase_enabled();

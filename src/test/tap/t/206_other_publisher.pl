@@ -137,6 +137,34 @@ wait_streams(1, [ $q, 'u' ]);
 is($n->safe_psql('postgres', 'SELECT count(*) FROM u'), '3', 'it is the publisher from then on');
 $n->safe_psql('postgres', 'DROP SUBSCRIPTION u');
 
+# ---- a transaction has failed that the other publisher does not have -----------------------------
+
+# p's log is ahead of q's, where the transaction's position is far away.
+$_->safe_psql('postgres', 'CREATE TABLE w (id int PRIMARY KEY); CREATE PUBLICATION pub_w FOR TABLE w') foreach @nodes;
+$n->safe_psql('postgres', q{
+	CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'refused'; END$$;
+	CREATE TRIGGER refuse BEFORE INSERT ON w FOR EACH ROW EXECUTE FUNCTION refuse();
+	ALTER TABLE w ENABLE ALWAYS TRIGGER refuse});
+$q->safe_psql('postgres', q{SELECT pg_create_logical_replication_slot('w', 'krahodb_output')});
+$passes->($p, $lsn_of->($q));
+$p->safe_psql('postgres', 'SELECT txid_current(), pg_switch_wal()') foreach 1 .. 3;
+$offset = -s $n->logfile;
+$n->safe_psql('postgres', sprintf(
+		"CREATE SUBSCRIPTION w CONNECTION '%s' PUBLICATION pub_w WITH (copy_data = false, origin = none, apply_workers = 2)", connstr($p)));
+$p->safe_psql('postgres', 'INSERT INTO w VALUES (1)');
+$n->wait_for_log(qr/ERROR:  refused/, $offset);
+pause_subscription($n, 'w');
+my $at = $q->safe_psql('postgres', q{SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'w'});
+$n->safe_psql('postgres', sprintf("DROP TRIGGER refuse ON w; ALTER SUBSCRIPTION w CONNECTION '%s'", connstr($q)));
+$n->safe_psql('postgres', "SELECT pg_replication_origin_advance('pg_' || oid, '$at') FROM pg_subscription WHERE subname = 'w'");
+$n->safe_psql('postgres', 'ALTER SUBSCRIPTION w ENABLE');
+$q->safe_psql('postgres', 'INSERT INTO w VALUES (2)');
+wait_streams(1, [ $q, 'w' ]);
+$q->safe_psql('postgres', 'INSERT INTO w VALUES (3)');
+wait_streams(1, [ $q, 'w' ]);
+cmp_ok($n->safe_psql('postgres', q{SELECT count(*) FROM krahodb.lanes}), '>', 0, 'lanes do not wait for it');
+$n->safe_psql('postgres', 'DROP SUBSCRIPTION w');
+
 # ---- more subscriptions than have room to be told of ----------------------------------------
 
 $n->append_conf('postgresql.conf', "max_logical_replication_workers = 1\nmax_replication_slots = 2");
