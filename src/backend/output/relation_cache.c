@@ -10,7 +10,8 @@
  *		absent --lookup--> valid --invalidation--> invalid --lookup--> valid
  *						   invalid --sweep--> absent
  *
- * Invalidation: relcache events of the relation; changes of pg_publication
+ * Invalidation: relcache events of the relation, and of the root that its changes are
+ * published as (which may get another name by itself); changes of pg_publication
  * (publication.c), pg_publication_rel, pg_publication_namespace and pg_namespace
  * (a schema that is renamed says nothing of its tables), for which all entries are
  * invalidated as the event does not say whom it concerns.  The events come from
@@ -48,6 +49,7 @@ struct KdbRelationCache
 {
 	MemoryContext context;		/* holds all of the cache */
 	HTAB	   *table;			/* of KdbPublishedRelation by OID */
+	HTAB	   *roots;			/* OIDs that changes of others were ever published as */
 	KdbPublishedRelation *last; /* the last one looked up, or NULL */
 	long		sweep_size;		/* number of entries to sweep at */
 	MemoryContextCallback reset;
@@ -78,6 +80,20 @@ KdbRelationCacheInvalidateAll(void)
 }
 
 static void
+invalidate_published_as(Oid root)
+{
+	HASH_SEQ_STATUS scan;
+	KdbPublishedRelation *entry;
+
+	hash_seq_init(&scan, active_cache->table);
+	while ((entry = hash_seq_search(&scan)) != NULL)
+	{
+		if (entry->publish_as == root)
+			entry->valid = false;
+	}
+}
+
+static void
 relation_changed(Datum arg, Oid relid)
 {
 	KdbPublishedRelation *entry;
@@ -92,6 +108,8 @@ relation_changed(Datum arg, Oid relid)
 	entry = hash_search(active_cache->table, &relid, HASH_FIND, NULL);
 	if (entry != NULL)
 		entry->valid = false;
+	if (hash_search(active_cache->roots, &relid, HASH_FIND, NULL) != NULL)
+		invalidate_published_as(relid);
 }
 
 static void
@@ -128,6 +146,9 @@ KdbRelationCacheInit(KdbOutput *output, MemoryContext parent)
 	ctl.hcxt = context;
 	cache->context = context;
 	cache->table = hash_create("krahodb output relations", MIN_SWEEP_SIZE, &ctl,
+							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ctl.entrysize = sizeof(Oid);
+	cache->roots = hash_create("krahodb output roots", 16, &ctl,
 							   HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	cache->sweep_size = MIN_SWEEP_SIZE;
 	cache->reset.func = cache_gone;
@@ -219,6 +240,7 @@ build_row_state(KdbRelationCache *cache, KdbPublishedRelation *entry, Relation r
 		target = RelationIdGetRelation(entry->publish_as);
 		if (!RelationIsValid(target))
 			elog(ERROR, "could not open relation with OID %u", entry->publish_as);
+		(void) hash_search(cache->roots, &entry->publish_as, HASH_ENTER, NULL);
 	}
 	entry->context = AllocSetContextCreate(cache->context, "krahodb output relation",
 										   ALLOCSET_SMALL_SIZES);

@@ -48,6 +48,20 @@ is($subscriber->safe_psql('postgres', 'SELECT id FROM whole'), '1', 'a partition
 
 $subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION sub');
 
+# ---- a root that gets another name --------------------------------------------------------
+
+$subscriber->safe_psql('postgres', 'TRUNCATE whole; CREATE TABLE renamed (LIKE whole)');
+$publisher->safe_psql('postgres', 'TRUNCATE whole');
+$subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher) . "' PUBLICATION as_whole");
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+$publisher->safe_psql('postgres', "INSERT INTO whole VALUES (1, 'before'); ALTER TABLE whole RENAME TO renamed; INSERT INTO renamed VALUES (2, 'after')");
+$publisher->wait_for_catchup('sub');
+is($subscriber->safe_psql('postgres', 'SELECT * FROM whole'), '1|before', 'nothing comes to the table that has the old name here');
+$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION sub REFRESH PUBLICATION');
+$subscriber->wait_for_subscription_sync($publisher, 'sub');
+is_equal_on([ $publisher, $subscriber ], 'SELECT * FROM renamed ORDER BY id', 'it comes to the one that has the new one');
+$subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION sub');
+
 # ---- a list of all columns, and none ------------------------------------------------------
 
 $publisher->safe_psql('postgres', q{
