@@ -49,18 +49,21 @@
  */
 #include "postgres.h"
 
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include "access/commit_ts.h"
 #include "access/slru.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "replication/origin.h"
 #include "storage/latch.h"
+#include "storage/lwlock.h"
 #include "storage/procarray.h"
 #include "utils/timestamp.h"
 
@@ -72,9 +75,8 @@
 /* And behind the newest local one. */
 #define CLOCK_LOOK_BEHIND	10000
 
-/* Of them the engine keeps so many timestamps, with origins, in one file. */
-#define XIDS_OF_FILE \
-	(SLRU_PAGES_PER_SEGMENT * (BLCKSZ / (sizeof(TimestampTz) + sizeof(RepOriginId))))
+/* Of them the engine keeps so many timestamps, with origins, in one page. */
+#define XIDS_OF_PAGE	(BLCKSZ / (sizeof(TimestampTz) + sizeof(RepOriginId)))
 
 /* Shorter waits are not worth a latch or a count. */
 #define SHORT_WAIT_US		1000
@@ -152,12 +154,32 @@ advance_max(TimestampTz ts)
  * and the newest one, and looking for another is an error; but pg_resetwal -x leaves a gap.
  */
 static bool
-has_file(uint32 number)
+has_page(uint32 number)
 {
 	char		path[MAXPGPATH];
+	struct stat st;
 
-	snprintf(path, sizeof(path), "pg_commit_ts/%04X", number);
-	return access(path, F_OK) == 0 || errno != ENOENT;
+	snprintf(path, sizeof(path), "pg_commit_ts/%04X", number / SLRU_PAGES_PER_SEGMENT);
+	if (stat(path, &st) != 0)
+		return errno != ENOENT;
+	return st.st_size > (off_t) (number % SLRU_PAGES_PER_SEGMENT) * BLCKSZ;
+}
+
+/* Before it all is in files, and there may be a gap; later ones have pages, but maybe only in memory. */
+static TransactionId
+next_at_checkpoint(void)
+{
+	ControlFileData *control;
+	TransactionId next = InvalidTransactionId;
+	bool		valid;
+
+	LWLockAcquire(ControlFileLock, LW_SHARED);
+	control = get_controlfile(DataDir, &valid);
+	LWLockRelease(ControlFileLock);
+	if (valid)
+		next = XidFromFullTransactionId(control->checkPointCopy.nextXid);
+	pfree(control);
+	return next;
 }
 
 /*
@@ -169,7 +191,8 @@ find_max(void)
 {
 	TransactionId xid = ReadNextTransactionId();
 	TimestampTz max = GetCurrentTimestamp();
-	uint32		file = xid / XIDS_OF_FILE;	/* the newest one may not be written yet */
+	TransactionId checkpoint = next_at_checkpoint();
+	uint32		page = PG_UINT32_MAX;
 	int			left = CLOCK_LOOK_BACK;
 
 	while (left-- > 0)
@@ -178,12 +201,9 @@ find_max(void)
 		RepOriginId origin;
 
 		TransactionIdRetreat(xid);
-		if (xid / XIDS_OF_FILE != file)
-		{
-			if (!has_file(xid / XIDS_OF_FILE))
-				break;
-			file = xid / XIDS_OF_FILE;
-		}
+		if (xid / XIDS_OF_PAGE != page && TransactionIdPrecedes(xid, checkpoint) && !has_page(xid / XIDS_OF_PAGE))
+			break;
+		page = xid / XIDS_OF_PAGE;
 		if (!TransactionIdGetCommitTsData(xid, &ts, &origin))
 		{
 			if (!TransactionIdIsNormal(xid) ||

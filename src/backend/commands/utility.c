@@ -17,6 +17,7 @@
 #include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_namespace.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
@@ -108,7 +109,9 @@ check_schema_owner(const CreateExtensionStmt *stmt)
 	HeapTuple	tuple;
 	Oid			owner;
 
-	if (strcmp(stmt->extname, KRAHODB_LIBRARY) != 0)
+	/* if it is there already, IF NOT EXISTS is no error, whoever has got the schema since */
+	if (strcmp(stmt->extname, KRAHODB_LIBRARY) != 0 ||
+		OidIsValid(get_extension_oid(KRAHODB_LIBRARY, true)))
 		return;
 	namespace = get_namespace_oid(EXTENSION_SCHEMA, true);
 	tuple = SearchSysCache1(NAMESPACEOID, ObjectIdGetDatum(namespace));

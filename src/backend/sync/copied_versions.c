@@ -250,6 +250,13 @@ apply_histories(const KdbRemoteTable *table, List *rows)
 	return newest;
 }
 
+static void
+release_horizon(void)
+{
+	(void) KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT krahodb.release_horizon()", 1,
+						  "the retention horizon");
+}
+
 /* See sync_private.h. */
 void
 KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
@@ -262,8 +269,14 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 	List	   *rows;
 	List	   *histories;
 
-	if (held == 0 || table->as_ancestor)
+	if (held == 0)
 		return;
+	if (table->as_ancestor)
+	{
+		release_horizon();
+		held = 0;
+		return;
+	}
 	context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB copied versions",
 									ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(context);
@@ -278,8 +291,7 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 										" FROM krahodb.merged_history(%u, %lld)",
 										table->relid, (long long) held),
 							   HISTORY_COLUMNS, "histories of merged columns");
-	(void) KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT krahodb.release_horizon()", 1,
-						  "the retention horizon");
+	release_horizon();
 
 	/* The copied rows show this node in their versions. */
 	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);

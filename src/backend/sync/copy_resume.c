@@ -436,6 +436,7 @@ make_job(Relation rel, KdbRemoteTable *table, XLogRecPtr startpos)
 	return job;
 }
 
+/* A job without a plan: what was marked is undone, and the table is to be copied as a whole.  NULL: only that. */
 static KdbCopyJob *
 prepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
 		XLogRecPtr startpos, bool kept_slot)
@@ -467,7 +468,7 @@ prepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
 	}
 	job->plan = right && job->resumed ? earlier->plan : now;
 	if (job->plan == NULL)
-		return NULL;
+		return job;
 
 	if ((!right && (kept_slot || (changed && job->resolving))) ||
 		(job->resolving && KdbSyncTakenUnnoticed(rel)))
@@ -480,7 +481,7 @@ prepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
 
 /*
  * One subscription after the other: two that find no marks would both leave a plan.  The
- * second one sees the first one's, once that is committed.
+ * second one sees the first one's, once that is committed; and so that marks are gone.
  */
 KdbCopyJob *
 KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
@@ -492,5 +493,5 @@ KdbCopyPrepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID tim
 	job = prepare(rel, table, sysid, timeline, startpos, kept_slot);
 	if (job == NULL)
 		UnlockDatabaseObject(SubscriptionRelRelationId, RelationGetRelid(rel), 0, ExclusiveLock);
-	return job;
+	return job != NULL && job->plan != NULL ? job : NULL;
 }

@@ -304,9 +304,9 @@ $a->safe_psql('postgres', 'ALTER SUBSCRIPTION a_from_b DISABLE');
 $c->safe_psql('postgres', 'SELECT txid_current()');
 wait_state($c, 'peer waits for others', 'what the hub lacks holds the horizon');
 # the hub writes nothing, so its stream does not move either
-$c->append_conf('postgresql.conf', "krahodb.max_retention = '3s'");
+$c->append_conf('postgresql.conf', "krahodb.max_retention = '4s'");
 reload_settings($c);
-$c->poll_query_until('postgres', "SELECT state = 'stale' OR state = 'peer waits for others' AND since < clock_timestamp() - interval '10 s' FROM krahodb.horizon");
+$c->poll_query_until('postgres', "SELECT state = 'stale' OR state = 'peer waits for others' AND since < clock_timestamp() - interval '6 s' FROM krahodb.horizon");
 is(horizon($c, 'state'), 'peer waits for others', 'that does not make the hub stale');
 $c->append_conf('postgresql.conf', "krahodb.max_retention = '1h'");
 reload_settings($c);

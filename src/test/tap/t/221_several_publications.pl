@@ -2,7 +2,8 @@
 # partition of it, and somebody subscribes to both.  Changes come as those of the whole table.
 # Rows that are copied for the partition as well come twice: where the tables are partitioned
 # alike the copy fails for good.  Or one publishes a table, and another one all columns of it, by
-# name: that is the same, also if there are columns that were dropped.
+# name: that is the same, also if there are columns that were dropped.  Where nothing is copied, the
+# publisher's horizon is held all the same, for as long as the worker is there.
 
 use strict;
 use warnings;
@@ -13,6 +14,7 @@ use Test::More;
 
 my $publisher = krahodb_node('publisher');
 my $subscriber = krahodb_node('subscriber');
+my $peer = krahodb_node('peer');
 
 $_->safe_psql('postgres', q{
 	CREATE EXTENSION krahodb;
@@ -24,11 +26,22 @@ $publisher->safe_psql('postgres', q{
 	CREATE PUBLICATION as_part FOR TABLE part;
 	INSERT INTO whole VALUES (1, 'copied'), (11, 'copied')});
 
+$peer->safe_psql('postgres', 'CREATE EXTENSION krahodb; CREATE PUBLICATION nothing');
+$publisher->safe_psql('postgres', "CREATE SUBSCRIPTION peer CONNECTION '" . connstr($peer) . "' PUBLICATION nothing WITH (origin = none)");
+
 foreach my $options ('origin = any', 'origin = none')
 {
+	my $offset = -s $subscriber->logfile;
+
 	$subscriber->safe_psql('postgres', 'TRUNCATE whole');
+	arm_fault($subscriber, 'sync_before_syncwait=wait');
+	reload_settings($subscriber);
 	$subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 		  . "' PUBLICATION as_whole, as_part WITH ($options)");
+	$subscriber->wait_for_log(qr/(?:fault point "sync_before_syncwait" reached.*){2}/s, $offset);
+	wait_horizon($publisher);
+	disarm_fault($subscriber);
+	reload_settings($subscriber);
 	$subscriber->wait_for_subscription_sync($publisher, 'sub');
 	is_equal_on([ $publisher, $subscriber ], 'SELECT * FROM whole ORDER BY id', "copied ($options)");
 	$publisher->safe_psql('postgres', "INSERT INTO whole VALUES (2, 'streamed'); UPDATE whole SET v = '$options' WHERE id <> 2");

@@ -31,5 +31,26 @@ is($sub->safe_psql('postgres', 'SELECT count(*), count(DISTINCT id), sum(id) FRO
 unlike(slurp_file($sub->logfile, $offset), qr/ERROR/, 'without an error');
 is($sub->safe_psql('postgres', 'SELECT count(*) FROM pg_seclabel'), '0', 'no marks are left');
 
+# The two find what a subscription that is gone has left, and copy the table as a whole.
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION one');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION two');
+$sub->safe_psql('postgres', 'TRUNCATE t');
+$held = hold_at('copy_range_after_commit@2');
+subscribe('one', '');
+$held->();
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION one');
+isnt($sub->safe_psql('postgres', 'SELECT count(*) FROM pg_seclabel'), '0', 'marks are left');
+$sub->safe_psql('postgres', 'TRUNCATE t');
+$sub->append_conf('postgresql.conf', 'krahodb.copy_workers_per_table = 0');
+$held = hold_at('copy_prepared');
+$offset = subscribe('one', 'disable_on_error = true');
+$held->();
+subscribe('two', 'disable_on_error = true', from => $other);
+$sub->poll_query_until('postgres', 'SELECT count(*) > 0 FROM pg_locks WHERE NOT granted') or die 'timed out waiting for the second copy';
+let_go();
+wait_ready();
+is($sub->safe_psql('postgres', 'SELECT count(*), count(DISTINCT id), sum(id) FROM t'), '10000|10000|75005000', 'both copies are complete');
+unlike(slurp_file($sub->logfile, $offset), qr/ERROR/, 'without an error');
+
 $_->stop foreach $sub, $pub, $other;
 done_testing();

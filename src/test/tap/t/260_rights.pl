@@ -79,6 +79,8 @@ is($node->safe_psql('other', q{
 		SELECT r.ev_class::regclass, d.refobjid::regoperator FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
 		WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_operator'::regclass}),
 	'', 'the views of the extension use no operators of the schema');
+is($node->psql('other', 'ALTER SCHEMA krahodb OWNER TO owner; CREATE EXTENSION IF NOT EXISTS krahodb'), 0,
+	'a schema that is given away later is no error of CREATE EXTENSION IF NOT EXISTS');
 
 $node->stop;
 done_testing();

@@ -19,12 +19,16 @@ $node->safe_psql('postgres', q{
 
 # ---- pg_resetwal ---------------------------------------------------------------------
 
-$node->stop;
-$node->command_ok([ 'pg_resetwal', '-f', '-x', 2 * 1048576, '-D', $node->data_dir ], 'transaction ids are left out');
-$node->start;
-is($node->safe_psql('postgres', 'INSERT INTO t VALUES (10) RETURNING id'), '10', 'a transaction commits');
-$node->restart;
-is($node->safe_psql('postgres', 'INSERT INTO t VALUES (20) RETURNING id'), '20', '... and after another start');
+# The first one begins in the second file of commit timestamps, when the first one ends after a page.
+foreach my $xid (27000, 2 * 1048576)
+{
+	$node->stop;
+	$node->command_ok([ 'pg_resetwal', '-f', '-x', $xid, '-D', $node->data_dir ], 'transaction ids are left out');
+	$node->start;
+	is($node->safe_psql('postgres', "INSERT INTO t VALUES ($xid) RETURNING id"), $xid, 'a transaction commits');
+	$node->restart;
+	is($node->safe_psql('postgres', "INSERT INTO t VALUES ($xid + 1) RETURNING id"), $xid + 1, '... and after another start');
+}
 
 # ---- no background workers -------------------------------------------------------------
 
