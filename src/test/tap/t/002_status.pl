@@ -76,7 +76,8 @@ cmp_ok($answer->{subscriptions}[0]{pid}, '>', 0, '... with its process');
 
 $sub->adjust_conf('postgresql.conf', 'krahodb.copy_rate_limit', '0');
 reload_settings($sub);
-$sub->wait_for_subscription_sync($pub, 's');
+$sub->poll_query_until('postgres', "SELECT bool_and(srsubstate = 'r') FROM pg_subscription_rel")
+  or die 'the copy is not finished';
 ($exit, $out) = status($connstr);
 is("$exit$out", "0subscription s ... applying\n", 'the copy is finished');
 
