@@ -56,6 +56,8 @@ typedef struct judgement
 	KdbDecision decision;
 } judgement;
 
+static const judgement nothing_known = {true, {KDB_ACTION_INSERT, KDB_CONFLICT_NONE, KDB_RESOLVER_ENGINE}};
+
 /*
  * Is it clear without a resolver how this ends?  A write follows the row that its
  * writer had seen, and other writes of its transaction; and one that is older than a
@@ -76,12 +78,11 @@ uncontested(KdbMergeRun *run, const KdbLocalRow *local, int order, bool *wins)
 }
 
 /*
- * Does the write on this key win, and is that a conflict?
+ * Does the write on this key win, and is that a conflict?  *j is nothing_known before.
  */
-static judgement
-judge(KdbMergeRun *run, KdbOperation operation, KdbLocalRow *local)
+static void
+judge(KdbMergeRun *run, KdbOperation operation, KdbLocalRow *local, judgement *j)
 {
-	judgement	j = {true, {KDB_ACTION_INSERT, KDB_CONFLICT_NONE, KDB_RESOLVER_ENGINE}};
 	int			order = 1;
 
 	if (!KDB_RULE(DEAD_ROWS) && local->state == KDB_ROW_DEAD)
@@ -89,22 +90,21 @@ judge(KdbMergeRun *run, KdbOperation operation, KdbLocalRow *local)
 	if (local->state != KDB_ROW_ABSENT)
 	{
 		order = KdbMergeOrder(run->context->version, local);
-		if (uncontested(run, local, order, &j.wins))
-			return j;
+		if (uncontested(run, local, order, &j->wins))
+			return;
 	}
 	/* What the writer follows is decided above. */
 	local->same_origin = false;
 	local->same_transaction = false;
-	j.decision = KdbResolveRow(operation, run->context->version, local, run->context->resolvers);
+	j->decision = KdbResolveRow(operation, run->context->version, local, run->context->resolvers);
 	if (operation == KDB_UPDATE && local->state != KDB_ROW_LIVE && !KDB_RULE(UPDATE_REVIVES))
-		j.decision.action = KDB_ACTION_SKIP;
+		j->decision.action = KDB_ACTION_SKIP;
 
 	/* There is nothing to do to a row that is not there, but the deletion's version counts. */
 	if (operation == KDB_DELETE && local->state != KDB_ROW_LIVE)
-		j.wins = order > 0;
+		j->wins = order > 0;
 	else
-		j.wins = j.decision.action != KDB_ACTION_SKIP;
-	return j;
+		j->wins = j->decision.action != KDB_ACTION_SKIP;
 }
 
 static void
@@ -393,13 +393,13 @@ merge_put(KdbMergeRun *run)
 	do
 	{
 		KdbLocalRow local = {KDB_ROW_ABSENT};
-		judgement	j = {true, {KDB_ACTION_INSERT, KDB_CONFLICT_NONE, KDB_RESOLVER_ENGINE}};
+		judgement	j = nothing_known;
 
 		/* Nothing greater is here, so a speculative insert finds all there is to find. */
 		if (run->operation != KDB_INSERT || !run->context->newest || run->look_for_holders)
 		{
 			run->ops->find(run->arg, KDB_KEY_NEW, &local);
-			j = judge(run, run->operation, &local);
+			judge(run, run->operation, &local, &j);
 		}
 		if (is_error(run, &j, &local))
 			return;
@@ -422,11 +422,11 @@ merge_delete(KdbMergeRun *run)
 	do
 	{
 		KdbLocalRow local = {KDB_ROW_ABSENT};
-		judgement	j;
+		judgement	j = nothing_known;
 
 		run->ops->find(run->arg, KDB_KEY_OLD, &local);
 		run->old_key_shared = run->write->key_changed && KdbMergeMayShare(run, &local);
-		j = judge(run, KDB_DELETE, &local);
+		judge(run, KDB_DELETE, &local, &j);
 		result = KDB_MERGE_DONE;
 		if (is_error(run, &j, &local))
 			return;

@@ -324,8 +324,13 @@ KdbActRemove(void *arg, KdbMergeKey which, KdbVersion version, bool remember)
 		KdbWriteDelete(side->target, &side->tid) != KDB_WRITE_DONE)
 		return KDB_MERGE_CHANGED;
 	side->live = false;
-	KdbKeyOfRow(side->target, side->key, &key);
-	note_death(c, side->target, &key, version, remember);
+	if (!remember && !KdbVersionRecordsAny(side->target->relid, &side->target->records))
+		KdbMergeEvent();
+	else
+	{
+		KdbKeyOfRow(side->target, side->key, &key);
+		note_death(c, side->target, &key, version, remember);
+	}
 	return KDB_MERGE_DONE;
 }
 

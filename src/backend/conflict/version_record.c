@@ -418,11 +418,12 @@ KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
 	TransactionId wait;
 	Look		look;
 
-	if (!KdbVersionRecordsPresent())
-		return false;
-	if (known->known && known->emptied == store_changes &&
+	/* what is known of an absent store is found out each time */
+	if (records.looked_up && known->known && known->emptied == store_changes &&
 		(known->any || known->appended == now))
 		return known->any;
+	if (!KdbVersionRecordsPresent())
+		return false;
 	begin_look(&look, relid, NULL, NULL);
 	known->any = next_record(&look, &wait) != NULL;
 	KdbRecordScanEnd(&look.scan);
