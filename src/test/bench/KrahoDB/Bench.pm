@@ -256,20 +256,19 @@ sub release_walsender
 	return;
 }
 
-# CPU seconds that these processes have used; 0 where the system does not tell.
+# CPU seconds that these processes have used, as the scheduler counts them (nanoseconds); 0
+# where the system does not tell.
 sub cpu_seconds
 {
 	my (@pids) = @_;
-	my $ticks = 0;
+	my $ns = 0;
 
-	foreach my $pid (@pids)
+	foreach my $pid (grep { -r "/proc/$_/schedstat" } @pids)
 	{
-		next unless -r "/proc/$pid/stat";
-		my ($rest) = slurp_file("/proc/$pid/stat") =~ /\) (.*)/;
-		my @fields = split ' ', $rest;
-		$ticks += $fields[11] + $fields[12];
+		my ($used) = slurp_file("/proc/$pid/schedstat") =~ /^([0-9]+)/;
+		$ns += $used;
 	}
-	return $ticks / 100;
+	return $ns / 1e9;
 }
 
 sub apply_workers
@@ -412,6 +411,24 @@ sub figures_of
 	  grep { $_->[0] eq $workload && $_->[3] eq $contender && $_->[5] eq $part_of } @figures;
 }
 
+# Between which of the sorted values the median of all possible rounds lies, with 95 percent
+# probability: the sign test.  From 10 values on.
+sub confidence
+{
+	my (@sorted) = sort { $a <=> $b } @_;
+	my $n = @sorted;
+	my ($below, $term) = (0, 0.5**$n);
+
+	return '' if $n < 10;
+	my $k = 0;						# so many values may be left out at each end
+	while (($below += $term) <= 0.025)
+	{
+		$k++;
+		$term *= ($n - $k + 1) / $k;
+	}
+	return sprintf(', median %.3f .. %.3f with 95 %%', $sorted[ $k - 1 ], $sorted[ $n - $k ]);
+}
+
 sub report_line
 {
 	my ($workload, $unit, $better, $reference, $name, $part_of) = @_;
@@ -421,7 +438,7 @@ sub report_line
 
 	return $line if $name eq $reference || @mine != @theirs || grep { $_ == 0 } @mine;
 	my @ratios = map { $better eq 'less' ? $theirs[$_] / $mine[$_] : $mine[$_] / $theirs[$_] } 0 .. $#mine;
-	return $line . sprintf(' %6.2f (%.2f .. %.2f)', median(@ratios), min(@ratios), max(@ratios));
+	return $line . sprintf(' %6.2f (%.2f .. %.2f%s)', median(@ratios), min(@ratios), max(@ratios), confidence(@ratios));
 }
 
 # The table, as diagnostics and in the file that "make bench" shows at its end.

@@ -6,8 +6,9 @@
 # transactions, a backlog of small ones, a table with more unique keys; and what a node's
 # own transactions pay for being in a mesh.
 #
-# Environment: BENCH_ROWS (300000), BENCH_TRANSACTIONS (30000), BENCH_SECONDS (5), and
-# that of KrahoDB::Bench.
+# Environment: BENCH_ROWS (300000), BENCH_TRANSACTIONS (30000), BENCH_SECONDS (5),
+# BENCH_STATEMENTS (a pattern: those of the large transactions, and nothing else), and that
+# of KrahoDB::Bench.
 #
 use strict;
 use warnings;
@@ -54,6 +55,7 @@ foreach my $c (KrahoDB::Bench::contenders())
 }
 check_equal(qw(pgbench_accounts own));
 
+my $wanted = setting('STATEMENTS', '');
 my $own = 'own transactions of a node';
 
 # CPU seconds of the sessions of a server that have ended; once all have.
@@ -90,27 +92,36 @@ sub own_rate
 	return $rate;
 }
 
+# The backlog of small transactions, and those of a node itself.
+sub small_transactions
+{
+	my ($round) = @_;
+
+	in_turns($round, "backlog of $transactions TPC-B", 's', 'less',
+		sub {
+			drain($_[0],
+				sub {
+					run_pgbench($_[0]{publisher}, qw(-n -c 2 -j 2 -t), int($transactions / 2),
+						"--random-seed=$round");
+				});
+		});
+	in_turns($round, $own, '/s', 'more', \&own_rate);
+	note_figure('  CPU time of one', 'us', 'less', $_->{name}, $_->{own_cpu}, $own)
+	  foreach KrahoDB::Bench::contenders();
+	return;
+}
+
 rounds(
 	sub {
 		my ($round) = @_;
-		foreach my $statement (@statements)
+		foreach my $statement (grep { $_->[0] =~ ($wanted || '.') } @statements)
 		{
 			my ($name, $query) = @$statement;
 			my ($first, $last) = ($round * 10 * $rows, $round * 10 * $rows + $rows - 1);
 			$query =~ s/FIRST, LAST/$first, $last/;
 			in_turns($round, "$rows x $name", 's', 'less', sub { drain($_[0], sql($query)) });
 		}
-		in_turns($round, "backlog of $transactions TPC-B", 's', 'less',
-			sub {
-				drain($_[0],
-					sub {
-						run_pgbench($_[0]{publisher}, qw(-n -c 2 -j 2 -t), int($transactions / 2),
-							"--random-seed=$round");
-					});
-			});
-		in_turns($round, $own, '/s', 'more', \&own_rate);
-		note_figure('  CPU time of one', 'us', 'less', $_->{name}, $_->{own_cpu}, $own)
-		  foreach KrahoDB::Bench::contenders();
+		small_transactions($round) unless $wanted;
 		vacuum_all();
 	});
 check_equal(qw(bulk keys pgbench_accounts pgbench_tellers pgbench_branches pgbench_history));
