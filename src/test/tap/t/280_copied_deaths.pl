@@ -1,7 +1,8 @@
 # What goes wrong here: a table is copied to a node that has deleted rows of it, or whose rows had
 # their unique values, later than the publisher wrote them.  COPY finds nothing in the way, so the rows
 # are back, and are gone elsewhere when the deletion arrives there.  A row that is later than its
-# deletion here comes back, and with it what was added here before.
+# deletion here comes back, and with it what was added here before.  And a row in the way meets
+# one that ALTER TABLE has written anew at the publisher, which is not as new as that.
 
 use strict;
 use warnings;
@@ -27,11 +28,15 @@ CREATE TABLE large_sums (id int PRIMARY KEY, u int, v text, n int);
 ALTER TABLE large_sums REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
 CREATE TABLE third (LIKE t INCLUDING ALL);
 CREATE TABLE before (LIKE t INCLUDING ALL);
+CREATE TABLE anew (LIKE t INCLUDING ALL);
 CREATE PUBLICATION pub FOR TABLE t, large, parts, sums, large_sums WITH (publish_via_partition_root = true);
 CREATE PUBLICATION later FOR TABLE third;
-CREATE PUBLICATION fresh FOR TABLE before;
+CREATE PUBLICATION fresh FOR TABLE before, anew;
 EOS
 }
+on($b, 'ALTER TABLE anew ALTER u TYPE bigint');
+on($a, "INSERT INTO anew VALUES (1, 1, 'old'), (2, 2, 'old')");
+on($b, "INSERT INTO anew VALUES (1, 1, 'here')");
 subscribe($a, $b, 'copy_data = false');
 subscribe($b, $a, 'copy_data = false');
 wait_horizon($a);
@@ -75,6 +80,7 @@ wait_streams(1, [ $c, 'b_later' ]);
 # before there was a subscription, nobody else was to hear of it
 on($a, "INSERT INTO before VALUES (1, 1, 'first')");
 on($b, "INSERT INTO before VALUES (1, 1, 'here'); DELETE FROM before");
+on($a, 'ALTER TABLE anew ALTER u TYPE bigint');
 
 # ---- they are copied ----------------------------------------------------------------------------
 
@@ -89,13 +95,14 @@ like(slurp_file($b->logfile, $log), qr/table "public.large" is copied in \d+ ran
 is(on($b, "SELECT id, v, n FROM $_"), '2|newer|16', "$_: with what was added here") foreach qw(sums large_sums);
 is(on($b, 'SELECT id FROM third ORDER BY id'), "2\n3", 'nor what a third node has deleted');
 
-on($b, sprintf("CREATE SUBSCRIPTION b_fresh CONNECTION '%s' PUBLICATION fresh WITH (origin = none)", connstr($a)));
-$b->wait_for_subscription_sync($a, 'b_fresh');
+on($b, sprintf("CREATE SUBSCRIPTION b_anew CONNECTION '%s' PUBLICATION fresh WITH (origin = none)", connstr($a)));
+$b->wait_for_subscription_sync($a, 'b_anew');
 is(on($b, 'SELECT v FROM before'), 'first', 'a table that was emptied before the subscription was made');
+is(on($b, 'SELECT id, v FROM anew ORDER BY id'), "1|here\n2|old", 'a row is not as new as ALTER TABLE');
 
 # ---- and everybody hears of all ------------------------------------------------------------------
 
-on($b, 'DROP SUBSCRIPTION b_fresh');
+on($b, 'DROP SUBSCRIPTION b_anew');
 resume($a, $b);
 on($a, 'ALTER SUBSCRIPTION a_later ENABLE');
 wait_streams(2, @streams, [ $c, 'a_later' ], [ $c, 'b_later' ]);
