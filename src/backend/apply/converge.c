@@ -331,6 +331,17 @@ take_truth(void *arg, const KdbVersionRecord *record)
 		*version = record->version;
 }
 
+/*
+ * The time of a row is that of the transaction whose id it has.  That says too much of a row that a command like
+ * ALTER TABLE has only written anew, or one so old that its id has come round again.  So it is not believed
+ * where the publisher says of each row what its version is (take_truth).
+ */
+static TimestampTz
+time_of_copied_row(void)
+{
+	return KdbApply.remote_commit_time > KdbCopiedVersionsFrom ? KdbCopiedRowTime : KdbApply.remote_commit_time;
+}
+
 static KdbVersion
 copied_version(KdbApplyTarget *target, TupleTableSlot *row, KdbVersion version)
 {
@@ -433,7 +444,7 @@ KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow
 	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
 	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
 
-	state.version.ts = KdbApply.remote_commit_time;
+	state.version.ts = time_of_copied_row();
 	state.version.node = context.version.node;
 	state.version = copied_version(target, row->slot, state.version);
 	c.version = state.version;
@@ -441,6 +452,8 @@ KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow
 	KdbFactFind(&c, KDB_KEY_NEW, &local);
 	if (local.state == KDB_ROW_LIVE && KdbVersionCompare(state.version, local.version) != 0)
 		report_copied(&c, &local);
+	if (target->nmerged > 0 && local.state == KDB_ROW_DEAD && KdbVersionCompare(state.version, local.version) > 0)
+		KdbMergedCopiedRow(&c);
 	KdbStartLook(&c);
 	KdbMergeState(&KdbConvergeOps, &c, &context, &write, &state);
 }

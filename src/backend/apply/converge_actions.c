@@ -399,7 +399,7 @@ claim_values(void *arg, const KdbUniqueValues *unique)
 {
 	Claim	   *claim = arg;
 	KdbConvergeSide *side = KdbSideOf(claim->c, KDB_KEY_NEW);
-	KdbVersionRecord record = {KDB_RECORD_CLAIM, claim->version, claim->version, true};
+	KdbVersionRecord record = {KDB_RECORD_CLAIM, claim->version, claim->c->context->version, true};
 	KdbRecordedKey key;
 
 	KdbKeyOfRow(side->target, side->key, &key);

@@ -174,6 +174,9 @@ extern void KdbMergedAfterPut(KdbConverge *c);
  */
 extern void KdbMergedCopied(KdbConverge *c, bool has_row, List *contributions, TimestampTz since);
 
+/* Give the copied row of a key that is dead here what its history, with that of the copy, makes of merged columns. */
+extern void KdbMergedCopiedRow(KdbConverge *c);
+
 /* Has another worker contributed to the key since its history was read? */
 extern bool KdbMergedOvertaken(KdbConverge *c);
 

@@ -23,6 +23,7 @@
 #define COPY_DISTANCE_US	10000
 
 TimestampTz KdbCopiedRowTime = 1;
+TimestampTz KdbCopiedVersionsFrom = PG_INT64_MAX;
 
 static KdbWireMessage insert;
 

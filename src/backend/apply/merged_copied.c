@@ -11,6 +11,10 @@
  * not in its list is added to that, and all that was here is named by the seal.  Not if there
  * is a row: which of the two stays is decided when the rows come, and each has the
  * history that it has here.
+ *
+ * Where a key is dead here, and the row that comes is later and brings it back, that row has the value that its
+ * key's history gives, with what was added to it here before it was deleted: the deletion has lost,
+ * and these changes are on their way to the publisher.
  */
 #include "postgres.h"
 
@@ -132,14 +136,10 @@ greatest_version(const KdbMergedChange *change)
 	return greatest;
 }
 
-/* See converge_private.h. */
-void
-KdbMergedCopied(KdbConverge *c, bool has_row, List *contributions, TimestampTz since)
+static KdbMergedChange *
+begin_change(const KdbApplyTarget *target)
 {
-	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
-	KdbApplyTarget *target = side->target;
 	KdbMergedChange *change = palloc0(sizeof(KdbMergedChange));
-	KdbRecordedKey key;
 
 	change->columns = palloc_array(const KdbMergedColumn *, target->nmerged);
 	for (int i = 0; i < target->nmerged; i++)
@@ -147,6 +147,18 @@ KdbMergedCopied(KdbConverge *c, bool has_row, List *contributions, TimestampTz s
 		if (target->compared[target->merged_columns[i].attnum - 1])
 			change->columns[change->n++] = &target->merged_columns[i];
 	}
+	return change;
+}
+
+/* See converge_private.h. */
+void
+KdbMergedCopied(KdbConverge *c, bool has_row, List *contributions, TimestampTz since)
+{
+	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
+	KdbApplyTarget *target = side->target;
+	KdbMergedChange *change = begin_change(target);
+	KdbRecordedKey key;
+
 	c->merged = change;
 	if (change->n == 0 || KdbFindRow(target, side->key))
 		return;
@@ -157,4 +169,67 @@ KdbMergedCopied(KdbConverge *c, bool has_row, List *contributions, TimestampTz s
 	KdbKeyOfRow(target, side->key, &key);
 	KdbAddRecord(c, target, &key, KDB_RECORD_SEALED, greatest_version(change),
 				 KdbMergedEncodeSeal(change, has_row));
+}
+
+/* ---- the row ------------------------------------------------------------------------ */
+
+static bool
+has_list(const KdbConverge *c)
+{
+	const KdbMergedChange *change = c->merged;
+
+	for (int i = 0; i < change->nhistory; i++)
+	{
+		if (change->history[i].recorded &&
+			KdbVersionCompare(change->history[i].shown, c->context->version) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* The value of column number i by the history, which is in the order of versions. */
+static void
+fold_column(KdbConverge *c, int i)
+{
+	KdbMergedChange *change = c->merged;
+	const KdbMergedColumn *column = change->columns[i];
+	TupleTableSlot *row = c->row->slot;
+	int			att = column->attnum - 1;
+	int			last = -1;
+
+	for (int j = 0; j < change->nhistory; j++)
+	{
+		if (change->history[j].columns[i].kind == KDB_CONTRIBUTES_VALUE)
+			last = j;
+	}
+	if (last < 0)
+		return;
+	KdbMergedFoldStart(c, i, last);
+	for (int j = last + 1; j < change->nhistory; j++)
+	{
+		if (change->history[j].columns[i].kind == KDB_CONTRIBUTES_CHANGE)
+			KdbMergedFoldChange(c, i, j);
+	}
+	row->tts_values[att] = change->folded[i].value;
+	row->tts_isnull[att] = change->folded[i].isnull;
+	KdbMergedNarrow(column, KdbSideOf(c, KDB_KEY_NEW)->target->rel, &row->tts_values[att], &row->tts_isnull[att]);
+}
+
+/* See converge_private.h. */
+void
+KdbMergedCopiedRow(KdbConverge *c)
+{
+	KdbMergedChange *change = begin_change(KdbSideOf(c, KDB_KEY_NEW)->target);
+
+	c->merged = change;
+	if (change->n > 0)
+	{
+		change->folded = palloc0_array(KdbColumnContribution, change->n);
+		change->row_comes = true;
+		change->key_locked = true;	/* likewise */
+		KdbMergedReadHistory(c);
+		for (int i = 0; i < change->n && has_list(c); i++)
+			fold_column(c, i);
+	}
+	c->merged = NULL;			/* to the rules it is a row as any other */
 }

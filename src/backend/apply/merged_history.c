@@ -539,7 +539,9 @@ add_records(History *history)
 		if (has_transaction(&behind, record->shown) && is_record_behind(history, record))
 			continue;
 		if (record->own || !has_transaction(&history->with_row, record->shown) ||
-			has_transaction(&present, record->shown))
+			has_transaction(&present, record->shown) ||
+			(history->change->row_comes &&
+			 KdbVersionCompare(record->shown, history->c->context->version) == 0))
 			history->result = lappend(history->result, record);
 	}
 }

@@ -80,6 +80,7 @@ struct KdbMergedChange
 	bool		unsealed;		/* such as are in row versions */
 	bool		live;			/* there was a row when it was read */
 	bool		key_locked;		/* see merged_history.c */
+	bool		row_comes;		/* that of the copy, to which its SEALED record belongs */
 	int			foreign_records;	/* other transactions' records of the key, when it was read */
 	bool		history_known;
 

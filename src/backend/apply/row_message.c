@@ -108,15 +108,11 @@ converges(const KdbApplyTarget *target)
 	return target->converging && TransactionIdIsValid(KdbApply.remote_xid);
 }
 
-/*
- * A row of an initial copy whose version can be recorded, from a KrahoDB.  (Merged
- * columns would need their history there.)
- */
+/* A row of an initial copy whose version can be recorded, from a KrahoDB. */
 static bool
 is_copied_state(const KdbApplyTarget *target)
 {
 	return target->converging && !TransactionIdIsValid(KdbApply.remote_xid) &&
-		target->nmerged == 0 &&
 		KdbApply.remote_node != 0 && KdbVersionRecordsPresent();
 }
 

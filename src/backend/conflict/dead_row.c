@@ -10,6 +10,8 @@
  *
  * Only for a key without live row, and after the caller has waited for
  * transactions in progress on it.
+ *
+ * Who only wants to know if anything of a table is dead looks at all of its tuples.
  */
 #include "postgres.h"
 
@@ -21,15 +23,16 @@
 #include "access/transam.h"
 #include "access/xact.h"
 #include "executor/tuptable.h"
+#include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/procarray.h"
 #include "utils/snapmgr.h"
 
 #include "krahodb/conflict.h"
 
-/* See conflict.h. */
-TransactionId
-KdbTupleEndedBy(TupleTableSlot *slot)
+/* The transaction that has ended a tuple, or tries to. */
+static TransactionId
+update_xid(TupleTableSlot *slot)
 {
 	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
 	HeapTupleHeader tuple = heap->base.tuple->t_data;
@@ -41,6 +44,14 @@ KdbTupleEndedBy(TupleTableSlot *slot)
 		!HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
 		xmax = HeapTupleHeaderGetUpdateXid(tuple);
 	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
+	return xmax;
+}
+
+/* See conflict.h. */
+TransactionId
+KdbTupleEndedBy(TupleTableSlot *slot)
+{
+	TransactionId xmax = update_xid(slot);
 
 	if (!TransactionIdIsValid(xmax) || TransactionIdIsCurrentTransactionId(xmax))
 		return xmax;
@@ -92,5 +103,41 @@ KdbFindDeadRow(Relation rel, Relation index, ScanKeyData *skey, int nkeys,
 		found = true;
 	}
 	KdbTupleScanEnd(&scan);
+	return found;
+}
+
+static bool
+has_ended_since(TupleTableSlot *slot, TimestampTz since, TimestampTz own_since)
+{
+	TransactionId xmax = update_xid(slot);
+	KdbLocalRow row = {0};
+
+	if (!TransactionIdIsValid(xmax) || TransactionIdIsCurrentTransactionId(xmax))
+		return false;
+	if (TransactionIdIsInProgress(xmax))
+		return true;
+	if (!TransactionIdDidCommit(xmax))
+		return false;
+	KdbTransactionVersion(xmax, InvalidRepOriginId, 0, &row);
+	return row.version_known && row.version.ts > since &&
+		(row.origin != InvalidRepOriginId || row.version.ts > own_since);
+}
+
+/* See conflict.h. */
+bool
+KdbTableHasDeaths(Relation rel, TimestampTz since, TimestampTz own_since)
+{
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, SnapshotAny, 0, NULL);
+	bool		found = false;
+
+	while (!found && TTS_IS_BUFFERTUPLE(slot) &&
+		   table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		found = has_ended_since(slot, since, own_since);
+	}
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
 	return found;
 }

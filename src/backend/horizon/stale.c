@@ -17,6 +17,10 @@
  *					transactions (apply/subscription.c).  Only now the horizon
  *					moves on without the peer.
  *
+ * NOT IF IT IS BACK.  A process takes its time to start, and somebody may have the subscription
+ * locked.  That is not waited for: the apply worker of a peer that is back would have to wait
+ * behind us.  It is tried again later, if the peer is still away.
+ *
  * krahodb.accept_stale_peer() removes the mark.
  */
 #include "postgres.h"
@@ -31,11 +35,14 @@
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "storage/lwlock.h"
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -81,7 +88,7 @@ KdbPeerStartMarking(KdbPeer *peer)
 	pid_t		pid;
 	bool		started;
 
-	/* It may have to wait for a lock. */
+	/* It may take long to start. */
 	if (peer->marking != NULL && GetBackgroundWorkerPid(peer->marking, &pid) != BGWH_STOPPED)
 		return;
 	if (peer->marking != NULL)
@@ -107,12 +114,43 @@ KdbPeerStartMarking(KdbPeer *peer)
 				 errhint("You might need to increase max_worker_processes.")));
 }
 
-/* Lock a subscription; is it still there, and of this database? */
+/* Lock a subscription; false if it is gone, or somebody else has it. */
 static bool
 lock_subscription(Oid subid)
 {
-	LockSharedObject(SubscriptionRelationId, subid, 0, AccessExclusiveLock);
-	return get_subscription_name(subid, true) != NULL;
+	char	   *name;
+	LOCKTAG		tag;
+	bool		locked;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, SubscriptionRelationId, subid, 0);
+	locked = LockAcquire(&tag, AccessExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+	AcceptInvalidationMessages();
+	name = get_subscription_name(subid, true);
+	if (name != NULL && !locked)
+		ereport(LOG,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("subscription \"%s\" cannot be marked as stale because it is locked", name),
+				 errdetail("It is tried again as long as the publisher stays away.")));
+	return name != NULL && locked;
+}
+
+/* Has nothing been heard of the peer since the request?  One that nobody looks after any more is none. */
+static bool
+is_still_away(const MarkRequest *request)
+{
+	bool		away;
+
+	LWLockAcquire(KdbHorizon->lock, LW_SHARED);
+	away = KdbHorizon->incomplete;
+	for (int i = 0; i < KdbHorizon->npeers; i++)
+	{
+		const KdbSharedPeer *peer = &KdbHorizon->peers[i];
+
+		if (peer->subid == request->subid)
+			away = peer->alive == request->since;
+	}
+	LWLockRelease(KdbHorizon->lock);
+	return away;
 }
 
 /* The process that marks one subscription. */
@@ -131,7 +169,7 @@ KdbStaleMarkMain(Datum main_arg)
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	if (lock_subscription(request.subid) &&
+	if (lock_subscription(request.subid) && is_still_away(&request) &&
 		KdbMarkSubscriptionStale(request.subid, request.since))
 		ereport(WARNING,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

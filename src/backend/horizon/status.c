@@ -104,6 +104,7 @@ publish_peer(KdbSharedPeer *shared, const KdbPeer *peer)
 	shared->state = peer->state;
 	shared->excluded = peer->excluded;
 	shared->since = peer->since;
+	shared->alive = peer->alive_time;
 	shared->frontier = peer->frontier;
 	shared->streamed = peer->streamed;
 	shared->received = peer->received;

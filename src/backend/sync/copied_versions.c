@@ -101,6 +101,7 @@ KdbSyncVersionsPrepare(void)
 	List	   *rows;
 
 	held = 0;
+	KdbCopiedVersionsFrom = PG_INT64_MAX;
 	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
 	if (publisher.krahodb_version == 0 || !publisher.plugin_allowed ||
 		!KdbOptionsCompareTimes(KdbMyOptions) || !KdbVersionRecordsPresent())
@@ -250,6 +251,16 @@ apply_histories(const KdbRemoteTable *table, List *rows)
 	return newest;
 }
 
+/* Versions are told of keys. */
+static bool
+has_key(const KdbRemoteTable *table)
+{
+	return KdbStreamQuery(LogRepWorkerWalRcvConn,
+						  psprintf("SELECT 1 FROM pg_catalog.pg_index WHERE indrelid OPERATOR(pg_catalog.=) %u"
+								   " AND (indisprimary OR indisreplident)", table->relid),
+						  1, "key of the table") != NIL;
+}
+
 static void
 release_horizon(void)
 {
@@ -302,6 +313,8 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 	KdbClockBeforeApply(Max(newest, contributed), NULL);
 	KdbApplyCopyEnd();
 	KdbClockReached();
+	if (has_key(table))
+		KdbCopiedVersionsFrom = held;
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	held = 0;

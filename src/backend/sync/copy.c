@@ -14,7 +14,8 @@
  * unique index or an exclusion constraint objects, all rows come once more, from the
  * same snapshot, one by one like streamed INSERTs.  A deferrable constraint does not
  * object: its check is a trigger, which does not fire for a worker's changes.  So
- * with one of these, rows come one by one at once.
+ * with one of these, rows come one by one at once.  So they do if something was deleted here
+ * that may be newer (copy_deaths.c).
  */
 #include "postgres.h"
 

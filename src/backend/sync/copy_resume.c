@@ -471,7 +471,7 @@ prepare(Relation rel, KdbRemoteTable *table, uint64 sysid, TimeLineID timeline,
 		return job;
 
 	if ((!right && (kept_slot || (changed && job->resolving))) ||
-		(job->resolving && KdbSyncTakenUnnoticed(rel)))
+		(job->resolving && (KdbSyncTakenUnnoticed(rel) || KdbSyncDeletedHere(rel, job->resumed))))
 		memset(job->merge, 1, KDB_COPY_MAX_RANGES);
 	CommandCounterIncrement();
 	KdbCopyMarkPlan(relid, job->plan);

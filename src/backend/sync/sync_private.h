@@ -50,6 +50,7 @@
  *	remote_table.c	what the publisher says of the table
  *	copy.c			rows from there to here
  *	copied_versions.c	the true versions of its rows
+ *	copy_deaths.c	what was deleted here, and is newer
  *	copy_command.c	how they are asked for at the publisher
  *	copy_receive.c	the connection's end of it: rate limit, counts
  *	copy_plan.c		how a table is divided into ranges
@@ -178,6 +179,12 @@ extern bool KdbSyncExistingRowsResolved(void);
 
 /* Can rows be in the way of others without COPY's failing? */
 extern bool KdbSyncTakenUnnoticed(Relation rel);
+
+/*
+ * Has something been deleted here that may be newer than what is copied (copy_deaths.c)?  resumed: by the
+ * same copy, some of which is here.
+ */
+extern bool KdbSyncDeletedHere(Relation rel, bool resumed);
 
 /* Is it the error of rows that are there already? */
 extern bool KdbSyncRowsInTheWay(int sqlstate);

@@ -185,12 +185,15 @@ static void
 copy_whole(Relation rel, const KdbRemoteTable *table, bool kept_slot)
 {
 	KdbCopySource source = {.again = kept_slot};
+	KdbCopyConflicts conflicts = KDB_COPY_FAIL;
 
+	if (kept_slot)
+		conflicts = KDB_COPY_MERGE;
+	else if (KdbSyncExistingRowsResolved())
+		conflicts = KdbSyncDeletedHere(rel, false) ? KDB_COPY_MERGE : KDB_COPY_RESOLVE;
 	KdbCopyAnnounce(RelationGetRelid(rel), NULL);
 	KdbCopyExpectRows(KdbCopyEstimateRows(table));
-	(void) KdbSyncCopyRows(rel, table, &source,
-						   kept_slot ? KDB_COPY_MERGE :
-						   KdbSyncExistingRowsResolved() ? KDB_COPY_RESOLVE : KDB_COPY_FAIL);
+	(void) KdbSyncCopyRows(rel, table, &source, conflicts);
 }
 
 /*

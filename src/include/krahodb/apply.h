@@ -236,4 +236,7 @@ extern void KdbApplyCopiedHistory(List *columns, const KdbCopiedVersion *key, bo
 extern TimestampTz KdbCopiedRowTime;
 extern void KdbCopiedRowNewTime(void);
 
+/* Of each row that is newer the publisher of the copy has said so; the end of time: of none. */
+extern TimestampTz KdbCopiedVersionsFrom;
+
 #endif							/* KRAHODB_APPLY_H */

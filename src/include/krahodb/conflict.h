@@ -47,6 +47,12 @@ extern TransactionId KdbTupleWriter(HeapTupleHeader tuple);
 extern TransactionId KdbTupleEndedBy(TupleTableSlot *slot);
 
 /*
+ * Has a row been deleted or overwritten later than since, and if that was done here, later than
+ * own_since; or is it just now, by another transaction?  One scan of all tuples.
+ */
+extern bool KdbTableHasDeaths(Relation rel, TimestampTz since, TimestampTz own_since);
+
+/*
  * The values that a row has in an index; into the executor's memory for a tuple.  False if it
  * cannot violate the index: it is outside a partial one, or has NULLs that are distinct.
  */

@@ -65,6 +65,7 @@ typedef struct KdbSharedPeer
 	KdbPeerState state;
 	bool		excluded;		/* stale, and nothing of it is applied any more */
 	TimestampTz since;			/* in this state */
+	TimestampTz alive;			/* when it came any further for the last time */
 	TimestampTz frontier;		/* all that it committed until then is applied; 0: unknown */
 	TimestampTz streamed;		/* the same for tables that are not being synchronised; not
 								 * before the horizon if it counted there, also after a restart */
