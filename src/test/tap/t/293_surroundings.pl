@@ -1,0 +1,77 @@
+# What goes wrong here: settings that an administrator has given to users' sessions, by ALTER ROLE, ALTER DATABASE
+# or in postgresql.conf, have an effect on what is copied and applied; or what a publisher says when somebody connects
+# gets into the log, or into a view in which it is no text.
+
+use strict;
+use warnings;
+
+use KrahoDB::Nodes;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $pub = krahodb_node('pub');
+my $sub = krahodb_node('sub');
+
+# ---- settings ------------------------------------------------------------------------
+
+# Users of the subscriber shall only read, and have old-fashioned arrays and documents.
+$sub->safe_psql('postgres', 'CREATE EXTENSION krahodb; CREATE TABLE noted (id int)');
+foreach my $table (qw(copied applied))
+{
+	my $columns = 'id int PRIMARY KEY, words text[], document xml';
+
+	$pub->safe_psql('postgres', "CREATE TABLE $table ($columns)");
+	$sub->safe_psql('postgres', "CREATE TABLE $table ($columns, number serial)");
+}
+$sub->safe_psql(
+	'postgres', q{
+	CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.noted VALUES (NEW.id); RETURN NEW; END $$;
+	CREATE TRIGGER note BEFORE INSERT ON applied FOR EACH ROW EXECUTE FUNCTION note();
+	ALTER TABLE applied ENABLE ALWAYS TRIGGER note;
+	ALTER DATABASE postgres SET default_transaction_read_only = on;
+	ALTER DATABASE postgres SET array_nulls = off;
+	ALTER DATABASE postgres SET xmloption = document});
+$pub->safe_psql('postgres', q{
+	CREATE PUBLICATION p FOR TABLE copied, applied;
+	INSERT INTO copied VALUES (1, '{one,NULL}', 'text and <b>more</b>')});
+my $write = 'SET default_transaction_read_only = off;';
+$sub->safe_psql('postgres', $write . sprintf(q{CREATE SUBSCRIPTION s CONNECTION '%s' PUBLICATION p WITH (origin = none)}, connstr($pub)));
+$sub->wait_for_subscription_sync($pub, 's');
+$pub->safe_psql('postgres', q{INSERT INTO applied SELECT * FROM copied});
+wait_streams(1, [ $pub, 's' ]);
+foreach my $table (qw(copied applied))
+{
+	is($sub->safe_psql('postgres', "SELECT words[2] IS NULL, document, number FROM $table"),
+		't|text and <b>more</b>|1', "what is $table does not depend on settings of users");
+}
+is($sub->safe_psql('postgres', 'SELECT * FROM noted'), '1', '... nor do triggers');
+
+# A trigger sees what its transaction has waited for.
+$sub->safe_psql('postgres', $write . q{
+	ALTER DATABASE postgres SET default_transaction_isolation = 'repeatable read';
+	CREATE FUNCTION count_notes() RETURNS trigger LANGUAGE plpgsql
+		AS $$ BEGIN NEW.number := (SELECT count(*) FROM public.noted); RETURN NEW; END $$;
+	CREATE TRIGGER count_notes BEFORE UPDATE ON copied FOR EACH ROW EXECUTE FUNCTION count_notes();
+	ALTER TABLE copied ENABLE ALWAYS TRIGGER count_notes});
+$sub->safe_psql('postgres', $write . 'ALTER SUBSCRIPTION s DISABLE');
+$sub->poll_query_until('postgres', 'SELECT count(pid) = 0 FROM pg_stat_subscription') or die;
+$sub->safe_psql('postgres', $write . q{
+	ALTER SUBSCRIPTION s ENABLE;
+	BEGIN;
+	UPDATE applied SET number = 7;
+	INSERT INTO noted VALUES (2);
+	PREPARE TRANSACTION 'writes'});
+$pub->safe_psql('postgres', q{
+	BEGIN;
+	UPDATE applied SET words = '{}';
+	UPDATE copied SET words = '{}';
+	COMMIT});
+$sub->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity
+	WHERE backend_type = 'logical replication worker' AND wait_event = 'transactionid'}) or die;
+$sub->safe_psql('postgres', q{COMMIT PREPARED 'writes'});
+wait_streams(1, [ $pub, 's' ]);
+is($sub->safe_psql('postgres', 'SELECT number FROM copied'), '2', 'a trigger sees what its transaction has waited for');
+
+$sub->stop;
+$pub->stop;
+done_testing();
