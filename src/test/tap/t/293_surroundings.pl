@@ -72,6 +72,20 @@ $sub->safe_psql('postgres', q{COMMIT PREPARED 'writes'});
 wait_streams(1, [ $pub, 's' ]);
 is($sub->safe_psql('postgres', 'SELECT number FROM copied'), '2', 'a trigger sees what its transaction has waited for');
 
+# ---- what the publisher says -----------------------------------------------------------
+
+# It warns whoever connects, as after an upgrade of the operating system.  An apply worker's libpq prints that, as on
+# PostgreSQL; the horizon worker's would do so every half minute.
+$pub->safe_psql('postgres', q{UPDATE pg_database SET datcollversion = 'other'});
+my $offset = -s $sub->logfile;
+$sub->restart;
+$sub->poll_query_until('postgres', q{SELECT count(*) = 1 FROM krahodb.horizon WHERE applied_until > pg_postmaster_start_time()}) or die;
+my $log = slurp_file($sub->logfile, $offset);
+my $printed = () = $log =~ /^WARNING: .*collation version/mg;
+my $workers = () = $log =~ /logical replication apply worker for subscription "s" has started/g;
+cmp_ok($printed, '<=', $workers, 'the horizon worker does not print what the publisher says');
+$pub->safe_psql('postgres', q{UPDATE pg_database SET datcollversion = NULL});
+
 $sub->stop;
 $pub->stop;
 done_testing();
