@@ -86,6 +86,19 @@ my $workers = () = $log =~ /logical replication apply worker for subscription "s
 cmp_ok($printed, '<=', $workers, 'the horizon worker does not print what the publisher says');
 $pub->safe_psql('postgres', q{UPDATE pg_database SET datcollversion = NULL});
 
+# An error that is too long is cut off, here between the bytes of a character, at one of three lengths.
+foreach my $length (1 .. 3)
+{
+	my $name = "nowhere$length";
+
+	$sub->safe_psql('postgres', $write . sprintf(q{CREATE SUBSCRIPTION %s CONNECTION 'host=/%s%s' PUBLICATION p
+		WITH (connect = false, slot_name = %s, origin = none, enabled = false);
+		ALTER SUBSCRIPTION %s ENABLE}, $name, 'x' x $length, "\xe2\x82\xac" x 80, $name, $name));
+}
+$sub->poll_query_until('postgres', q{SELECT count(*) = 3 FROM krahodb.horizon WHERE subscription LIKE 'nowhere%' AND state = 'unreachable'}) or die;
+my ($exit, $out, $err) = $sub->psql('postgres', q{SELECT length(convert_to(reason, 'UTF8')) FROM krahodb.horizon});
+is($err, '', 'an error that was cut off is text');
+
 $sub->stop;
 $pub->stop;
 done_testing();
