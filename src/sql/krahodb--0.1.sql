@@ -493,6 +493,8 @@ CREATE VIEW copy_progress AS
 					THEN GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0::bigint)::double precision END) AS remaining
 	FROM pg_catalog.pg_subscription_rel r
 	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+	-- the database's template may have had subscriptions
+	JOIN pg_catalog.pg_database d ON d.oid = s.subdbid AND d.datname = pg_catalog.current_database()
 	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid
 	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 	LEFT JOIN krahodb.copies() k ON k.subid = r.srsubid AND k.relid = r.srrelid

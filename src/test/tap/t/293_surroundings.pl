@@ -99,6 +99,19 @@ $sub->poll_query_until('postgres', q{SELECT count(*) = 3 FROM krahodb.horizon WH
 my ($exit, $out, $err) = $sub->psql('postgres', q{SELECT length(convert_to(reason, 'UTF8')) FROM krahodb.horizon});
 is($err, '', 'an error that was cut off is text');
 
+# ---- a database that is made from another one ---------------------------------------------
+
+$sub->safe_psql('postgres', $write . 'CREATE DATABASE one');
+$sub->safe_psql('one', 'CREATE EXTENSION krahodb; CREATE TABLE copied (id int PRIMARY KEY, words text[], document xml); CREATE TABLE applied (LIKE copied)');
+$sub->safe_psql('one', sprintf(q{CREATE SUBSCRIPTION later CONNECTION '%s' PUBLICATION p WITH (enabled = false)}, connstr($pub)));
+$sub->safe_psql('postgres', $write . 'CREATE DATABASE two TEMPLATE one');
+my $copies = 'SELECT count(*) FROM krahodb.copy_progress';
+is($sub->safe_psql('one', $copies), '2', 'tables that will be copied');
+is($sub->safe_psql('two', $copies), '0', 'a database does not have the subscriptions of its template');
+$sub->safe_psql('two', 'DROP EXTENSION krahodb');
+($out, $err) = run_command([ 'krahodb', 'status', $sub->connstr('two') ]);
+is("$out$err", '', '... nor do others see copies of them in it');
+
 $sub->stop;
 $pub->stop;
 done_testing();
