@@ -501,3 +501,11 @@ CREATE VIEW copy_progress AS
 	WHERE r.srsubstate <> 'r';
 
 GRANT SELECT ON copy_progress TO PUBLIC;
+
+-- What views call, and other servers, whatever ALTER DEFAULT PRIVILEGES has taken from functions.
+GRANT EXECUTE ON FUNCTION
+	subscription_options(), table_options(), column_options(), clock_state(), lane_states(), fetch_state(),
+	conflict_counters(), node_identity(), horizon_state(), horizon_peers(), copies(),
+	row_state(text, text, text[], text[], text[], text[], xid), hold_horizon(), release_horizon(),
+	table_versions(regclass, bigint), merged_history(regclass, bigint), accept_stale_peer(name)
+	TO PUBLIC;

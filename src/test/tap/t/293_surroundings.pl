@@ -102,8 +102,11 @@ is($err, '', 'an error that was cut off is text');
 # ---- a database that is made from another one ---------------------------------------------
 
 $sub->safe_psql('postgres', $write . 'CREATE DATABASE one');
+$sub->safe_psql('one', 'ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC; CREATE ROLE guest');
 $sub->safe_psql('one', 'CREATE EXTENSION krahodb; CREATE TABLE copied (id int PRIMARY KEY, words text[], document xml); CREATE TABLE applied (LIKE copied)');
 $sub->safe_psql('one', sprintf(q{CREATE SUBSCRIPTION later CONNECTION '%s' PUBLICATION p WITH (enabled = false)}, connstr($pub)));
+my $views = join ' UNION ALL ', map { "SELECT count(*) FROM krahodb.$_" } qw(subscriptions tables columns clock lanes fetch_stats conflict_stats horizon copy_progress);
+is($sub->safe_psql('one', "SET ROLE guest; SELECT count(*) FROM ($views) v"), '9', 'views may be read by everybody, whatever default privileges say');
 $sub->safe_psql('postgres', $write . 'CREATE DATABASE two TEMPLATE one');
 my $copies = 'SELECT count(*) FROM krahodb.copy_progress';
 is($sub->safe_psql('one', $copies), '2', 'tables that will be copied');
