@@ -115,6 +115,17 @@ $sub->safe_psql('two', 'DROP EXTENSION krahodb');
 ($out, $err) = run_command([ 'krahodb', 'status', $sub->connstr('two') ]);
 is("$out$err", '', '... nor do others see copies of them in it');
 
+# ---- no tolerance ---------------------------------------------------------------------------
+
+# Two sessions may commit in the same microsecond, by one clock.
+$sub->safe_psql('postgres', 'ALTER SYSTEM SET krahodb.max_clock_skew = 0');
+reload_settings($sub);
+my $script = PostgreSQL::Test::Utils::tempdir . '/commits';
+append_to_file($script, "SELECT txid_current();\n");
+($out, $err) = run_command([ 'pgbench', '-n', '-M', 'prepared', '-c', 8, '-t', 2000, '-f', $script,
+		$sub->connstr('postgres') . " options='-c synchronous_commit=off'" ]);
+like($out, qr/^number of failed transactions: 0 /m, 'clocks that are not apart at all are not too far apart');
+
 $sub->stop;
 $pub->stop;
 done_testing();
