@@ -301,9 +301,13 @@ log_start(void)
 						MySubscription->name,
 						get_rel_name(MyLogicalRepWorker->relid))));
 	else
+	{
 		ereport(LOG,
 				(errmsg("logical replication apply worker for subscription \"%s\" has started",
 						MySubscription->name)));
+		/* the server may have been restarted, or the subscription restored, with another configuration */
+		KdbWarnAboutTimestamps(MySubscription->name, KdbMyOptions);
+	}
 }
 
 /* See apply_private.h. */

@@ -126,6 +126,14 @@ append_to_file($script, "SELECT txid_current();\n");
 		$sub->connstr('postgres') . " options='-c synchronous_commit=off'" ]);
 like($out, qr/^number of failed transactions: 0 /m, 'clocks that are not apart at all are not too far apart');
 
+# ---- a restart with another configuration -----------------------------------------------
+
+$sub->append_conf('postgresql.conf', 'track_commit_timestamp = off');
+$offset = -s $sub->logfile;
+$sub->restart;
+$sub->wait_for_log(qr/WARNING: .*conflicts of subscription "s" cannot be detected/, $offset);
+pass('a server without commit timestamps says what that means');
+
 $sub->stop;
 $pub->stop;
 done_testing();
