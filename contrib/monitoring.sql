@@ -19,6 +19,7 @@ SELECT s.subname AS subscription, r.srrelid::pg_catalog.regclass AS "table", r.s
 	c.tuples_processed AS rows_copied
 FROM pg_catalog.pg_subscription_rel r
 JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+JOIN pg_catalog.pg_database d ON d.oid = s.subdbid AND d.datname = pg_catalog.current_database()
 LEFT JOIN pg_catalog.pg_stat_progress_copy c ON c.relid = r.srrelid AND c.datid = s.subdbid
 WHERE r.srsubstate <> 'r'
 ORDER BY 1, 2;

@@ -493,9 +493,19 @@ CREATE VIEW copy_progress AS
 					THEN GREATEST(k.rows_expected - k.rows, 0)::double precision / NULLIF(k.rows, 0::bigint)::double precision END) AS remaining
 	FROM pg_catalog.pg_subscription_rel r
 	JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid
+	-- the database's template may have had subscriptions
+	JOIN pg_catalog.pg_database d ON d.oid = s.subdbid AND d.datname = pg_catalog.current_database()
 	JOIN pg_catalog.pg_class c ON c.oid = r.srrelid
 	JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 	LEFT JOIN krahodb.copies() k ON k.subid = r.srsubid AND k.relid = r.srrelid
 	WHERE r.srsubstate <> 'r';
 
 GRANT SELECT ON copy_progress TO PUBLIC;
+
+-- What views call, and other servers, whatever ALTER DEFAULT PRIVILEGES has taken from functions.
+GRANT EXECUTE ON FUNCTION
+	subscription_options(), table_options(), column_options(), clock_state(), lane_states(), fetch_state(),
+	conflict_counters(), node_identity(), horizon_state(), horizon_peers(), copies(),
+	row_state(text, text, text[], text[], text[], text[], xid), hold_horizon(), release_horizon(),
+	table_versions(regclass, bigint), merged_history(regclass, bigint), accept_stale_peer(name)
+	TO PUBLIC;

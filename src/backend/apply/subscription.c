@@ -64,7 +64,7 @@ refuse_stale(const char *subname, const KdbSubscriptionOptions *options)
 			 errdetail("Its publisher was away for longer than \"%s\" or \"%s\" allows: since %s no deleted rows are kept here for comparing its changes with.",
 					   "krahodb.max_retention", "krahodb.max_retention_size",
 					   timestamptz_to_str(options->stale_since)),
-			 errhint("Drop the subscription, empty its tables or make them equal to the publisher's, and create it again; or call krahodb.accept_stale_peer() if rows that were deleted meanwhile may come back.")));
+			 errhint("Drop the subscription, empty its tables (without publishing that) or make them equal to the publisher's, and create it again; or call krahodb.accept_stale_peer() if rows that were deleted meanwhile may come back.")));
 }
 
 /*

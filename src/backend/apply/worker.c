@@ -235,9 +235,28 @@ apply_stream(XLogRecPtr startpoint)
 }
 
 /*
+ * What counts here, whatever ALTER ROLE, ALTER DATABASE and the configuration say to sessions of
+ * users.  Index expressions and the like must not be redirected to others' functions.  Input
+ * functions are to take arrays and xml as the publisher's output functions mean them.  What is
+ * replicated is written although users shall only read; and what functions read is not to be older than what
+ * the transaction has waited for.
+ */
+static const struct
+{
+	const char *name;
+	const char *value;
+}			settings[] = {
+	{"search_path", ""},
+	{"array_nulls", "on"},
+	{"xmloption", "content"},
+	{"default_transaction_read_only", "off"},
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_deferrable", "off"}
+};
+
+/*
  * See apply.h.  What comes from the publisher is in the database's encoding; receive
- * functions and COPY would take it for what "client_encoding" says.  Index expressions
- * and the like must not be redirected to others' functions.
+ * functions and COPY would take it for what "client_encoding" says.
  */
 void
 KdbWorkerConnectToDatabase(Oid dbid, Oid userid)
@@ -245,7 +264,8 @@ KdbWorkerConnectToDatabase(Oid dbid, Oid userid)
 	SetConfigOption("session_replication_role", "replica",
 					PGC_SUSET, PGC_S_OVERRIDE);
 	BackgroundWorkerInitializeConnectionByOid(dbid, userid, 0);
-	SetConfigOption("search_path", "", PGC_SUSET, PGC_S_OVERRIDE);
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i].name, settings[i].value, PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("client_encoding", GetDatabaseEncodingName(),
 					PGC_SUSET, PGC_S_OVERRIDE);
 }
@@ -281,9 +301,13 @@ log_start(void)
 						MySubscription->name,
 						get_rel_name(MyLogicalRepWorker->relid))));
 	else
+	{
 		ereport(LOG,
 				(errmsg("logical replication apply worker for subscription \"%s\" has started",
 						MySubscription->name)));
+		/* the server may have been restarted, or the subscription restored, with another configuration */
+		KdbWarnAboutTimestamps(MySubscription->name, KdbMyOptions);
+	}
 }
 
 /* See apply_private.h. */

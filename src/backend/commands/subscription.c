@@ -17,7 +17,6 @@
  */
 #include "postgres.h"
 
-#include "access/commit_ts.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_subscription.h"
@@ -162,19 +161,6 @@ run_checking_publisher(const KdbUtilityCall *call, const connecting_command *com
 }
 
 static void
-warn_about_timestamps(const char *subname, const KdbSubscriptionOptions *options)
-{
-	if (track_commit_timestamp || !KdbOptionsNeedTimestamps(options))
-		return;
-	ereport(WARNING,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("conflicts of subscription \"%s\" cannot be detected and resolved by origin and time",
-					subname),
-			 errdetail("The setting \"%s\" is off.", "track_commit_timestamp"),
-			 errhint("Set \"%s\" to on and restart the server.", "track_commit_timestamp")));
-}
-
-static void
 warn_about_old_snapshots(const char *subname, const KdbSubscriptionOptions *options)
 {
 	if (!KdbResolversActive(&options->resolvers) || !KdbHorizonIsOverridden())
@@ -270,7 +256,7 @@ KdbCreateSubscription(const KdbUtilityCall *call)
 	KdbStoreSubscriptionOptions(subid, ours);
 	if (options->replication_origin_id != InvalidRepOriginId)
 		KdbAssignOriginId(subid, options->replication_origin_id);
-	warn_about_timestamps(stmt->subname, options);
+	KdbWarnAboutTimestamps(stmt->subname, options);
 	warn_about_old_snapshots(stmt->subname, options);
 	notice_two_phase(stmt, options);
 	notice_missing_extension(stmt->subname, options);
@@ -333,7 +319,7 @@ alter_options(const KdbUtilityCall *call)
 	KdbRunUtility(&copy);
 	CommandCounterIncrement();
 	KdbStoreSubscriptionOptions(subid, ours);
-	warn_about_timestamps(stmt->subname, options);
+	KdbWarnAboutTimestamps(stmt->subname, options);
 	warn_about_old_snapshots(stmt->subname, options);
 	notice_missing_extension(stmt->subname, options);
 }

@@ -96,6 +96,13 @@ failed(PeerConnection *connection, const char *message, KdbTicks now)
 	connection->failures++;
 }
 
+/* libpq would print it, at each connection that is made. */
+static void
+note_notice(void *arg, const char *message)
+{
+	elog(DEBUG1, "publisher says: %s", message);
+}
+
 static void
 start_connecting(PeerConnection *connection, const char *conninfo, KdbTicks now)
 {
@@ -110,6 +117,7 @@ start_connecting(PeerConnection *connection, const char *conninfo, KdbTicks now)
 		failed(connection, "out of memory", now);
 		return;
 	}
+	PQsetNoticeProcessor(connection->conn, note_notice, NULL);
 	connection->phase = PHASE_CONNECTING;
 	connection->deadline = now + PEER_TIMEOUT;
 	connection->polling = PGRES_POLLING_WRITING;

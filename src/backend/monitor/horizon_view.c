@@ -9,6 +9,7 @@
 #include "catalog/pg_authid.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/shmem.h"
 #include "utils/acl.h"
@@ -49,6 +50,22 @@ krahodb_horizon_state(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(desc, values, nulls)));
 }
 
+/*
+ * An error of another server may be cut off in the middle of a character, and be in the encoding of
+ * the database that the subscription is in.
+ */
+static Datum
+text_of_reason(const char *reason)
+{
+	char	   *text = pstrdup(reason);
+	int			len = strlen(text);
+	int			valid = 0;
+
+	while ((valid += pg_encoding_verifymbstr(GetDatabaseEncoding(), text + valid, len - valid)) < len)
+		text[valid++] = '?';
+	return CStringGetTextDatum(text);
+}
+
 /* What is known of each subscription that resolves conflicts, of all databases. */
 Datum
 krahodb_horizon_peers(PG_FUNCTION_ARGS)
@@ -79,9 +96,9 @@ krahodb_horizon_peers(PG_FUNCTION_ARGS)
 		values[4] = TimestampTzGetDatum(peers[i].received);
 		nulls[4] = peers[i].received == 0;
 		/* an error message may name hosts and roles */
-		values[5] = CStringGetTextDatum(may_see || peers[i].state != KDB_PEER_UNREACHABLE ?
-											peers[i].reason :
-											"<insufficient privilege>");
+		values[5] = text_of_reason(may_see || peers[i].state != KDB_PEER_UNREACHABLE ?
+									   peers[i].reason :
+									   "<insufficient privilege>");
 		nulls[5] = peers[i].reason[0] == '\0';
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

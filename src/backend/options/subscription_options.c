@@ -16,6 +16,7 @@
  */
 #include "postgres.h"
 
+#include "access/commit_ts.h"
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_subscription.h"
@@ -301,8 +302,8 @@ KdbSubscriptionOptionsEqual(const KdbSubscriptionOptions *a,
 }
 
 /* Telling whose row it is, or which of two is newer, takes the commit timestamp. */
-bool
-KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options)
+static bool
+need_timestamps(const KdbSubscriptionOptions *options)
 {
 	for (int type = 0; type < KDB_CONFLICT_TYPES; type++)
 	{
@@ -316,6 +317,20 @@ KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options)
 			return true;
 	}
 	return false;
+}
+
+/* See options.h. */
+void
+KdbWarnAboutTimestamps(const char *subname, const KdbSubscriptionOptions *options)
+{
+	if (track_commit_timestamp || !need_timestamps(options))
+		return;
+	ereport(WARNING,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("conflicts of subscription \"%s\" cannot be detected and resolved by origin and time",
+					subname),
+			 errdetail("The setting \"%s\" is off.", "track_commit_timestamp"),
+			 errhint("Set \"%s\" to on and restart the server.", "track_commit_timestamp")));
 }
 
 /*

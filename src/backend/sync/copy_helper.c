@@ -153,7 +153,7 @@ connect_to_publisher(void)
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not connect to the publisher: %s", err)));
-	remote_command("SET idle_in_transaction_session_timeout = 0");
+	KdbCopyRemoteTimeouts();
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ");
 	remote_command(psprintf("SET TRANSACTION SNAPSHOT %s", quote_literal_cstr(copy->snapshot)));
 }

@@ -1,6 +1,7 @@
 /*
  * copy_receive.c
- *		COPY's data on its way from the connection to COPY FROM.
+ *		COPY's data on its way from the connection to COPY FROM, and the session that
+ *		sends it.
  *
  * Whatever is received is counted in shared memory, for krahodb.copy_progress, and
  * paid for with the subscription's meter if krahodb.copy_rate_limit is set.  It is
@@ -21,6 +22,7 @@
 #include "utils/guc.h"
 
 #include "krahodb/copy_shared.h"
+#include "krahodb/stream.h"
 
 #include "sync_private.h"
 
@@ -41,6 +43,21 @@ static struct
 
 static KdbSharedCopy *counted_in = NULL;
 static int64 unpaid = 0;
+
+/*
+ * Limits that the publisher has for sessions of users.  A copy takes as long as it takes, waits
+ * for who alters the table, and is idle while rows are looked at here, others copy ranges, or the apply
+ * worker is busy.  Each time it would begin anew, for nothing.
+ */
+void
+KdbCopyRemoteTimeouts(void)
+{
+	(void) KdbStreamQuery(LogRepWorkerWalRcvConn,
+						  "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
+						  " WHERE name OPERATOR(pg_catalog.=) ANY (ARRAY['statement_timeout', 'lock_timeout',"
+						  " 'transaction_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout'])",
+						  1, "settings");
+}
 
 /* Count what is received from here on in that entry. */
 void

@@ -234,7 +234,7 @@ raise_changed_here(Relation rel)
 			 errmsg("rows of table \"%s.%s\" were changed here before its initial copy was finished",
 					get_namespace_name(RelationGetNamespace(rel)), RelationGetRelationName(rel)),
 			 errdetail("The copy was interrupted, and cannot go on with rows that are not as they were copied."),
-			 errhint("Truncate the table here: the copy then begins anew.")));
+			 errhint("Truncate the table here (without publishing that): the copy then begins anew.")));
 }
 
 /* Does a unique index tell all rows apart that could be there? */

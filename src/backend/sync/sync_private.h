@@ -192,7 +192,8 @@ extern KdbCopyResult KdbSyncCopyRows(Relation rel, const KdbRemoteTable *table,
 									 const KdbCopySource *source,
 									 KdbCopyConflicts conflicts);
 
-/* copy_receive.c: COPY's data, of LogRepWorkerWalRcvConn */
+/* copy_receive.c: COPY's data, of LogRepWorkerWalRcvConn, and that session */
+extern void KdbCopyRemoteTimeouts(void);
 extern void KdbCopyReceiveCount(struct KdbSharedCopy *copy);
 extern void KdbCopyReceiveStart(void);
 extern int	KdbCopyReceive(void *outbuf, int minread, int maxread);

@@ -51,6 +51,7 @@ connect_publisher(const char *slotname)
 				 errmsg("could not connect to the publisher: %s", err)));
 	remote_sysid = strtou64(walrcv_identify_system(LogRepWorkerWalRcvConn, &remote_timeline),
 							NULL, 10);
+	KdbCopyRemoteTimeouts();
 }
 
 /* Run a command without result on the publisher; failure is errmsg's "%s". */
@@ -124,8 +125,6 @@ begin_remote_transaction(const char *slotname, bool kept_slot)
 	KdbCopiedRowNewTime();
 	KdbSyncVersionsPrepare();
 	KDB_FAULT_POINT("copy_horizon_held");
-	remote_command("SET idle_in_transaction_session_timeout = 0",
-				   "table copy could not start transaction on publisher");
 	remote_command("BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ",
 				   "table copy could not start transaction on publisher");
 	if (kept_slot)

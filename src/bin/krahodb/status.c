@@ -44,6 +44,7 @@
 	" CASE WHEN r.srsubstate IN ('f', 's') THEN 'catching up' WHEN r.srsubstate = 'd' THEN 'copying' ELSE 'waiting' END AS state" \
 	" FROM pg_catalog.pg_subscription_rel r" \
 	" JOIN pg_catalog.pg_subscription s ON s.oid = r.srsubid" \
+	" JOIN pg_catalog.pg_database d ON d.oid = s.subdbid AND d.datname = pg_catalog.current_database()" \
 	" JOIN pg_catalog.pg_class c ON c.oid = r.srrelid" \
 	" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace" \
 	" WHERE r.srsubstate <> 'r' ORDER BY 1, 2, 3"

@@ -104,8 +104,8 @@ extern List *KdbNormaliseSubscriptionOptions(ParseState *pstate, List *defs);
 /* What a normalised list without changes means; checks contradictions. */
 extern KdbSubscriptionOptions *KdbParseSubscriptionOptions(List *options);
 
-/* Does anything there need commit timestamps of local rows? */
-extern bool KdbOptionsNeedTimestamps(const KdbSubscriptionOptions *options);
+/* A WARNING if anything there needs commit timestamps of local rows, and there are none. */
+extern void KdbWarnAboutTimestamps(const char *subname, const KdbSubscriptionOptions *options);
 
 /*
  * Is the time of a change compared with that of the row that it meets?  That is

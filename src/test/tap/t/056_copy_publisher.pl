@@ -123,6 +123,24 @@ my @starts = slurp_file($sub->logfile, $offset) =~ /table synchronization worker
 is(scalar @starts, 1, 'in one attempt');
 $sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
 
+# Nor is a statement ended that takes long, as somebody alters the table there.
+$pub->safe_psql('postgres', q{ALTER ROLE reader SET statement_timeout = '1s'; ALTER ROLE reader SET lock_timeout = '1s'});
+$sub->safe_psql('postgres', 'TRUNCATE keyed');
+$held = hold_at('sync_after_slot');
+$offset = subscribe('keyed', '', user => 'reader');
+$held->();
+$pub->safe_psql('postgres', q{BEGIN; LOCK TABLE keyed; PREPARE TRANSACTION 'alters'});
+let_go();
+my $waits = q{SELECT FROM pg_stat_activity WHERE usename = 'reader' AND wait_event_type = 'Lock'};
+$pub->poll_query_until('postgres', "SELECT EXISTS ($waits)") or die;
+$pub->poll_query_until('postgres', "SELECT NOT EXISTS ($waits AND clock_timestamp() - query_start < '1500 ms')") or die;
+$pub->safe_psql('postgres', q{ROLLBACK PREPARED 'alters'});
+wait_ready();
+is_equal_on([ $pub, $sub ], "$rows FROM keyed", 'statements that take long are not ended');
+@starts = slurp_file($sub->logfile, $offset) =~ /table synchronization worker for subscription "keyed", table "keyed" has started/g;
+is(scalar @starts, 1, 'in one attempt');
+$sub->safe_psql('postgres', 'DROP SUBSCRIPTION keyed');
+
 # ---- locks that are left behind ------------------------------------------------------------
 
 # A worker that ends between two ranges is not in a transaction.
