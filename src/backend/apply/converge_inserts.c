@@ -40,12 +40,8 @@ void
 KdbConvergeInserts(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot **slots, int n)
 {
 	KdbConverge c = {.rel = rel, .operation = KDB_INSERT};
-	bool	   *sent = palloc(sizeof(bool) * rel->nlocal);
-	KdbRemoteRow row = {NULL, sent};
+	KdbRemoteRow row = {NULL, KdbSentInRun(rel, target)};
 
-	/* Rows of a run are whole. */
-	for (int i = 0; i < rel->nlocal; i++)
-		sent[i] = rel->inputs[i].remote >= 0;
 	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
 	KdbConvergeStart(&c);
 	if (KdbVersionRecordsAny(target->relid, &target->records) || !KdbRunIsNew(target, slots, n))

@@ -96,24 +96,23 @@ find_partition(KdbApplyRelation *rel, TupleTableSlot *slot)
 	ResetPerTupleExprContext(rel->routing->estate);
 
 	leaf = partition->ri_RelationDesc;
-	CheckSubscriptionRelkind(leaf->rd_rel->relkind,
-							 get_namespace_name(RelationGetNamespace(leaf)),
-							 RelationGetRelationName(leaf));
+	if (leaf->rd_rel->relkind != RELKIND_RELATION)
+		CheckSubscriptionRelkind(leaf->rd_rel->relkind,
+								 get_namespace_name(RelationGetNamespace(leaf)),
+								 RelationGetRelationName(leaf));
 	return partition;
 }
 
-static AttrMap *
-map_to_partition(KdbApplyRelation *rel, KdbApplyTarget *target)
+/* See relation_private.h. */
+AttrMap *
+KdbRouteMap(KdbApplyRelation *rel, KdbApplyTarget *target)
 {
 	return build_attrmap_by_name_if_req(rel->tupdesc, target->tupdesc);
 }
 
-/*
- * The row of one slot in the format of another: the values are shared, not
- * copied, as both slots live for one change.
- */
-static TupleTableSlot *
-reformat(AttrMap *map, TupleTableSlot *from, TupleTableSlot *to)
+/* See relation_private.h. */
+TupleTableSlot *
+KdbReformat(AttrMap *map, TupleTableSlot *from, TupleTableSlot *to)
 {
 	int			natts = to->tts_tupleDescriptor->natts;
 
@@ -126,19 +125,22 @@ reformat(AttrMap *map, TupleTableSlot *from, TupleTableSlot *to)
 	return ExecStoreVirtualTuple(to);
 }
 
-/*
- * The partition that the row in "slot" (the partitioned table's format) belongs
- * to.  *routed becomes the row in the partition's format, in its search slot.
- */
+/* See relation_private.h. */
+KdbApplyTarget *
+KdbRouteTo(KdbApplyRelation *rel, TupleTableSlot *slot)
+{
+	ResultRelInfo *partition = find_partition(rel, slot);
+
+	return KdbTargetOpen(RelationGetRelid(partition->ri_RelationDesc), RowExclusiveLock, rel);
+}
+
+/* Likewise; *routed becomes the row in the partition's format, in its search slot. */
 KdbApplyTarget *
 KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot, TupleTableSlot **routed)
 {
-	ResultRelInfo *partition = find_partition(rel, slot);
-	KdbApplyTarget *target = KdbTargetOpen(RelationGetRelid(partition->ri_RelationDesc),
-										   RowExclusiveLock, rel);
-	AttrMap    *map = map_to_partition(rel, target);
+	KdbApplyTarget *target = KdbRouteTo(rel, slot);
 
-	*routed = reformat(map, slot, target->search);
+	*routed = KdbReformat(KdbRouteMap(rel, target), slot, target->search);
 	return target;
 }
 
@@ -149,9 +151,9 @@ KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot, TupleTableSlot **routed)
 KdbRemoteRow *
 KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target, const KdbRemoteRow *row)
 {
-	AttrMap    *map = map_to_partition(rel, target);
+	AttrMap    *map = KdbRouteMap(rel, target);
 
-	reformat(map, row->slot, target->remote.slot);
+	KdbReformat(map, row->slot, target->remote.slot);
 	for (int i = 0; i < target->tupdesc->natts; i++)
 	{
 		int			attnum = map ? map->attnums[i] : i + 1;
@@ -165,6 +167,6 @@ KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target, const KdbRemoteRow *r
 TupleTableSlot *
 KdbRouteBack(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *slot)
 {
-	return reformat(build_attrmap_by_name_if_req(target->tupdesc, rel->tupdesc),
-					slot, rel->search);
+	return KdbReformat(build_attrmap_by_name_if_req(target->tupdesc, rel->tupdesc),
+					   slot, rel->search);
 }

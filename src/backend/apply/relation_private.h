@@ -179,6 +179,7 @@ typedef struct KdbApplyTarget
 	Oid			checked_role;
 	uint64		checked_roles;
 	dlist_node	open_link;
+	struct KdbBatchPart *part;	/* its rows that are collected, or NULL; batch.c */
 	bool		looked_in;		/* scans and slots may hold pages */
 	dlist_node	looked_in_link;
 } KdbApplyTarget;
@@ -510,6 +511,9 @@ extern bool KdbWriteInserts(KdbApplyTarget *target, TupleTableSlot **slots, int 
  */
 extern void KdbWriteNewRows(KdbApplyTarget *target, TupleTableSlot **slots, int n);
 
+/* Which columns of a run's rows the publisher has sent: all that it has. */
+extern bool *KdbSentInRun(KdbApplyRelation *rel, KdbApplyTarget *target);
+
 /* Insert rows one by one; all the publisher's columns are known. */
 extern void KdbInsertEach(KdbApplyRelation *rel, KdbApplyTarget *target,
 						  TupleTableSlot **slots, int n);
@@ -525,13 +529,26 @@ extern void KdbResolveInserts(KdbApplyRelation *rel, KdbApplyTarget *target,
 extern List *KdbInsertUpdatedEntries(KdbApplyTarget *target, TupleTableSlot *slot);
 
 /*
- * batch.c: collect the row with others of its table; false: it is to be inserted by
- * itself.  target is NULL for a partitioned table.
+ * batch.c.  Begin: may the row be collected with others of its table, as far as can be said before
+ * it is converted?  *bytes is how much it is.  Then Convert, for a table that is not partitioned; or
+ * Routed, with the row in the partitioned table's format, and not as another user.  False, from any of
+ * them: it is to be inserted by itself, after KdbBatchFlush.
  */
-extern bool KdbBatchInsert(KdbApplyRelation *rel, KdbApplyTarget *target,
-						   const KdbWireTuple *tuple);
+extern bool KdbBatchBegin(KdbApplyRelation *rel, const KdbWireTuple *tuple, size_t *bytes);
+extern bool KdbBatchConvert(KdbApplyRelation *rel, KdbApplyTarget *target, const KdbWireTuple *tuple,
+							size_t bytes);
+extern bool KdbBatchRouted(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *row,
+						   size_t bytes);
 
-/* partition.c */
+/*
+ * partition.c.  RouteTo: the partition that the row in "slot" (the partitioned table's format)
+ * belongs to.  RouteMap: from that format to the partition's; NULL if it is the same.
+ */
+extern KdbApplyTarget *KdbRouteTo(KdbApplyRelation *rel, TupleTableSlot *slot);
+extern AttrMap *KdbRouteMap(KdbApplyRelation *rel, KdbApplyTarget *target);
+
+/* The row of one slot in the format of another, to; the values are shared, not copied. */
+extern TupleTableSlot *KdbReformat(AttrMap *map, TupleTableSlot *from, TupleTableSlot *to);
 extern KdbApplyTarget *KdbRoute(KdbApplyRelation *rel, TupleTableSlot *slot,
 								TupleTableSlot **routed);
 extern KdbRemoteRow *KdbRouteRow(KdbApplyRelation *rel, KdbApplyTarget *target,

@@ -116,25 +116,52 @@ is_copied_state(const KdbApplyTarget *target)
 		KdbApply.remote_node != 0 && KdbVersionRecordsPresent();
 }
 
+/*
+ * Of a run into a partitioned table: collect the row that has been converted, or write those
+ * that were and go on with it.
+ */
+static bool
+collect_routed(KdbApplyRelation *rel, size_t bytes, KdbUserContext *user)
+{
+	KdbApplyTarget *target = KdbRouteTo(rel, rel->remote.slot);
+
+	KdbRestoreUser(user);
+	if (KdbBatchRouted(rel, target, rel->remote.slot, bytes))
+		return true;
+	KdbBatchFlush();
+	KdbSwitchToTableOwner(rel->rel, user);
+	return false;
+}
+
 /* INSERT message. */
 void
 KdbApplyInsert(const KdbWireMessage *message)
 {
 	KdbApplyRelation *rel = begin_change(message, KDB_INSERT);
+	const KdbWireTuple *tuple = &message->u.row.new_row;
 	KdbUserContext user;
+	bool		in_run;
+	size_t		bytes;
 	Aim			aim;
 
 	if (rel == NULL)
 		return;
-	if (KdbBatchInsert(rel, rel->partitioned ? NULL : own_target(rel),
-					   &message->u.row.new_row))
+	in_run = KdbBatchBegin(rel, tuple, &bytes);
+	if (!rel->partitioned)
+		(void) own_target(rel);
+	if (in_run && !rel->partitioned && KdbBatchConvert(rel, rel->target, tuple, bytes))
 	{
 		end_batched_change(rel);
 		return;
 	}
 	KdbSwitchToTableOwner(rel->rel, &user);
-	KdbConvertTuple(rel, &message->u.row.new_row, rel->remote.slot, rel->remote.sent);
+	KdbConvertTuple(rel, tuple, rel->remote.slot, rel->remote.sent);
 	KdbFillDefaults(rel, rel->remote.slot);
+	if (in_run && rel->partitioned && collect_routed(rel, bytes, &user))
+	{
+		end_batched_change(rel);
+		return;
+	}
 	aim = aim_at(rel, rel->remote.slot, &rel->remote);
 	if (converges(aim.target))
 		KdbConvergeInsert(rel, aim.target, aim.row);

@@ -58,18 +58,30 @@ KdbWriteNewRows(KdbApplyTarget *target, TupleTableSlot **slots, int n)
 }
 
 /* See relation_private.h. */
+bool *
+KdbSentInRun(KdbApplyRelation *rel, KdbApplyTarget *target)
+{
+	AttrMap    *map = rel->partitioned ? KdbRouteMap(rel, target) : NULL;
+	bool	   *sent = palloc_array(bool, target->tupdesc->natts + 1);
+
+	for (int i = 0; i < target->tupdesc->natts; i++)
+	{
+		int			attnum = map ? map->attnums[i] : i + 1;
+
+		sent[i] = attnum > 0 && rel->inputs[attnum - 1].remote >= 0;
+	}
+	return sent;
+}
+
+/* See relation_private.h. */
 void
 KdbInsertEach(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot **slots, int n)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB apply run",
 												  ALLOCSET_DEFAULT_SIZES);
-	bool	   *sent = palloc(sizeof(bool) * rel->nlocal);
-	KdbRemoteRow row = {NULL, sent};
+	KdbRemoteRow row = {NULL, KdbSentInRun(rel, target)};
 	MemoryContext old = MemoryContextSwitchTo(context);
 
-	/* Rows of a run are whole. */
-	for (int i = 0; i < rel->nlocal; i++)
-		sent[i] = rel->inputs[i].remote >= 0;
 	for (int i = 0; i < n; i++)
 	{
 		CHECK_FOR_INTERRUPTS();

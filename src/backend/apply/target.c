@@ -605,6 +605,7 @@ KdbTargetsLetGo(void)
 static void
 close_target(KdbApplyTarget *target)
 {
+	Assert(target->part == NULL);
 	let_go(target);
 	ExecClearTuple(target->scratch);
 	ExecClearTuple(target->search);

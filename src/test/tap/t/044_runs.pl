@@ -122,6 +122,15 @@ is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM keys WHERE id > 100'
 $subscriber->safe_psql('postgres', 'DELETE FROM keys WHERE id = 500');
 run_both('after the failure', 'SELECT');
 
+# The first row of another table behind a run: the error names that table.
+$subscriber->safe_psql('postgres', "INSERT INTO named VALUES ('taken', 0)");
+$log = -s $subscriber->logfile;
+$publisher->safe_psql('postgres', "BEGIN; INSERT INTO plain SELECT i, i, NULL FROM generate_series(6000, 6009) i; INSERT INTO named VALUES ('taken', 1); COMMIT");
+$subscriber->wait_for_log(qr/duplicate key value violates unique constraint "named_pkey"/, $log);
+$subscriber->wait_for_log(qr/during message type "INSERT" for replication target relation "public.named"/, $log);
+$subscriber->safe_psql('postgres', "DELETE FROM named WHERE id = 'taken'");
+run_both('after that failure', 'SELECT');
+
 # Keys in order, with gaps, with missing rows, with keys that move.
 $subscriber->safe_psql('postgres', 'DELETE FROM plain WHERE id % 50 = 7');
 $publisher->safe_psql('postgres', 'UPDATE plain SET n = n + 1 WHERE id < 2000');

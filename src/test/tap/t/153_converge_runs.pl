@@ -1,7 +1,8 @@
 #
 # Runs of inserts by the convergence rules, which are written together if all of their
 # keys are new.  What goes wrong here: one that is not, older or newer, live or dead;
-# a unique value that another row holds; a key that somebody takes at the same moment.
+# a unique value that another row holds; a key that somebody takes at the same moment; and
+# all that in one of several partitions.
 #
 use strict;
 use warnings;
@@ -26,9 +27,18 @@ CREATE TABLE pairs (a int, b text, n int, down int, PRIMARY KEY (a, b));
 CREATE UNIQUE INDEX ON pairs (down DESC);
 CREATE UNIQUE INDEX ON pairs (n, a) WHERE n > 0;
 CREATE TABLE scattered (id uuid PRIMARY KEY, n numeric UNIQUE, t text);
-CREATE PUBLICATION p FOR TABLE one, more, named, made, pairs, scattered;
+CREATE TABLE parts (id int, p int, u int, t text, PRIMARY KEY (id, p), UNIQUE (u, p)) PARTITION BY LIST (p);
+CREATE TABLE parts_rest PARTITION OF parts DEFAULT;
+CREATE PUBLICATION p FOR TABLE one, more, named, made, pairs, scattered, parts WITH (publish_via_partition_root);
 EOS
 }
+$a->safe_psql('postgres', 'CREATE TABLE parts_0 PARTITION OF parts FOR VALUES IN (0)');
+$b->safe_psql('postgres', <<'EOS');
+CREATE TABLE parts_02 (u int, gone int, t text, p int NOT NULL, id int NOT NULL);
+ALTER TABLE parts_02 DROP gone;
+ALTER TABLE parts ATTACH PARTITION parts_02 FOR VALUES IN (0, 2);
+EOS
+my @tables = qw(one more named made pairs scattered parts);
 subscribe($a, $b);
 subscribe($b, $a);
 
@@ -49,7 +59,7 @@ sub settle
 	my ($name) = @_;
 
 	wait_streams(2, [ $a, 's_b' ], [ $b, 's_a' ]);
-	foreach my $table (qw(one more named made pairs scattered))
+	foreach my $table (@tables)
 	{
 		is_equal_on([ $a, $b ], "SELECT count(*), sum(hashtextextended(t::text, 0)) FROM $table t",
 			"$name: $table");
@@ -76,6 +86,7 @@ INSERT INTO named SELECT 'name ' || i, i FROM generate_series(1, 300) i;
 INSERT INTO made SELECT i, i FROM generate_series(1, 300) i;
 INSERT INTO pairs SELECT i / 7, 'line ' || i % 7, i, CASE WHEN i % 3 > 0 THEN i END FROM generate_series(0, 1500) i;
 INSERT INTO scattered SELECT md5(i::text)::uuid, CASE WHEN i % 5 > 0 THEN i / 7.0 END, 'row ' || i FROM generate_series(1, 1500) i;
+INSERT INTO parts SELECT i, i % 4, i, 'row ' || i FROM generate_series(1, 1500) i;
 COMMIT;
 EOS
 $a->safe_psql('postgres', $run);
@@ -83,7 +94,7 @@ settle('new rows');
 is($b->safe_psql('postgres', 'SELECT count(*) FROM krahodb.conflict_log'), '0', 'no conflict');
 
 # Deleted rows come back: dead versions are in the way.
-$a->safe_psql('postgres', 'DELETE FROM one; DELETE FROM more; DELETE FROM named; DELETE FROM made; DELETE FROM pairs; DELETE FROM scattered');
+$a->safe_psql('postgres', 'DELETE FROM one; DELETE FROM more; DELETE FROM named; DELETE FROM made; DELETE FROM pairs; DELETE FROM scattered; DELETE FROM parts');
 $a->safe_psql('postgres', $run);
 settle('rows that were deleted');
 is($b->safe_psql('postgres', 'SELECT count(*) FROM one'), '2500', 'they are there again');
@@ -91,13 +102,20 @@ is($b->safe_psql('postgres', 'SELECT count(*) FROM one'), '2500', 'they are ther
 # The same keys on both sides, the run in the middle of them; and unique values.
 my $first = 'INSERT INTO one SELECT i, -1, NULL FROM generate_series(3000, 4000) i; '
   . 'INSERT INTO more SELECT i, i, NULL FROM generate_series(3000, 4000) i; '
-  . 'INSERT INTO made SELECT i, i FROM generate_series(3000, 4000) i';
+  . 'INSERT INTO made SELECT i, i FROM generate_series(3000, 4000) i; '
+  . 'INSERT INTO parts SELECT i, i % 4, i, $$first$$ FROM generate_series(3000, 4000) i';
 my $second = 'INSERT INTO one SELECT i, -2, NULL FROM generate_series(3500, 3510) i; '
   . 'INSERT INTO more SELECT 10000 + i, i, NULL FROM generate_series(3990, 4010) i; '
-  . 'INSERT INTO made SELECT 10000 + i, i FROM generate_series(3990, 4010) i';
+  . 'INSERT INTO made SELECT 10000 + i, i FROM generate_series(3990, 4010) i; '
+  . 'INSERT INTO parts SELECT i, 2, -i, $$second$$ FROM generate_series(3500, 3510) i; '
+  . 'INSERT INTO parts SELECT 10000 + i, 2, i, $$second$$ FROM generate_series(3990, 4010) i';
 apart([ $a, $first ], [ $b, $second ]);
 settle('an older run meets newer rows');
 is($a->safe_psql('postgres', 'SELECT count(*) FROM one WHERE n = -2'), '11', 'the newer rows stay');
+is($a->safe_psql('postgres', "SELECT count(*), count(*) FILTER (WHERE t = 'second') FROM parts WHERE id BETWEEN 3000 AND 20000"),
+	'1027|32', 'also in their partition');
+is($b->safe_psql('postgres', q{SELECT string_agg(DISTINCT "table", ' ') FROM krahodb.conflict_log WHERE "table" LIKE 'parts%'}),
+	'parts_02', 'where the conflicts were');
 $first =~ s/3000, 4000/5000, 6000/g;
 $second =~ s/3500, 3510/5500, 5510/g;
 $second =~ s/3990, 4010/5990, 6010/g;
@@ -123,10 +141,12 @@ apart([ $a, $gaps[0] ], [ $b, $gaps[1] ]);
 settle('and dead versions of all of them');
 
 # A row that was inserted and deleted by a newer transaction.
-apart([ $a, 'INSERT INTO one SELECT i, -3, NULL FROM generate_series(7000, 7100) i' ],
-	[ $b, 'INSERT INTO one VALUES (7050, 0, NULL); DELETE FROM one WHERE id = 7050' ]);
+apart([ $a, 'INSERT INTO one SELECT i, -3, NULL FROM generate_series(7000, 7100) i; '
+		. 'INSERT INTO parts SELECT i, i % 4, i, NULL FROM generate_series(7000, 7100) i' ],
+	[ $b, 'INSERT INTO one VALUES (7050, 0, NULL); DELETE FROM one WHERE id = 7050; '
+		. 'INSERT INTO parts VALUES (7050, 2, 0, NULL); DELETE FROM parts WHERE id = 7050' ]);
 settle('one of the run was deleted later');
-is($a->safe_psql('postgres', 'SELECT count(*) FROM one WHERE id = 7050'), '0', 'it stays deleted');
+is($a->safe_psql('postgres', "SELECT count(*) FROM $_ WHERE id = 7050"), '0', "$_: it stays deleted") foreach qw(one parts);
 
 # Somebody takes a key after it was looked for: he holds it while the run is inserted.
 my $session = $b->background_psql('postgres');
