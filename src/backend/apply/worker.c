@@ -387,7 +387,7 @@ check_same_cluster(XLogRecPtr startpoint)
 static void
 connect_to_publisher(XLogRecPtr startpoint)
 {
-	List	   *rows;
+	char	  **row;
 	char	   *err;
 
 	LogRepWorkerWalRcvConn = walrcv_connect(MySubscription->conninfo, true,
@@ -398,10 +398,9 @@ connect_to_publisher(XLogRecPtr startpoint)
 				 errmsg("could not connect to the publisher: %s", err)));
 
 	/* This also initialises the walsender. */
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "IDENTIFY_SYSTEM", 4, "system identification");
-	check_ahead(startpoint, DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
-															CStringGetDatum(((char **) linitial(rows))[2]))));
-	read_cluster(((char **) linitial(rows))[0]);
+	row = KdbStreamQueryRow(LogRepWorkerWalRcvConn, "IDENTIFY_SYSTEM", 4, "system identification");
+	check_ahead(startpoint, DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(row[2]))));
+	read_cluster(row[0]);
 	check_same_cluster(startpoint);
 }
 
