@@ -511,10 +511,24 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 								 two_phase_state_name(MySubscription->twophasestate))));
 }
 
+/*
+ * The publisher begins behind what was confirmed, which is further than the origin's progress if there was nothing to
+ * apply: while all tables were being copied, that has none.  A table that waits to be told how far to catch up
+ * must come that far, or what is between the two is left out.
+ */
+static XLogRecPtr
+stream_begins_at(const char *slotname, XLogRecPtr startpoint)
+{
+	if (am_tablesync_worker())
+		return startpoint;
+	return Max(startpoint, KdbStreamSlotConfirmed(LogRepWorkerWalRcvConn, slotname));
+}
+
 void
 KdbApplyWorkerMain(Datum main_arg)
 {
 	XLogRecPtr	startpoint = InvalidXLogRecPtr;
+	XLogRecPtr	received;
 	char	   *slotname;
 
 	KdbProgressClear(DatumGetInt32(main_arg));
@@ -529,9 +543,10 @@ KdbApplyWorkerMain(Datum main_arg)
 	slotname = set_up_stream(&startpoint);
 	if (!am_tablesync_worker())
 		KdbProgressStart();
+	received = stream_begins_at(slotname, startpoint);
 	start_streaming(slotname, startpoint);
 	KdbRetryStarted();
 
-	apply_stream(startpoint);
+	apply_stream(received);
 	proc_exit(0);
 }
