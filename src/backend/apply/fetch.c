@@ -346,6 +346,17 @@ require_same_node(const KdbFetchSubject *subject, char **answer)
 			 errhint("The subscription's connection string must always lead to the same database.")));
 }
 
+static void
+require_state(const KdbFetchSubject *subject, char **answer)
+{
+	if (answer[ANSWER_STATE] && answer[ANSWER_OWN])
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg("unexpected answer to the query for a row of table \"%s.%s\" from the publisher",
+					subject->nspname, subject->relname)));
+}
+
 /* A row that has left no trace, or is older than what came from there. */
 static void pg_attribute_noreturn()
 no_trace(const KdbFetchSubject *subject, const char *what)
@@ -488,6 +499,7 @@ KdbFetchRow(void *arg, KdbFetched *fetched)
 
 	first = linitial(answer);
 	require_same_node(&request.subject, first);
+	require_state(&request.subject, first);
 	read_answer(&request.subject, first, c->context->version, fetched);
 	if (KdbVersionCompare(fetched->version, c->context->version) != 0)
 		require_records(&request.subject);

@@ -54,6 +54,10 @@ find_fields(const KdbConverge *c, const KdbMergedColumn *column, const KdbCopied
 
 	for (int i = 0; i + FIELDS <= copied->nfields; i += FIELDS)
 	{
+		if (copied->fields[i] == NULL || copied->fields[i + 1] == NULL || copied->fields[i + 2] == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg_internal("publisher sent a contribution to a merged column without its kind")));
 		if (strcmp(copied->fields[i], name) == 0)
 			return strcmp(copied->fields[i + 1], KdbMergeKindName(column->kind)) == 0 ?
 				&copied->fields[i] :

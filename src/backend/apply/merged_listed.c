@@ -33,13 +33,11 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
-#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
-#include "utils/rls.h"
 #include "utils/snapmgr.h"
 
 #include "merged_private.h"
@@ -432,15 +430,12 @@ krahodb_merged_history(PG_FUNCTION_ARGS)
 	Oid			relid = PG_GETARG_OID(0);
 	TimestampTz since = PG_GETARG_INT64(1);
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	AclResult	acl = pg_class_aclcheck(relid, GetUserId(), ACL_SELECT);
+	bool		hidden = KdbRowsAreHidden(relid);
 	int64		number = 0;
 	ListCell   *lc;
 
-	if (acl != ACLCHECK_OK)
-		aclcheck_error(acl, get_relkind_objtype(get_rel_relkind(relid)), get_rel_name(relid));
 	InitMaterializedSRF(fcinfo, 0);
-	/* what policies hide stays hidden */
-	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
+	if (hidden)
 		return (Datum) 0;
 	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
 	{

@@ -411,7 +411,7 @@ check_same_cluster(XLogRecPtr startpoint)
 static void
 connect_to_publisher(XLogRecPtr startpoint)
 {
-	List	   *rows;
+	char	  **row;
 	char	   *err;
 
 	LogRepWorkerWalRcvConn = walrcv_connect(MySubscription->conninfo, true,
@@ -422,10 +422,9 @@ connect_to_publisher(XLogRecPtr startpoint)
 				 errmsg("could not connect to the publisher: %s", err)));
 
 	/* This also initialises the walsender. */
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "IDENTIFY_SYSTEM", 4, "system identification");
-	check_ahead(startpoint, DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
-															CStringGetDatum(((char **) linitial(rows))[2]))));
-	read_cluster(((char **) linitial(rows))[0]);
+	row = KdbStreamQueryRow(LogRepWorkerWalRcvConn, "IDENTIFY_SYSTEM", 4, "system identification");
+	check_ahead(startpoint, DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(row[2]))));
+	read_cluster(row[0]);
 	check_same_cluster(startpoint);
 }
 
@@ -536,10 +535,24 @@ start_streaming(const char *slotname, XLogRecPtr startpoint)
 								 two_phase_state_name(MySubscription->twophasestate))));
 }
 
+/*
+ * The publisher begins behind what was confirmed, which is further than the origin's progress if there was nothing to
+ * apply: while all tables were being copied, that has none.  A table that waits to be told how far to catch up
+ * must come that far, or what is between the two is left out.
+ */
+static XLogRecPtr
+stream_begins_at(const char *slotname, XLogRecPtr startpoint)
+{
+	if (am_tablesync_worker())
+		return startpoint;
+	return Max(startpoint, KdbStreamSlotConfirmed(LogRepWorkerWalRcvConn, slotname));
+}
+
 void
 KdbApplyWorkerMain(Datum main_arg)
 {
 	XLogRecPtr	startpoint = InvalidXLogRecPtr;
+	XLogRecPtr	received;
 	char	   *slotname;
 
 	KdbProgressClear(DatumGetInt32(main_arg));
@@ -554,9 +567,10 @@ KdbApplyWorkerMain(Datum main_arg)
 	slotname = set_up_stream(&startpoint);
 	if (!am_tablesync_worker())
 		KdbProgressStart();
+	received = stream_begins_at(slotname, startpoint);
 	start_streaming(slotname, startpoint);
 	KdbRetryStarted();
 
-	apply_stream(startpoint);
+	apply_stream(received);
 	proc_exit(0);
 }

@@ -327,6 +327,15 @@ KdbClockReached(void)
 }
 
 /* See clock.h. */
+TimestampTz
+KdbTimeHere(void)
+{
+	if (rule_holds() && pg_atomic_read_u64(&KdbShared->clock_max) == 0)
+		advance_max(find_max());
+	return Max(GetCurrentTimestamp(), (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max));
+}
+
+/* See clock.h. */
 void
 KdbClockBeforeApply(TimestampTz ts, void (*waiting)(void))
 {

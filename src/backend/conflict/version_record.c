@@ -38,10 +38,10 @@
 #include "utils/timestamp.h"
 #include "utils/typcache.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/conflict.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/record.h"
-#include "krahodb/shared.h"
 #include "krahodb/version_record.h"
 
 /* The columns of type krahodb.version_record, in its order. */

@@ -24,11 +24,15 @@
  * snapshot; the LSN is read after it.  OFFSET 0 keeps the inner query apart, so
  * that it is computed first.
  *
+ * A snapshot does not know of running transactions that are younger than all that have ended.  So
+ * the age of an old transaction id, which is a difference to the next one, tells how far ids had been given out.
+ *
  * Two settings say the same of KrahoDB peers: whoever reads krahodb.frontiers_now
  * also has the peer look at once how far it is itself (worker.c).
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "pgstat.h"
 #include "storage/fd.h"
 #include "utils/timestamp.h"
@@ -40,7 +44,7 @@
 #define FIRST_PAUSE			1000	/* ms; until the next attempt, doubled each time */
 #define LONGEST_PAUSE		30000
 
-#define ANSWER_COLUMNS		7
+#define ANSWER_COLUMNS		8
 
 #define QUESTION(setting) \
 	"SELECT s.*, pg_catalog.pg_current_wal_insert_lsn()" \
@@ -50,7 +54,8 @@
 	" pg_catalog.txid_snapshot_xmin(pg_catalog.txid_current_snapshot())," \
 	" pg_catalog.txid_snapshot_xmax(pg_catalog.txid_current_snapshot())," \
 	" pg_catalog.current_setting('krahodb.version_num', true)," \
-	" pg_catalog.current_setting('krahodb.node', true)" \
+	" pg_catalog.current_setting('krahodb.node', true)," \
+	" pg_catalog.age('3'::pg_catalog.xid)" \
 	" OFFSET 0) s"
 
 static const char *const question = QUESTION("krahodb.frontiers");
@@ -152,10 +157,21 @@ send_question(PeerConnection *connection, KdbTicks now)
 		failed(connection, PQerrorMessage(connection->conn), now);
 }
 
+/* The next transaction id there: not before the snapshot's xmax; age is that of id 3, and may have overflowed. */
+static uint64
+next_xid(uint64 snapshot_xmax, const char *age)
+{
+	uint32		next = FirstNormalTransactionId + (uint32) strtol(age, NULL, 10);
+	uint32		ahead = next - (uint32) snapshot_xmax;
+
+	return (int32) ahead > 0 ? snapshot_xmax + ahead : snapshot_xmax;
+}
+
 static bool
 read_answer(const PGresult *result, PeerAnswer *answer)
 {
 	const TimestampTz epoch = (TimestampTz) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	uint64		snapshot_xmax;
 	uint32		hi,
 		lo;
 
@@ -165,13 +181,14 @@ read_answer(const PGresult *result, PeerAnswer *answer)
 	answer->frontiers_cut = strlcpy(answer->frontiers, PQgetvalue(result, 0, 1),
 									sizeof(answer->frontiers)) >= sizeof(answer->frontiers);
 	answer->snapshot_xmin = strtoull(PQgetvalue(result, 0, 2), NULL, 10);
-	answer->snapshot_xmax = strtoull(PQgetvalue(result, 0, 3), NULL, 10);
+	snapshot_xmax = strtoull(PQgetvalue(result, 0, 3), NULL, 10);
 	answer->is_krahodb = !PQgetisnull(result, 0, 4);
 	strlcpy(answer->server, PQgetvalue(result, 0, 5), sizeof(answer->server));
-	if (sscanf(PQgetvalue(result, 0, 6), "%X/%X", &hi, &lo) != 2)
+	answer->next_xid = next_xid(snapshot_xmax, PQgetvalue(result, 0, 6));
+	if (sscanf(PQgetvalue(result, 0, 7), "%X/%X", &hi, &lo) != 2)
 		return false;
 	answer->insert_lsn = ((uint64) hi) << 32 | lo;
-	return answer->snapshot_xmin > 0 && answer->snapshot_xmax > 0 && answer->now > 0;
+	return answer->snapshot_xmin > 0 && snapshot_xmax > 0 && answer->now > 0;
 }
 
 /* Take what has arrived; true when the answer is complete. */

@@ -50,7 +50,7 @@ typedef struct PeerAnswer
 	bool		is_krahodb;
 	char		server[48];		/* krahodb.node there: which database, and which run of its server */
 	uint64		snapshot_xmin;
-	uint64		snapshot_xmax;
+	uint64		next_xid;		/* not given out yet, at the snapshot */
 	XLogRecPtr	insert_lsn;		/* behind all that was committed in the snapshot */
 } PeerAnswer;
 

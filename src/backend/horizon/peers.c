@@ -7,9 +7,9 @@
  * that it sends here, has been applied and flushed here.  It is found by one
  * measurement after another:
  *
- *	1. ask the peer.  s is its clock before, xmax the next transaction id of a
- *	   snapshot after that.  Who committed at or before s has an id below xmax.
- *	2. ask again until no transaction below xmax runs there any more (mostly that
+ *	1. ask the peer.  s is its clock before, x the next transaction id after that.  Who
+ *	   committed at or before s has an id below x.
+ *	2. ask again until no transaction below x runs there any more (mostly that
  *	   is so in the first answer).  The insert position of WAL that came with that
  *	   answer, read after the snapshot, is L: all those commits lie before it.
  *	3. wait until the subscription's stream has passed L, all that came before is
@@ -477,7 +477,7 @@ begin_measurement(KdbPeer *peer, const PeerAnswer *answer)
 	peer->measured = Min(answer->now, told.forwarded);
 	peer->measured_received = Min(answer->now, Min(told.first_level, told.writers));
 	peer->measured_seen = told.of_us ? peer->measured_received : 0;
-	peer->wait_xid = answer->snapshot_xmax;
+	peer->wait_xid = answer->next_xid;
 	strlcpy(peer->measured_server, answer->server, sizeof(peer->measured_server));
 }
 

@@ -100,9 +100,9 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/clock.h"
 #include "krahodb/fault.h"
 #include "krahodb/init.h"
-#include "krahodb/shared.h"
 #include "horizon_private.h"
 
 #define ROUND_PAUSE		1000	/* ms; the longest while there are peers */

@@ -483,7 +483,8 @@ wait_for_callbacks(Snapshot snapshot)
 	for (int i = 0; i < ENDING_XIDS; i++)
 	{
 		TransactionIdRetreat(xid);
-		if (!XidInMVCCSnapshot(xid, snapshot))
+		/* not ourselves, if somebody asks in a transaction that has written */
+		if (!XidInMVCCSnapshot(xid, snapshot) && !TransactionIdIsCurrentTransactionId(xid))
 			XactLockTableWait(xid, NULL, NULL, XLTW_None);
 	}
 }

@@ -90,15 +90,6 @@ start_shared(void)
 }
 
 /* See shared.h. */
-TimestampTz
-KdbTimeHere(void)
-{
-	TimestampTz committed = (TimestampTz) pg_atomic_read_u64(&KdbShared->clock_max);
-
-	return Max(GetCurrentTimestamp(), committed);
-}
-
-/* See shared.h. */
 bool
 KdbHasWorkers(Oid subid, bool only_running)
 {

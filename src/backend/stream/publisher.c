@@ -153,6 +153,11 @@ ask(WalReceiverConn *conn, KdbPublisher *publisher, KdbStreamError *error)
 		return false;
 	}
 	row = linitial(rows);
+	if (row[4] == NULL || row[5] == NULL)
+	{
+		error->message = pstrdup("unexpected answer");
+		return false;
+	}
 	publisher->server_version = setting_number(row[0]);
 	publisher->krahodb_version = setting_number(row[1]);
 	publisher->plugin_allowed = list_has_plugin(row[2]);

@@ -5,6 +5,9 @@
  * walrcv_exec builds a tuple descriptor and runs the types' input functions, so
  * it needs a transaction; whoever connects an apply worker has none.  All
  * results here are text and small.
+ *
+ * Answers are the publisher's, and may be anything: who reads one asks for rows without
+ * NULL, or looks for it.
  */
 #include "postgres.h"
 
@@ -80,6 +83,14 @@ KdbStreamTryQuery(WalReceiverConn *conn, const char *query, int ncolumns,
 	return ok;
 }
 
+static void
+refuse_answer(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg("could not receive %s from the publisher: %s", what, _("unexpected answer"))));
+}
+
 List *
 KdbStreamQuery(WalReceiverConn *conn, const char *query, int ncolumns, const char *what)
 {
@@ -91,6 +102,35 @@ KdbStreamQuery(WalReceiverConn *conn, const char *query, int ncolumns, const cha
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("could not receive %s from the publisher: %s", what, error.message)));
 	return rows;
+}
+
+/* See stream.h. */
+List *
+KdbStreamQueryNotNull(WalReceiverConn *conn, const char *query, int ncolumns, const char *what)
+{
+	List	   *rows = KdbStreamQuery(conn, query, ncolumns, what);
+	ListCell   *lc;
+
+	foreach(lc, rows)
+	{
+		for (int i = 0; i < ncolumns; i++)
+		{
+			if (((char **) lfirst(lc))[i] == NULL)
+				refuse_answer(what);
+		}
+	}
+	return rows;
+}
+
+/* See stream.h. */
+char **
+KdbStreamQueryRow(WalReceiverConn *conn, const char *query, int ncolumns, const char *what)
+{
+	List	   *rows = KdbStreamQueryNotNull(conn, query, ncolumns, what);
+
+	if (list_length(rows) != 1)
+		refuse_answer(what);
+	return linitial(rows);
 }
 
 void

@@ -98,7 +98,7 @@ void
 KdbSyncVersionsPrepare(void)
 {
 	KdbPublisher publisher;
-	List	   *rows;
+	char	  **row;
 
 	held = 0;
 	KdbCopiedVersionsFrom = PG_INT64_MAX;
@@ -113,9 +113,9 @@ KdbSyncVersionsPrepare(void)
 						MySubscription->name)));
 		return;
 	}
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT krahodb.hold_horizon()", 1,
-						  "the retention horizon");
-	held = strtoll(((char **) linitial(rows))[0], NULL, 10);
+	row = KdbStreamQueryRow(LogRepWorkerWalRcvConn, "SELECT krahodb.hold_horizon()", 1,
+							"the retention horizon");
+	held = strtoll(row[0], NULL, 10);
 	if (held == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),	/* passes by itself */
@@ -137,6 +137,39 @@ strings_of(const char *array, int *n)
 	for (int i = 0; i < *n; i++)
 		result[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
 	return result;
+}
+
+/* The same, of names of columns. */
+static char **
+names_of(const char *array, int *n)
+{
+	char	  **result = strings_of(array, n);
+
+	for (int i = 0; i < *n; i++)
+	{
+		if (result[i] == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg_internal("publisher sent a version of a column without a name")));
+	}
+	return result;
+}
+
+/* Of the kinds of records, those that a publisher may tell of. */
+static KdbVersionRecordKind
+kind_of(const char *kind)
+{
+	switch (kind[0])
+	{
+		case KDB_RECORD_TRUTH:
+		case KDB_RECORD_DEAD:
+		case KDB_RECORD_CLAIM:
+		case KDB_RECORD_FLOOR:
+			return (KdbVersionRecordKind) kind[0];
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_PROTOCOL_VIOLATION),
+			 errmsg_internal("publisher sent a version of unknown kind \"%s\"", kind)));
 }
 
 /* Tables that rows are written to. */
@@ -169,11 +202,11 @@ apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
 		KdbCopiedVersion version = {0};
 		int			nvalues;
 
-		version.kind = row[KIND][0];
+		version.kind = kind_of(row[KIND]);
 		version.time = strtoll(row[TIME], NULL, 10);
 		version.node = strtou64(row[NODE], NULL, 10);
 		newest = Max(newest, version.time);
-		version.names = strings_of(row[NAMES], &version.ncolumns);
+		version.names = names_of(row[NAMES], &version.ncolumns);
 		version.values = strings_of(row[VALUES], &nvalues);
 		if (nvalues != version.ncolumns)
 			elog(ERROR, "publisher sent a version of %d columns with %d values",
@@ -182,7 +215,7 @@ apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
 			KdbApplyCopiedVersion(table->columns, &version);
 		else if (!table->partial)
 			add_floor(rel, version.time, version.node,
-					  nvalues > 0 ? strtou64(version.values[0], NULL, 10) : 0);
+					  nvalues > 0 && version.values[0] ? strtou64(version.values[0], NULL, 10) : 0);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 	}
@@ -216,7 +249,7 @@ apply_history(const KdbRemoteTable *table, List *rows, int i, TimestampTz *newes
 	List	   *contributions = NIL;
 	int			nvalues;
 
-	key.names = strings_of(first[HISTORY_NAMES], &key.ncolumns);
+	key.names = names_of(first[HISTORY_NAMES], &key.ncolumns);
 	key.values = strings_of(first[HISTORY_VALUES], &nvalues);
 	if (nvalues != key.ncolumns)
 		elog(ERROR, "publisher sent a key of %d columns with %d values", key.ncolumns, nvalues);
@@ -291,13 +324,13 @@ KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel)
 	context = AllocSetContextCreate(CurrentMemoryContext, "KrahoDB copied versions",
 									ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(context);
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
+	rows = KdbStreamQueryNotNull(LogRepWorkerWalRcvConn,
 						  psprintf("SELECT kind, \"time\", node, columns, \"values\""
 								   " FROM krahodb.table_versions(%u, %lld)"
 								   " ORDER BY kind OPERATOR(pg_catalog.=) 't' DESC",
 								   table->relid, (long long) held),
 						  NCOLUMNS, "versions of rows");
-	histories = KdbStreamQuery(LogRepWorkerWalRcvConn,
+	histories = KdbStreamQueryNotNull(LogRepWorkerWalRcvConn,
 							   psprintf("SELECT key, live, columns, \"values\", \"time\", node, contributed"
 										" FROM krahodb.merged_history(%u, %lld)",
 										table->relid, (long long) held),

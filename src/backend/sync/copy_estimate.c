@@ -88,7 +88,7 @@ sample_density(const char *relation)
 		return 0;
 	row = linitial(rows);
 	pages = row[1] ? strtod(row[1], NULL) : 0;
-	return pages > 0 ? strtod(row[0], NULL) / pages : 0;
+	return pages > 0 && row[0] ? strtod(row[0], NULL) / pages : 0;
 }
 
 /* See sync_private.h. */

@@ -161,12 +161,11 @@ connect_to_publisher(void)
 static uint64
 snapshot_xmin(void)
 {
-	List	   *rows;
+	char	  **row = KdbStreamQueryRow(LogRepWorkerWalRcvConn,
+										"SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
+										1, "snapshot");
 
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
-						  "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
-						  1, "snapshot");
-	return strtou64(((char **) linitial(rows))[0], NULL, 10);
+	return strtou64(row[0], NULL, 10);
 }
 
 /* The table and its partitions, for the session; false if somebody is in the way. */

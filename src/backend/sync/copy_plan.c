@@ -85,7 +85,7 @@ fetch_leaves(const KdbRemoteTable *table)
 		char	  **row = lfirst(lc);
 		Leaf	   *leaf = palloc(sizeof(Leaf));
 
-		leaf->relid = strtoul(row[0], NULL, 10);
+		leaf->relid = row[0] ? strtoul(row[0], NULL, 10) : InvalidOid;
 		leaf->filenode = row[1] ? strtoul(row[1], NULL, 10) : 0;
 		leaf->pages = row[2] ? strtoul(row[2], NULL, 10) : 0;
 		leaf->ranges = row[3] != NULL && row[3][0] == 't';
@@ -323,7 +323,7 @@ KdbCopyRangeRelation(const KdbCopyRange *range)
 {
 	List	   *rows;
 
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
+	rows = KdbStreamQueryNotNull(LogRepWorkerWalRcvConn,
 						  psprintf("SELECT pg_catalog.quote_ident(n.nspname) OPERATOR(pg_catalog.||) '.' OPERATOR(pg_catalog.||) pg_catalog.quote_ident(c.relname)"
 								   " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 								   " WHERE c.oid = %u", range->relid),

@@ -301,16 +301,14 @@ same_there(const Earlier *earlier, const KdbRemoteTable *table, const KdbCopyMar
 		   uint64 xmin)
 {
 	const KdbCopyRange *range = &earlier->plan->ranges[mark->range];
-	List	   *rows;
 	char	  **row;
 
 	if (xmin < mark->xmin || xmin - mark->xmin >= XMIN_DISTANCE)
 		return false;
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
-						  KdbSyncCountCommand(table, range, KdbCopyRangeRelation(range),
-											  (TransactionId) mark->xmin),
-						  2, "number of rows");
-	row = linitial(rows);
+	row = KdbStreamQueryRow(LogRepWorkerWalRcvConn,
+							KdbSyncCountCommand(table, range, KdbCopyRangeRelation(range),
+												(TransactionId) mark->xmin),
+							2, "number of rows");
 	return strtou64(row[0], NULL, 10) == mark->rows && strtou64(row[1], NULL, 10) == 0;
 }
 
@@ -404,20 +402,18 @@ is_foreign(const Earlier *earlier, bool right)
 static uint64
 remote_xmin(void)
 {
-	List	   *rows;
+	char	  **row = KdbStreamQueryRow(LogRepWorkerWalRcvConn,
+										"SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
+										1, "snapshot");
 
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn,
-						  "SELECT pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())",
-						  1, "snapshot");
-	return strtou64(((char **) linitial(rows))[0], NULL, 10);
+	return strtou64(row[0], NULL, 10);
 }
 
 static char *
 export_snapshot(void)
 {
-	return ((char **) linitial(KdbStreamQuery(LogRepWorkerWalRcvConn,
-											  "SELECT pg_catalog.pg_export_snapshot()",
-											  1, "snapshot")))[0];
+	return KdbStreamQueryRow(LogRepWorkerWalRcvConn, "SELECT pg_catalog.pg_export_snapshot()",
+							 1, "snapshot")[0];
 }
 
 static KdbCopyJob *

@@ -266,11 +266,10 @@ KdbSyncNoteCopied(XLogRecPtr startpos)
 	KdbStreamIdentify(LogRepWorkerWalRcvConn, &publisher);
 	if (publisher.krahodb_version > 0)
 	{
-		List	   *rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "SHOW krahodb.seen", 1,
-										  "what the publisher has seen");
+		char	  **row = KdbStreamQueryRow(LogRepWorkerWalRcvConn, "SHOW krahodb.seen", 1,
+											"what the publisher has seen");
 
-		if (rows != NIL)
-			KdbSeenAheadFromText(((char **) linitial(rows))[0], KdbLocalNodeIdentity());
+		KdbSeenAheadFromText(row[0], KdbLocalNodeIdentity());
 	}
 }
 

@@ -25,11 +25,11 @@
 /*
  * Ask for rows of ncolumns (not more than MAX_COLUMNS) columns of type text;
  * each row becomes an array of strings (NULL for SQL NULL) in the returned
- * list.  what names the question in the error message.
+ * list.  what names the question in the error message.  nulls: may a string be NULL?
  */
 static List *
 query_strings(const KdbRemoteTable *table, const char *query, int ncolumns,
-			  const char *what)
+			  bool nulls, const char *what)
 {
 	Oid			types[MAX_COLUMNS] = {TEXTOID, TEXTOID, TEXTOID, TEXTOID};
 	List	   *rows = NIL;
@@ -55,6 +55,11 @@ query_strings(const KdbRemoteTable *table, const char *query, int ncolumns,
 			Datum		value = slot_getattr(slot, i + 1, &isnull);
 
 			row[i] = isnull ? NULL : TextDatumGetCString(value);
+			if (isnull && !nulls)
+				ereport(ERROR,
+						(errcode(ERRCODE_PROTOCOL_VIOLATION),
+						 errmsg("could not fetch %s info for table \"%s.%s\" from publisher: %s",
+								what, table->nspname, table->relname, _("unexpected answer"))));
 		}
 		rows = lappend(rows, row);
 		ExecClearTuple(slot);
@@ -101,7 +106,7 @@ fetch_relation(KdbRemoteTable *table)
 					 " WHERE n.nspname = %s AND c.relname = %s",
 					 quote_literal_cstr(table->nspname),
 					 quote_literal_cstr(table->relname));
-	rows = query_strings(table, query, 3, "table");
+	rows = query_strings(table, query, 3, false, "table");
 	if (rows == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -133,7 +138,7 @@ fetch_column_list(const KdbRemoteTable *table, const char *publications)
 					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
 					 " WHERE t.relid = %u AND p.pubname IN (%s)",
 					 table->relid, publications);
-	rows = query_strings(table, query, 1, "column list");
+	rows = query_strings(table, query, 1, true, "column list");
 	if (list_length(rows) > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -166,7 +171,7 @@ fetch_columns(KdbRemoteTable *table, const char *column_list, int server_version
 		appendStringInfoString(&query, " AND a.attgenerated = ''");
 	appendStringInfoString(&query, " ORDER BY a.attnum");
 
-	foreach(lc, query_strings(table, query.data, 4, "table"))
+	foreach(lc, query_strings(table, query.data, 4, false, "table"))
 	{
 		char	  **row = lfirst(lc);
 
@@ -197,7 +202,7 @@ fetch_filters(KdbRemoteTable *table, const char *publications)
 					 " LATERAL pg_catalog.pg_get_publication_tables(p.pubname) t"
 					 " WHERE t.relid = %u AND p.pubname IN (%s)",
 					 table->relid, publications);
-	foreach(lc, query_strings(table, query, 1, "table WHERE clause"))
+	foreach(lc, query_strings(table, query, 1, true, "table WHERE clause"))
 	{
 		char	   *filter = ((char **) lfirst(lc))[0];
 
@@ -225,7 +230,7 @@ comes_as_ancestor(const KdbRemoteTable *table, const char *publications)
 					 " WHERE p.pubname IN (%s) AND p.pubviaroot AND t.relid <> %u"
 					 " AND t.relid = ANY (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(%u) a))",
 					 publications, table->relid, table->relid);
-	return query_strings(table, query, 1, "publications") != NIL;
+	return query_strings(table, query, 1, false, "publications") != NIL;
 }
 
 /*

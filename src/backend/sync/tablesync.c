@@ -142,12 +142,10 @@ begin_remote_transaction(const char *slotname, bool kept_slot)
 static XLogRecPtr
 remote_position(void)
 {
-	List	   *rows;
+	char	  **row = KdbStreamQueryRow(LogRepWorkerWalRcvConn, "SELECT pg_catalog.pg_current_wal_insert_lsn()",
+										1, "position");
 
-	rows = KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT pg_catalog.pg_current_wal_insert_lsn()",
-						  1, "position");
-	return DatumGetLSN(DirectFunctionCall1(pg_lsn_in,
-										   CStringGetDatum(((char **) linitial(rows))[0])));
+	return DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(row[0])));
 }
 
 static KdbRemoteTable *

@@ -46,6 +46,13 @@ extern void KdbClockCommitted(void);
 extern void KdbClockReached(void);
 
 /*
+ * The time, not before any timestamp that was committed here under the clock rule: a clock that
+ * was set back says less, also while the server was down, and the horizon would pass what is
+ * stamped with it too early.
+ */
+extern TimestampTz KdbTimeHere(void);
+
+/*
  * Before a remote transaction with timestamp ts is applied: wait until the
  * local clock has passed ts.  Error if that would take longer than
  * krahodb.max_clock_skew.  Meanwhile "waiting" is called several times a second, if it is

@@ -238,6 +238,12 @@ extern void KdbConflictLogMaintain(void);
 extern int	KdbConflictLogPrune(TimestampTz before, int *busy);
 
 /*
+ * For who is to be told of all rows of a table, dead ones too: raises an error if the user may not read
+ * it.  True if policies hide rows from him: what is hidden stays so, and nothing is said at all.
+ */
+extern bool KdbRowsAreHidden(Oid relid);
+
+/*
  * How far streams are applied now: a snapshot that this session takes later has all of
  * that, which krahodb.table_versions() will say.
  */

@@ -68,12 +68,6 @@ KdbClockHolds(void)
 }
 
 /*
- * The time, not before any timestamp that was committed here under the clock rule: a clock that
- * was set back says less, and the horizon would pass what is stamped with it too early.
- */
-extern TimestampTz KdbTimeHere(void);
-
-/*
  * Has the subscription workers (also of single tables) that run, or at least are to be started?
  * Takes LogicalRepWorkerLock.
  */

@@ -135,6 +135,14 @@ extern KdbStreamConnectCallback KdbStreamSetConnectCallback(KdbStreamConnectCall
 extern List *KdbStreamQuery(WalReceiverConn *conn, const char *query,
 							int ncolumns, const char *what);
 
+/* Likewise, where NULL is no answer. */
+extern List *KdbStreamQueryNotNull(WalReceiverConn *conn, const char *query,
+								   int ncolumns, const char *what);
+
+/* Likewise, where one row is the answer. */
+extern char **KdbStreamQueryRow(WalReceiverConn *conn, const char *query,
+								int ncolumns, const char *what);
+
 /*
  * Values that are sent as text outside of a stream are read and written with the same
  * settings on both sides, whatever the session has.  Returns the level for

@@ -169,9 +169,19 @@ wait_state($a, 'transaction on peer', 'a transaction there holds the horizon');
 like(horizon($a, 'reason'), qr/a transaction older than \d+ is running or prepared/, 'and which one');
 cmp_ok(kept_by_vacuum($a), '>=', 1, 'the deleted row is kept');
 $session->query_safe('COMMIT');
-$session->quit;
 wait_horizon($a);
 is(kept_by_vacuum($a), 0, 'until it has ended');
+
+# It may be committing at this moment, with a time from before, and nothing that has begun later has ended.
+pause_subscription($b, 'b_from_a');
+$session->query_safe('BEGIN');
+$session->query_safe('SELECT txid_current()');
+$a->safe_psql('postgres', 'SELECT txid_current()');
+wait_state($a, 'transaction on peer', 'one with the newest id there holds the horizon, too');
+$session->query_safe('COMMIT');
+$session->quit;
+$b->safe_psql('postgres', 'ALTER SUBSCRIPTION b_from_a ENABLE');
+wait_horizon($a);
 
 # ---- a peer that is down, and a crash here ----------------------------------------
 

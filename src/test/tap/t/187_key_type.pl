@@ -37,6 +37,10 @@ on($m, 'ALTER TABLE t ALTER id TYPE text, ALTER u TYPE text');
 wait_horizon($m);
 on($m, 'SELECT count(*) FROM krahodb.table_versions(\'t\', 0)');
 on($m, 'SELECT count(*) FROM krahodb.merged_history(\'t\', 0)');
+
+# nor does who asks wait for himself, in a transaction that has written
+on($m, q{BEGIN; CREATE TEMP TABLE x (i int); SAVEPOINT s; INSERT INTO x VALUES (1); ROLLBACK TO s;
+	SELECT count(*) FROM krahodb.table_versions('t', 0); ROLLBACK});
 subscribe($n, $m, 'copy_data = true');
 $n->wait_for_subscription_sync($m, name($n, $m));
 is(on($n, 'TABLE t'), on($m, 'TABLE t'), 'the table is copied');

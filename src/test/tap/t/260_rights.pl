@@ -44,6 +44,21 @@ my $log = slurp_file($node->logfile, $offset);
 like($log, qr/LOG:  code of owner as owner$/m, 'domain and partition key are evaluated for the owner');
 unlike($log, qr/LOG:  code of owner as (?!owner$)/m, '... and not for who asks');
 
+# ---- what is known of a table's rows ------------------------------------------------------
+
+$node->safe_psql('postgres', q{
+	CREATE SCHEMA closed; CREATE TABLE closed.t (id int PRIMARY KEY); INSERT INTO closed.t VALUES (1);
+	CREATE ROLE reader; GRANT SELECT ON closed.t TO reader;});
+foreach my $function ('table_versions', 'merged_history')
+{
+	my $call = sprintf 'SELECT count(*) FROM krahodb.%s(%s, 0)', $function, $node->safe_psql('postgres', q{SELECT 'closed.t'::regclass::oid});
+	my (undef, undef, $error) = $node->psql('postgres', "SET ROLE reader; $call");
+
+	like($error, qr/ERROR:  permission denied for schema closed/, "$function: who may not look into a schema is not told of its tables");
+	is($node->psql('postgres', "GRANT USAGE ON SCHEMA closed TO reader; SET ROLE reader; $call; RESET ROLE; REVOKE USAGE ON SCHEMA closed FROM reader"),
+		0, '... and who may is');
+}
+
 # ---- a schema that was there before the extension ----------------------------------------
 
 # Functions that fit a call somewhat better than the extension's would be called instead, operators instead of the engine's.
