@@ -256,6 +256,13 @@ KdbLaneBeforeCommit(void)
 	KDB_FAULT_POINT("lane_at_turn");
 }
 
+/* See apply_private.h. */
+bool
+KdbLaneHoldsOrigin(void)
+{
+	return KdbInEarly() ? KdbEarlyHoldsOrigin() : KdbMyTurn.holds_origin;
+}
+
 static void
 let_go_of_origin(void)
 {
