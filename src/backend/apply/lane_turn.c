@@ -202,6 +202,19 @@ KdbLaneWaitFor(uint64 seq, KdbLaneState state)
 	KdbLaneSetState(slot, KDB_LANE_APPLYING);
 }
 
+/*
+ * Triggers, and functions of defaults, are to see what earlier transactions have written.  Where
+ * "default_transaction_isolation" has them see what there was at the first change, that is to be made again.
+ */
+static void
+require_fresh_snapshot(void)
+{
+	if (IsolationUsesXactSnapshot() && !KdbMyTurn.began_first)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg_internal("snapshot of transaction %u is older than earlier ones", KdbApply.remote_xid)));
+}
+
 /* See apply_private.h. */
 bool
 KdbLaneSettle(void)
@@ -211,6 +224,7 @@ KdbLaneSettle(void)
 	if (KdbInEarly())
 		KdbEarlyGiveUp("a change needs all earlier transactions to be applied");
 	KdbLaneWaitFor(KdbMyTurn.seq - 1, KDB_LANE_WAITING);
+	require_fresh_snapshot();
 	KdbMyTurn.first = true;
 	return true;
 }
@@ -338,6 +352,7 @@ KdbLaneTurnBegin(uint64 seq)
 	Assert(!KdbMyTurn.holds_origin);
 	KdbMyTurn.seq = seq;
 	KdbMyTurn.first = false;
+	KdbMyTurn.began_first = KdbLaneIsCommitted(KdbMyLaneGroup, seq - 1);
 	KdbMyTurn.passed = false;
 }
 

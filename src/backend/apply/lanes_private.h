@@ -222,6 +222,7 @@ typedef struct KdbLaneTurn
 	KdbLaneSlot *slot;
 	uint64		seq;			/* in work, 0 if none */
 	bool		first;			/* all earlier ones have committed */
+	bool		began_first;	/* they had before the first attempt began */
 	bool		holds_origin;
 	bool		passed;			/* this one counts as committed */
 } KdbLaneTurn;

@@ -105,4 +105,24 @@ disable();
 is(on_subscriber('SELECT count(*) FROM event'), '202', 'lanes with temporary tables end');
 is(on_subscriber("SELECT count(*) FROM pg_class WHERE relname = 'remembered'"), '0', '... and have dropped them');
 
+# ---- what functions see ------------------------------------------------------------------------------
+
+foreach my $level ('repeatable read', 'serializable')
+{
+	$subscriber->append_conf('postgresql.conf', "default_transaction_isolation = '$level'");
+	reload_settings($subscriber);
+	on_subscriber(q{
+		CREATE OR REPLACE FUNCTION remember() RETURNS trigger LANGUAGE plpgsql AS $$
+		BEGIN
+			NEW.seen := (SELECT count(*) FROM public.event);
+			RETURN NEW;
+		END $$;
+		TRUNCATE event;
+		ALTER SUBSCRIPTION sub ENABLE});
+	each_transaction(map { "INSERT INTO event VALUES ($_)" } 1 .. 100);
+	$publisher->wait_for_catchup('sub');
+	is(on_subscriber('SELECT count(*) FROM event WHERE seen <> id - 1'), '0', "a trigger sees what came before: $level");
+	disable();
+}
+
 done_testing();
