@@ -336,6 +336,11 @@ extern bool KdbLaneSettle(void);
 extern void KdbLaneMustBeFirst(void);
 /* A conflict is to be an error, which is the worker's to raise. */
 extern void KdbLaneLeaveError(void);
+/*
+ * Advisory locks that a trigger has taken for its session, and left.  One process would get them again; a lane
+ * would wait for good for another one that has nothing to do.  Also of the leader, if there are lanes.
+ */
+extern void KdbLaneReleaseSessionLocks(void);
 extern void KdbLaneBeforeCommit(void);
 /* Has this lane the subscription's origin now? */
 extern bool KdbLaneHoldsOrigin(void);

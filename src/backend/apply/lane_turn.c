@@ -249,6 +249,14 @@ KdbLaneLeaveError(void)
 				 errmsg_internal("a conflict is resolved by an error")));
 }
 
+/* See apply_private.h. */
+void
+KdbLaneReleaseSessionLocks(void)
+{
+	if (KdbMyOptions->apply_workers > 1)
+		LockReleaseSession(USER_LOCKMETHOD);
+}
+
 /* ---- the turn ---- */
 
 /* See apply_private.h. */

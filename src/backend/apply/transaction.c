@@ -188,6 +188,7 @@ end_remote(XLogRecPtr end_lsn)
 	KdbEarlyLook();
 	if (!KdbInLane)
 		KdbSync->process_syncing_tables(end_lsn);
+	KdbLaneReleaseSessionLocks();
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 

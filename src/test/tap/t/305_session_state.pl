@@ -105,6 +105,25 @@ disable();
 is(on_subscriber('SELECT count(*) FROM event'), '202', 'lanes with temporary tables end');
 is(on_subscriber("SELECT count(*) FROM pg_class WHERE relname = 'remembered'"), '0', '... and have dropped them');
 
+# ---- locks of the session ---------------------------------------------------------------------------
+
+# By lanes and, as it is large, by the leader.
+on_subscriber(q{
+	CREATE OR REPLACE FUNCTION remember() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		PERFORM pg_advisory_lock(7);
+		RETURN NEW;
+	END $$;
+	ALTER SUBSCRIPTION sub ENABLE});
+each_transaction(
+	(map { "INSERT INTO event VALUES (600 + $_)" } 1 .. 100),
+	'INSERT INTO event SELECT i FROM generate_series(10001, 25000) i',
+	(map { "INSERT INTO event VALUES (700 + $_)" } 1 .. 100));
+$publisher->wait_for_catchup('sub');
+is(on_subscriber('SELECT count(*) FROM event WHERE id > 600'), '15200',
+	'advisory locks that a trigger leaves in its session keep no other lane waiting');
+disable();
+
 # ---- what functions see ------------------------------------------------------------------------------
 
 foreach my $level ('repeatable read', 'serializable')
