@@ -161,8 +161,8 @@ extern int	KdbLanesReady(void);
 /* Has one of them ended? */
 extern bool KdbLaneHasStopped(void);
 
-/* A relation is to be known to all lanes. */
-extern void KdbLaneShareRelation(const char *message, size_t len);
+/* A relation is to be known to all lanes.  False if there is no room for it, as above. */
+extern bool KdbLaneShareRelation(const char *message, size_t len, char **why);
 
 extern void KdbLaneSetState(KdbLaneSlot *slot, KdbLaneState state);
 
