@@ -117,6 +117,9 @@ extern void KdbApplyCommitEarly(XLogRecPtr end_lsn, TimestampTz commit_time);
 /* No transaction has an origin position from here on; on every way out. */
 extern void KdbResetOriginState(void);
 
+/* Once per process: nor has what the engine commits while the process exits. */
+extern void KdbOriginPositionWatch(void);
+
 /* skip.c */
 extern void KdbSkipMaybeStart(XLogRecPtr finish_lsn);
 extern void KdbSkipStop(void);
@@ -333,7 +336,14 @@ extern bool KdbLaneSettle(void);
 extern void KdbLaneMustBeFirst(void);
 /* A conflict is to be an error, which is the worker's to raise. */
 extern void KdbLaneLeaveError(void);
+/*
+ * Advisory locks that a trigger has taken for its session, and left.  One process would get them again; a lane
+ * would wait for good for another one that has nothing to do.  Also of the leader, if there are lanes.
+ */
+extern void KdbLaneReleaseSessionLocks(void);
 extern void KdbLaneBeforeCommit(void);
+/* Has this lane the subscription's origin now? */
+extern bool KdbLaneHoldsOrigin(void);
 extern void KdbCountMerging(bool begin);
 
 /*
@@ -369,12 +379,13 @@ extern void KdbEarlySettingsChanged(void);
 
 /*
  * early_worker.c: the other process.  Entry function; is this process it; the attempt has
- * failed (an error); the origin is taken for the commit.
+ * failed (an error); the origin is taken for the commit, and has been.
  */
 extern PGDLLEXPORT void KdbEarlyMain(Datum main_arg);
 extern bool KdbInEarly(void);
 extern void KdbEarlyGiveUp(const char *reason) pg_attribute_noreturn();
 extern void KdbEarlyTakeOrigin(void);
+extern bool KdbEarlyHoldsOrigin(void);
 
 /* truncate.c */
 extern void KdbApplyTruncate(const KdbWireMessage *message);

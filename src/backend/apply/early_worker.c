@@ -167,6 +167,13 @@ KdbEarlyTakeOrigin(void)
 	holds_origin = true;
 }
 
+/* See apply_private.h. */
+bool
+KdbEarlyHoldsOrigin(void)
+{
+	return holds_origin;
+}
+
 static void
 let_go_of_origin(void)
 {

@@ -12,7 +12,7 @@
  * out, before it frees its slot in that array, and waits for them.  If it cannot
  * (it was killed), the server restarts.
  *
- * WITHOUT ROOM for the segment (a container's /dev/shm is small, and parallel queries use it
+ * WITHOUT ROOM for the segment or the area (a container's /dev/shm is small, and parallel queries use it
  * too) the leader applies by itself, and tries again from time to time.
  */
 #include "postgres.h"
@@ -24,6 +24,7 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "storage/ipc.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
 #include "utils/memutils.h"
@@ -93,37 +94,62 @@ init_group(KdbLaneGroup *group)
 	pg_atomic_init_u32(&group->nlanes, 0);
 }
 
+/* What is to be made for lanes, and what of it is there. */
+typedef struct Memory
+{
+	Size		size;
+	dsm_segment *segment;
+	bool		with_area;
+	dsa_area   *area;
+	dsa_pointer pointer;
+} Memory;
+
+static void
+make_segment(Memory *memory)
+{
+	dsm_segment *made = dsm_create(memory->size, 0);
+
+	KDB_FAULT_POINT("lane_memory");
+	if (memory->with_area)
+	{
+		memory->area = dsa_create(KdbLanes->tranche);
+		dsa_pin_mapping(memory->area);
+	}
+	dsm_pin_mapping(made);
+	memory->segment = made;
+}
+
+static void
+make_room(Memory *memory)
+{
+	KDB_FAULT_POINT("lane_relation");
+	memory->pointer = dsa_allocate(memory->area, memory->size);
+}
+
 /*
- * See lanes_private.h.  What is made belongs to a resource owner until all is made: so an error leaves
- * nothing behind, not even the engine's descriptor of a segment that was not made.
+ * What is made belongs to a resource owner until all is made: so an error leaves
+ * nothing behind, not even the engine's descriptor of a segment that was not made.  Whoever
+ * calls holds no LWLock.  False: *why says what has failed.
  */
-dsm_segment *
-KdbLaneMemory(Size size, dsa_area **with_area, char **why)
+static bool
+try_to_make(void (*make) (Memory *memory), Memory *memory, char **why)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 	ResourceOwner old_owner = CurrentResourceOwner;
 	ResourceOwner owner = ResourceOwnerCreate(NULL, "KrahoDB lane memory");
-	dsm_segment *volatile made = NULL;
+	volatile bool made = false;
 
-	Assert(!IsTransactionState());
 	CurrentResourceOwner = owner;
 	PG_TRY();
 	{
-		dsm_segment *segment_made = dsm_create(size, 0);
-
-		KDB_FAULT_POINT("lane_memory");
-		if (with_area != NULL)
-		{
-			*with_area = dsa_create(KdbLanes->tranche);
-			dsa_pin_mapping(*with_area);
-		}
-		dsm_pin_mapping(segment_made);
-		made = segment_made;
+		make(memory);
+		made = true;
 	}
 	PG_CATCH();
 	{
 		ErrorData  *error;
 
+		LWLockReleaseAll();
 		MemoryContextSwitchTo(KdbApplyMessageContext);
 		error = CopyErrorData();
 		FlushErrorState();
@@ -135,6 +161,20 @@ KdbLaneMemory(Size size, dsa_area **with_area, char **why)
 	ResourceOwnerDelete(owner);
 	MemoryContextSwitchTo(old);
 	return made;
+}
+
+/* See lanes_private.h. */
+dsm_segment *
+KdbLaneMemory(Size size, dsa_area **with_area, char **why)
+{
+	Memory		memory = {.size = size, .with_area = with_area != NULL};
+
+	Assert(!IsTransactionState());
+	if (!try_to_make(make_segment, &memory, why))
+		return NULL;
+	if (with_area != NULL)
+		*with_area = memory.area;
+	return memory.segment;
 }
 
 /* See lanes_private.h. */
@@ -340,13 +380,18 @@ KdbLaneHasStopped(void)
 /* ---- relations ---- */
 
 /* See lanes_private.h. */
-void
-KdbLaneShareRelation(const char *message, size_t len)
+bool
+KdbLaneShareRelation(const char *message, size_t len, char **why)
 {
 	KdbLaneGroup *group = KdbMyLaneGroup;
-	dsa_pointer pointer = dsa_allocate(area, offsetof(KdbLaneRelation, message) + len);
-	KdbLaneRelation *relation = dsa_get_address(area, pointer);
+	Memory		memory = {.size = offsetof(KdbLaneRelation, message) + len, .area = area};
+	dsa_pointer pointer;
+	KdbLaneRelation *relation;
 
+	if (!try_to_make(make_room, &memory, why))
+		return false;
+	pointer = memory.pointer;
+	relation = dsa_get_address(area, pointer);
 	relation->next = InvalidDsaPointer;
 	relation->length = len;
 	memcpy(relation->message, message, len);
@@ -357,4 +402,5 @@ KdbLaneShareRelation(const char *message, size_t len)
 	last_relation = pointer;
 	pg_write_barrier();
 	pg_atomic_fetch_add_u64(&group->nrelations, 1);
+	return true;
 }

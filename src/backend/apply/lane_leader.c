@@ -226,19 +226,6 @@ drain(void)
 
 /* ---- lanes ---- */
 
-static void
-share_known_relations(void)
-{
-	HASH_SEQ_STATUS status;
-	KnownRelation *known;
-
-	if (known_relations == NULL)
-		return;
-	hash_seq_init(&status, known_relations);
-	while ((known = hash_seq_search(&status)) != NULL)
-		KdbLaneShareRelation(known->message, known->length);
-}
-
 /* Was there room the last time, or is it time to look again? */
 static bool
 may_have_room(TimestampTz now)
@@ -246,20 +233,40 @@ may_have_room(TimestampTz now)
 	return no_room_since == 0 || TimestampDifferenceExceeds(no_room_since, now, START_AGAIN_MS);
 }
 
-/* why: what has failed; NULL if the server has no room for another process. */
+/* nlanes: with so many it goes on; why: what has failed; NULL if the server has no room for another process. */
 static void
-note_no_room(TimestampTz now, const char *why)
+note_no_room(TimestampTz now, int nlanes, const char *why)
 {
 	if (no_room_since == 0)
 		ereport(LOG,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 				 errmsg("subscription \"%s\" applies with %d of %d lanes", MySubscription->name,
-						KdbLanesStarted(), KdbMyOptions->apply_workers),
+						nlanes, KdbMyOptions->apply_workers),
 				 why ? errdetail_internal("%s", why) :
 				 errdetail("There are no more background worker slots."),
 				 why ? errhint("Lanes need shared memory, which may be limited by the size of /dev/shm.") :
 				 errhint("You might need to increase max_worker_processes.")));
 	no_room_since = now;
+}
+
+static bool
+share_known_relations(char **why)
+{
+	HASH_SEQ_STATUS status;
+	KnownRelation *known;
+
+	if (known_relations == NULL)
+		return true;
+	hash_seq_init(&status, known_relations);
+	while ((known = hash_seq_search(&status)) != NULL)
+	{
+		if (!KdbLaneShareRelation(known->message, known->length, why))
+		{
+			hash_seq_term(&status);
+			return false;
+		}
+	}
+	return true;
 }
 
 /* The memory that is shared with lanes, if the server has room. */
@@ -271,12 +278,12 @@ start_group(void)
 
 	if (!may_have_room(now))
 		return false;
-	if (!KdbLaneGroupCreate(&why))
+	if (!KdbLaneGroupCreate(&why) || !share_known_relations(&why))
 	{
-		note_no_room(now, why);
+		KdbLaneGroupEnd();
+		note_no_room(now, 0, why);
 		return false;
 	}
-	share_known_relations();
 	KdbLaneDependReset();
 	KdbLanePaceReset();
 	reaped = 0;
@@ -294,7 +301,7 @@ start_lane(void)
 		return false;
 	if (KdbLaneStart())
 		return true;
-	note_no_room(now, NULL);
+	note_no_room(now, KdbLanesStarted(), NULL);
 	return false;
 }
 
@@ -561,9 +568,21 @@ lanes_know_too_much(void)
 		(uint64) (2 * hash_get_num_entries(known_relations) + MAX_SUPERSEDED);
 }
 
+/* All lanes are to know it, too; false if there is no room. */
+static bool
+share_relation(const char *data, size_t len)
+{
+	char	   *why;
+
+	if (KdbMyLaneGroup == NULL || KdbLaneShareRelation(data, len, &why))
+		return true;
+	note_no_room(GetCurrentTimestamp(), 0, why);
+	return false;
+}
+
 /*
  * A publisher sends the same again whenever it is not sure.  Returns true if lanes must
- * end because they know it otherwise, or too many others.
+ * end because they know it otherwise, or cannot know it, or know too many others.
  */
 static bool
 note_relation(const KdbWireMessage *message, const char *data, size_t len)
@@ -588,9 +607,7 @@ note_relation(const KdbWireMessage *message, const char *data, size_t len)
 	remember_relation(known, data, len);
 	KdbLaneDependRelation(message);
 	forget_other(relid, data);
-	if (!found && KdbMyLaneGroup)
-		KdbLaneShareRelation(data, len);
-	return KdbMyLaneGroup && (found || lanes_know_too_much());
+	return (!found && !share_relation(data, len)) || (KdbMyLaneGroup && (found || lanes_know_too_much()));
 }
 
 /* See apply_private.h. */

@@ -202,6 +202,19 @@ KdbLaneWaitFor(uint64 seq, KdbLaneState state)
 	KdbLaneSetState(slot, KDB_LANE_APPLYING);
 }
 
+/*
+ * Triggers, and functions of defaults, are to see what earlier transactions have written.  Where
+ * "default_transaction_isolation" has them see what there was at the first change, that is to be made again.
+ */
+static void
+require_fresh_snapshot(void)
+{
+	if (IsolationUsesXactSnapshot() && !KdbMyTurn.began_first)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg_internal("snapshot of transaction %u is older than earlier ones", KdbApply.remote_xid)));
+}
+
 /* See apply_private.h. */
 bool
 KdbLaneSettle(void)
@@ -211,6 +224,7 @@ KdbLaneSettle(void)
 	if (KdbInEarly())
 		KdbEarlyGiveUp("a change needs all earlier transactions to be applied");
 	KdbLaneWaitFor(KdbMyTurn.seq - 1, KDB_LANE_WAITING);
+	require_fresh_snapshot();
 	KdbMyTurn.first = true;
 	return true;
 }
@@ -235,6 +249,14 @@ KdbLaneLeaveError(void)
 				 errmsg_internal("a conflict is resolved by an error")));
 }
 
+/* See apply_private.h. */
+void
+KdbLaneReleaseSessionLocks(void)
+{
+	if (KdbMyOptions->apply_workers > 1)
+		LockReleaseSession(USER_LOCKMETHOD);
+}
+
 /* ---- the turn ---- */
 
 /* See apply_private.h. */
@@ -254,6 +276,13 @@ KdbLaneBeforeCommit(void)
 	replorigin_session_setup(KdbApply.origin);
 	KdbMyTurn.holds_origin = true;
 	KDB_FAULT_POINT("lane_at_turn");
+}
+
+/* See apply_private.h. */
+bool
+KdbLaneHoldsOrigin(void)
+{
+	return KdbInEarly() ? KdbEarlyHoldsOrigin() : KdbMyTurn.holds_origin;
 }
 
 static void
@@ -331,6 +360,7 @@ KdbLaneTurnBegin(uint64 seq)
 	Assert(!KdbMyTurn.holds_origin);
 	KdbMyTurn.seq = seq;
 	KdbMyTurn.first = false;
+	KdbMyTurn.began_first = KdbLaneIsCommitted(KdbMyLaneGroup, seq - 1);
 	KdbMyTurn.passed = false;
 }
 

@@ -231,6 +231,7 @@ KdbLaneAbandon(void (*let_go_of_origin) (void))
 	HOLD_INTERRUPTS();
 	KdbResetOriginState();
 	AbortOutOfAnyTransaction();
+	KdbLaneReleaseSessionLocks();
 	let_go_of_origin();
 	KdbApplyRelationsAbandon();
 	KdbConvergeEnd();

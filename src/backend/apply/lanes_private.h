@@ -161,8 +161,8 @@ extern int	KdbLanesReady(void);
 /* Has one of them ended? */
 extern bool KdbLaneHasStopped(void);
 
-/* A relation is to be known to all lanes. */
-extern void KdbLaneShareRelation(const char *message, size_t len);
+/* A relation is to be known to all lanes.  False if there is no room for it, as above. */
+extern bool KdbLaneShareRelation(const char *message, size_t len, char **why);
 
 extern void KdbLaneSetState(KdbLaneSlot *slot, KdbLaneState state);
 
@@ -222,6 +222,7 @@ typedef struct KdbLaneTurn
 	KdbLaneSlot *slot;
 	uint64		seq;			/* in work, 0 if none */
 	bool		first;			/* all earlier ones have committed */
+	bool		began_first;	/* they had before the first attempt began */
 	bool		holds_origin;
 	bool		passed;			/* this one counts as committed */
 } KdbLaneTurn;

@@ -64,11 +64,14 @@ end_batched_change(KdbApplyRelation *rel)
 	KdbApplyErrorContext.relname = NULL;
 }
 
-/* The target of a table that is not partitioned: itself. */
+/*
+ * The target of a table that is not partitioned: itself.  If it is a partition here, and changes of a table there that
+ * has the name of its root came to it, its columns were mapped to that one's.
+ */
 static KdbApplyTarget *
 own_target(KdbApplyRelation *rel)
 {
-	if (rel->target == NULL)
+	if (rel->target == NULL || rel->target->bound_to != rel->generation)
 		rel->target = KdbTargetOpen(rel->localreloid, RowExclusiveLock, rel);
 	return rel->target;
 }

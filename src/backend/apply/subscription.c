@@ -103,7 +103,7 @@ use_synchronous_commit(void)
 
 /*
  * At start-up: read the subscription, or exit if there is nothing to work for.
- * In a transaction, which holds the lock that keeps the subscription in being.
+ * In a transaction, which holds the lock that keeps the subscription in being (but not in a lane).
  */
 void
 KdbSubscriptionLoad(void)
@@ -111,8 +111,10 @@ KdbSubscriptionLoad(void)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	CacheRegisterSyscacheCallback(SUBSCRIPTIONOID, note_subscription_change, (Datum) 0);
 
-	LockSharedObject(SubscriptionRelationId, MyLogicalRepWorker->subid, 0,
-					 AccessShareLock);
+	/* A lane lives no longer than its leader, which must not wait for who alters the subscription. */
+	if (!KdbInLane)
+		LockSharedObject(SubscriptionRelationId, MyLogicalRepWorker->subid, 0,
+						 AccessShareLock);
 	subscription_context = read_subscription(&MySubscription, &KdbMyOptions);
 
 	if (KdbInLane && (MySubscription == NULL || !MySubscription->enabled))

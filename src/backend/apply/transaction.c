@@ -26,7 +26,10 @@
  * that stands there while changes are being applied loses data when one of them
  * fails.  The timestamp must be set for every transaction, as it is what the
  * commit timestamps of the rows become; left over, it would date another
- * transaction.
+ * transaction.  A process that is ended between the two may still commit: the engine drops
+ * what temporary tables a session has (those of triggers) before any callback of ours at its exit can run.  So
+ * whenever a transaction is aborted, the position goes with it; and what is committed without
+ * the origin (a lane has it at its turn only) is local.
  *
  * LANES (lane_worker.c) come through here too, with ordinary transactions; what is
  * different for them is at KdbInLane.
@@ -126,6 +129,24 @@ clear_origin_position(void)
 	set_origin_position(InvalidXLogRecPtr, 0);
 }
 
+/* See ORIGIN POSITION. */
+static void
+origin_xact_callback(XactEvent event, void *arg)
+{
+	if (event == XACT_EVENT_ABORT)
+		set_origin_position(InvalidXLogRecPtr, 0);
+	else if (event == XACT_EVENT_PRE_COMMIT && KdbInLane && !KdbLaneHoldsOrigin() &&
+			 TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		replorigin_session_origin = InvalidRepOriginId;
+}
+
+/* See apply_private.h. */
+void
+KdbOriginPositionWatch(void)
+{
+	RegisterXactCallback(origin_xact_callback, NULL);
+}
+
 static void
 begin_remote(TransactionId xid, XLogRecPtr finish_lsn, TimestampTz when)
 {
@@ -167,6 +188,7 @@ end_remote(XLogRecPtr end_lsn)
 	KdbEarlyLook();
 	if (!KdbInLane)
 		KdbSync->process_syncing_tables(end_lsn);
+	KdbLaneReleaseSessionLocks();
 	pgstat_report_activity(STATE_IDLE, NULL);
 }
 

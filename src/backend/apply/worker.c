@@ -287,6 +287,7 @@ KdbWorkerConnect(void)
 
 	/* Registered last, so it runs before the engine aborts the open transaction. */
 	before_shmem_exit(reset_origin_on_exit, (Datum) 0);
+	KdbOriginPositionWatch();
 	KdbWalWriterSpare();
 }
 

@@ -213,6 +213,28 @@ $subscriber->wait_for_log(qr/duplicate key value violates unique constraint "ver
 $subscriber->safe_psql('postgres', 'DELETE FROM versions WHERE id = 1000');
 run_both('after a taken key', 'SELECT');
 
+# Two tables there, which are one and its partition here, in one transaction.
+$publisher->safe_psql('postgres', q{
+	CREATE TABLE whole (id int, n int);
+	CREATE TABLE whole_low (id int);
+	ALTER TABLE whole REPLICA IDENTITY FULL;
+	ALTER TABLE whole_low REPLICA IDENTITY FULL});
+$subscriber->safe_psql('postgres', q{
+	CREATE TABLE whole (id int, n int DEFAULT 9) PARTITION BY RANGE (id);
+	CREATE TABLE whole_low PARTITION OF whole FOR VALUES FROM (0) TO (100)});
+$subscriber->safe_psql('postgres', 'ALTER SUBSCRIPTION s REFRESH PUBLICATION');
+$subscriber->wait_for_subscription_sync($publisher, 's');
+$publisher->safe_psql('postgres', 'INSERT INTO whole_low VALUES (1), (2), (3)');
+$publisher->safe_psql('postgres', q{
+	BEGIN;
+	DELETE FROM whole_low WHERE id = 1;
+	INSERT INTO whole VALUES (50, 5);
+	DELETE FROM whole_low WHERE id = 2;
+	COMMIT});
+$publisher->wait_for_catchup('s');
+is($subscriber->safe_psql('postgres', 'SELECT string_agg(id::text, \' \' ORDER BY id) FROM whole'), '3 50',
+	'changes of a partition between those of its root');
+
 $subscriber->stop;
 $publisher->stop;
 done_testing();

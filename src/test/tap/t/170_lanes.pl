@@ -541,6 +541,25 @@ check_equal('no shared memory for lanes');
 my @said = slurp_file($subscriber->logfile, $log) =~ /subscription "sub" applies with 0 of 2 lanes\n.*error at fault point "lane_memory"/g;
 is(scalar @said, 1, '... which is said once');
 disarm_fault($subscriber);
+reload_settings($subscriber);
+
+# No more of it for relations, one after lanes have been started: the first transaction of a table goes on without.
+on_subscriber('ALTER SUBSCRIPTION sub DISABLE');
+wait_for('SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL', 'end of the worker');
+on_subscriber('ALTER SUBSCRIPTION sub SET (disable_on_error = true)');
+on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
+have_lanes(2);
+$log = -s $subscriber->logfile;
+arm_fault($subscriber, 'lane_relation=error');
+reload_settings($subscriber);
+$_->safe_psql('postgres', 'CREATE TABLE later (id int PRIMARY KEY)') foreach $publisher, $subscriber;
+on_subscriber('ALTER SUBSCRIPTION sub REFRESH PUBLICATION WITH (copy_data = false)');
+on_publisher("BEGIN; INSERT INTO event VALUES (1, 'later'); INSERT INTO later VALUES (1); INSERT INTO event VALUES (2, 'later'); COMMIT");
+on_publisher($workload);
+check_equal('no shared memory for a relation', @tables, 'later');
+$subscriber->wait_for_log(qr/subscription "sub" applies with 0 of 2 lanes\n.*error at fault point "lane_relation"/, $log);
+is(lanes('count(*)'), 0, '... goes on without lanes');
+disarm_fault($subscriber);
 on_subscriber('DROP SUBSCRIPTION sub');
 
 # No room for as many as are asked for.

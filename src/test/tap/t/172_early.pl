@@ -365,6 +365,19 @@ foreach my $fault (qw(early_begin early_change@1000 early_before_commit apply_be
 	check_equal("killed at $fault");
 }
 
+# ---- who alters the subscription meanwhile ----------------------------------------------------
+
+on_subscriber('ALTER SUBSCRIPTION sub DISABLE');
+wait_for('SELECT count(*) = 0 FROM pg_stat_subscription WHERE pid IS NOT NULL', 'end of the worker');
+on_subscriber('ALTER SUBSCRIPTION sub ENABLE');
+wait_until_ready();
+is(early('count(*)'), '0', 'there is no process yet');
+my $alters = hold('ALTER SUBSCRIPTION sub SET (disable_on_error = true)');
+on_publisher(rows());
+check_equal('the process is started while somebody alters the subscription');
+$alters->query_safe('ROLLBACK');
+$alters->quit;
+
 # ---- where the file is ------------------------------------------------------------------------
 
 my $place = $subscriber->basedir . '/space';
