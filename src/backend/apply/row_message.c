@@ -95,6 +95,8 @@ aim_at(KdbApplyRelation *rel, TupleTableSlot *key, KdbRemoteRow *row)
 		KdbApplyRelationsCloseOthers(rel, aim.target);
 		KdbApplyFreshSnapshot();
 	}
+	else if (aim.target->reading_checks)
+		KdbApplyFreshSnapshot();
 	return aim;
 }
 
