@@ -26,7 +26,8 @@
  *
  * WHERE IT MAKES NO DIFFERENCE.  Only for tables where nobody can tell: no row
  * triggers that fire (they would see rows that come later), no defaults by volatile
- * functions (they could look at the table).  Where conflicts are resolved a row of the run may
+ * functions, and no CHECK constraints by functions of users that are not IMMUTABLE (they could look
+ * at the table).  Where conflicts are resolved a row of the run may
  * turn out to be an UPDATE or to remove another, so there no trigger at all may fire; runs are
  * looked at as a whole first (converge_inserts.c, run_inserts.c).  A row of a partition where that is not so
  * goes by itself, behind all that were collected.
@@ -82,7 +83,7 @@ is_batchable(KdbApplyRelation *rel)
 static bool
 takes_batches(KdbApplyTarget *target)
 {
-	return !target->insert_triggers &&
+	return !target->insert_triggers && !target->reading_checks &&
 		(!target->resolving || (target->nmerged == 0 && !target->fires && !KdbRetrying()));
 }
 

@@ -393,11 +393,11 @@ map_columns(KdbApplyRelation *rel)
 	pfree(mapped);
 }
 
-/* Functions of users that are STABLE: they may read tables, as VOLATILE ones may. */
+/* Functions of users, also those that are STABLE. */
 static bool
 is_reader(Oid function, void *context)
 {
-	return function >= FirstNormalObjectId && func_volatile(function) == PROVOLATILE_STABLE;
+	return function >= FirstNormalObjectId && func_volatile(function) != PROVOLATILE_IMMUTABLE;
 }
 
 static bool
@@ -407,6 +407,13 @@ calls_reader(Node *node, void *context)
 		return false;
 	return check_functions_in_node(node, is_reader, context) ||
 		expression_tree_walker(node, calls_reader, context);
+}
+
+/* See relation_private.h. */
+bool
+KdbMayReadTables(Node *planned)
+{
+	return calls_reader(planned, NULL);
 }
 
 /* Local columns that the publisher does not have get their defaults. */
@@ -427,7 +434,7 @@ prepare_defaults(KdbApplyRelation *rel)
 		if (expr == NULL)
 			continue;
 		expr = expression_planner(expr);
-		reads = calls_reader((Node *) expr, NULL);
+		reads = KdbMayReadTables((Node *) expr);
 		rel->volatile_defaults |= reads || contain_volatile_functions_not_nextval((Node *) expr);
 		rel->ordered_defaults |= reads || contain_volatile_functions((Node *) expr);
 		rel->domains |= KdbConvertsToDomain((Node *) expr);

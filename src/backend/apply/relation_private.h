@@ -144,6 +144,7 @@ typedef struct KdbApplyTarget
 	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
 	bool		insert_triggers;	/* row triggers fire on INSERT */
 	bool		fires;			/* some triggers fire when changes are applied */
+	bool		reading_checks; /* CHECK constraints may read tables, this one perhaps */
 	struct KdbRunIndex **run_indexes;	/* gaps.c; NULL until there is a run */
 	bool		has_unique;		/* unique or exclusion indexes besides the identity's */
 	bool		has_deferrable; /* some of them are deferrable */
@@ -282,6 +283,9 @@ extern void KdbTargetCheckUpdatable(KdbApplyTarget *target, KdbApplyRelation *re
  */
 extern bool KdbConvertsToDomain(Node *planned);
 extern bool KdbTargetConvertsToDomain(KdbApplyTarget *target);
+
+/* relation.c: does an expression call functions of users that may read tables? */
+extern bool KdbMayReadTables(Node *planned);
 
 /* merged_values.c: which columns of the target are merged, and how. */
 extern void KdbTargetBuildMerged(KdbApplyTarget *target);

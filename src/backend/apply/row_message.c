@@ -98,6 +98,8 @@ aim_at(KdbApplyRelation *rel, TupleTableSlot *key, KdbRemoteRow *row)
 		KdbApplyRelationsCloseOthers(rel, aim.target);
 		KdbApplyFreshSnapshot();
 	}
+	else if (aim.target->reading_checks)
+		KdbApplyFreshSnapshot();
 	return aim;
 }
 

@@ -168,6 +168,22 @@ prepare_generated(KdbApplyTarget *target)
 		ExecInitStoredGenerated(target->relinfo, target->estate, CMD_INSERT);
 }
 
+/* What PostgreSQL asks users not to do, and some do. */
+static bool
+checks_read_tables(Relation rel)
+{
+	TupleConstr *constr = RelationGetDescr(rel)->constr;
+
+	for (int i = 0; constr != NULL && i < constr->num_check; i++)
+	{
+		Node	   *check = stringToNode(constr->check[i].ccbin);
+
+		if (KdbMayReadTables((Node *) expression_planner((Expr *) check)))
+			return true;
+	}
+	return false;
+}
+
 /* An executor state with the table as its only range table entry. */
 static void
 build_executor_state(KdbApplyTarget *target)
@@ -369,6 +385,7 @@ build_target(KdbApplyTarget *target)
 	build_options(target);
 	MemoryContextSwitchTo(old);
 	target->domains = KdbTargetConvertsToDomain(target);
+	target->reading_checks = checks_read_tables(rel);
 }
 
 /*
@@ -508,8 +525,8 @@ KdbTargetOpen(Oid relid, LOCKMODE lockmode, KdbApplyRelation *remote)
 		bind_remote(target, remote);
 	if (target->resolving && KdbInEarly())
 		KdbEarlyGiveUp("a table has resolvers");
-	if (target->fires)
-		(void) KdbLaneSettle(); /* triggers may read what earlier transactions write */
+	if (target->fires || target->reading_checks)
+		(void) KdbLaneSettle(); /* they may read what earlier transactions write */
 	return target;
 }
 

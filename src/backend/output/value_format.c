@@ -12,6 +12,9 @@
  *	- types whose binary form is the OID of an object (regclass and its
  *	  family): the name is what it means elsewhere;
  *	- composite types, whose binary form has the OIDs of column types;
+ *	- int2vector and oidvector, whose receive functions refuse one without elements;
+ *	- name, whose receive function refuses one that is too long in another encoding (text is
+ *	  truncated);
  *	- arrays of anything that is listed here, or that has no binary form (aclitem);
  *	- xml, whose binary form may come back with a declaration added;
  *	- money, whose binary form loses the number of decimals of the server's
@@ -34,11 +37,15 @@
 
 #include "output_private.h"
 
+/* Of those that have a binary form. */
 static bool
-is_bound_to_server(Oid type)
+needs_text(Oid type)
 {
 	switch (type)
 	{
+		case INT2VECTOROID:
+		case OIDVECTOROID:
+		case NAMEOID:
 		case REGPROCOID:
 		case REGPROCEDUREOID:
 		case REGOPEROID:
@@ -62,7 +69,7 @@ static bool
 is_portable(Form_pg_type type)
 {
 	return type->oid < FirstGenbkiObjectId && OidIsValid(type->typsend) &&
-		!is_bound_to_server(type->oid) &&
+		!needs_text(type->oid) &&
 		type->typtype != TYPTYPE_COMPOSITE && type->typtype != TYPTYPE_PSEUDO;
 }
 

@@ -16,7 +16,10 @@
  * A note is obsolete when the node's stream has passed it: then each walsender
  * either reads commits of it beyond the note before what it sends, or starts with
  * a progress beyond it.  It goes when the file is written next.  A note of an
- * origin that is to be dropped never gets so far, and stays.
+ * origin that is to be dropped never gets so far, and stays.  Of these the oldest are forgotten
+ * when there are many, as dropping a subscription must not fail, and what is sent of them has a limit too:
+ * who could still miss such a note has not heard of its node since the subscriptions to hundreds of others
+ * were dropped here.
  *
  * A note is of one database: what the subscriptions of another one have applied is not in its
  * rows, and makes nothing obsolete.  With a database that was dropped its notes go.
@@ -217,6 +220,29 @@ still_ahead(KdbSeenAheadEntry *result, List *dropped)
 }
 
 /*
+ * Make room for one more note: forget the oldest of nodes that nothing is applied of any more, until there are
+ * fewer than KDB_SEEN_AHEAD_DEPARTED notes.  Returns their number.  Lock held.
+ */
+static int
+forget_departed(KdbSeenAheadEntry *entries, int n)
+{
+	int			excess = n - (KDB_SEEN_AHEAD_DEPARTED - 1);
+	int			kept = 0;
+
+	if (excess <= 0)
+		return n;
+	for (int i = 0; i < n; i++)
+	{
+		if (excess > 0 && entries[i].node != 0 &&
+			progress_of(&entries[i], false) == InvalidXLogRecPtr)
+			excess--;
+		else
+			entries[kept++] = entries[i];
+	}
+	return kept;
+}
+
+/*
  * Raise the entry, in the file first: an error changes nothing.
  */
 static void
@@ -239,6 +265,8 @@ raise_entry(uint64 node, RepOriginId origin, XLogRecPtr lsn)
 			if (is_of(&entries[i], node, origin))
 				break;
 		}
+		if (i == n)
+			n = i = forget_departed(entries, n);
 		if (i == KDB_SEEN_AHEAD_MAX)
 			ereport(ERROR,
 					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),

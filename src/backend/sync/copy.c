@@ -42,10 +42,10 @@
 
 /*
  * Types whose binary form is the same, and means the same, on each server: none
- * that has OIDs, depends on settings, or belongs to an extension.
+ * that has OIDs, depends on settings or on the length in an encoding, or belongs to an extension.
  */
 static const Oid binary_types[] = {
-	BOOLOID, BYTEAOID, CHAROID, NAMEOID, INT8OID, INT2OID, INT4OID, TEXTOID,
+	BOOLOID, BYTEAOID, CHAROID, INT8OID, INT2OID, INT4OID, TEXTOID,
 	FLOAT4OID, FLOAT8OID, BPCHAROID, VARCHAROID, DATEOID, TIMEOID, TIMETZOID,
 	TIMESTAMPOID, TIMESTAMPTZOID, INTERVALOID, NUMERICOID, UUIDOID, INETOID,
 	CIDROID, MACADDROID, JSONOID, JSONBOID, BITOID, VARBITOID, POINTOID

@@ -112,6 +112,7 @@ typedef struct KdbSeenAheadEntry
 } KdbSeenAheadEntry;
 
 #define KDB_SEEN_AHEAD_MAX	1024
+#define KDB_SEEN_AHEAD_DEPARTED	(KDB_SEEN_AHEAD_MAX / 2)	/* of nodes that are not subscribed to any more */
 
 /* All that was noted of this database, palloc'd; returns the number. */
 extern int	KdbSeenAheadList(KdbSeenAheadEntry **result);

@@ -28,6 +28,7 @@ CREATE TABLE made (id int PRIMARY KEY, n int, twice int GENERATED ALWAYS AS (n *
 CREATE TABLE watched (id int PRIMARY KEY, n int);
 CREATE TABLE counted (id int PRIMARY KEY);
 CREATE TABLE counted_stable (id int PRIMARY KEY);
+CREATE TABLE checked (id int PRIMARY KEY);
 CREATE TABLE parted (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
 CREATE TABLE parted_low PARTITION OF parted FOR VALUES FROM (MINVALUE) TO (500);
 CREATE TABLE parted_high PARTITION OF parted FOR VALUES FROM (500) TO (MAXVALUE);
@@ -43,6 +44,8 @@ CREATE FUNCTION how_many() RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT count
 ALTER TABLE counted ADD before bigint DEFAULT how_many();
 CREATE FUNCTION how_many_stable() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM public.counted_stable';
 ALTER TABLE counted_stable ADD before bigint DEFAULT how_many_stable();
+CREATE FUNCTION is_next(int) RETURNS bool LANGUAGE sql STABLE AS 'SELECT $1 = 1 + count(*) FROM public.checked';
+ALTER TABLE checked ADD CHECK (is_next(id));
 EOS
 $publisher->safe_psql('postgres', 'CREATE PUBLICATION p FOR ALL TABLES');
 $subscriber->safe_psql('postgres',
@@ -101,7 +104,7 @@ EOS
 
 # Each trigger sees the rows before its own and no other; so does a function of a default.
 $publisher->safe_psql('postgres', 'INSERT INTO watched SELECT i, i FROM generate_series(1, 20) i');
-$publisher->safe_psql('postgres', "INSERT INTO $_ SELECT i FROM generate_series(1, 20) i") foreach qw(counted counted_stable);
+$publisher->safe_psql('postgres', "INSERT INTO $_ SELECT i FROM generate_series(1, 20) i") foreach qw(counted counted_stable checked);
 $publisher->wait_for_catchup('s');
 is($subscriber->safe_psql('postgres', 'SELECT string_agg(rows::text, $$ $$ ORDER BY rows) FROM seen'),
 	join(' ', 1 .. 20), 'a trigger sees no later rows');
@@ -109,6 +112,8 @@ is($subscriber->safe_psql('postgres', 'SELECT bool_and(before = id - 1) FROM cou
 	'a volatile default sees no later rows');
 is($subscriber->safe_psql('postgres', 'SELECT bool_and(before = id - 1) FROM counted_stable'), 't',
 	'a default that reads sees the earlier ones');
+is($subscriber->safe_psql('postgres', 'SELECT count(*) FROM checked'), '20',
+	'a CHECK constraint that reads sees the earlier ones');
 
 # A row of the run cannot be inserted: nothing of the transaction is, and all of it
 # once the row in the way is gone.

@@ -49,7 +49,7 @@ on_subscriber(q{CREATE DOMAIN object AS jsonb CHECK (jsonb_typeof(value) <> 'num
 	CREATE TABLE document (id int PRIMARY KEY, j jsonb, t text, d object, k json)});
 on_publisher('CREATE TABLE by_document (j jsonb, n int); ALTER TABLE by_document REPLICA IDENTITY FULL');
 on_subscriber('CREATE TABLE by_document (j jsonb, n int)');
-$_->safe_psql('postgres', 'CREATE TABLE acl (id int PRIMARY KEY, one aclitem, a aclitem[], v int2vector[])') foreach $publisher, $subscriber;
+$_->safe_psql('postgres', 'CREATE TABLE acl (id int PRIMARY KEY, one aclitem, a aclitem[], v int2vector[], i int2vector, o oidvector)') foreach $publisher, $subscriber;
 on_publisher('CREATE PUBLICATION pub FOR ALL TABLES');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (streaming = on, compression = lz4)");
@@ -64,11 +64,22 @@ $publisher->wait_for_catchup('sub');
 is(on_subscriber("SELECT count(*), bool_and(t = repeat('x', 8100 + id)) FROM wide"), '300|t',
 	'rows of all lengths come by a streamed transaction');
 
-# ---- types that have no binary form ----------------------------------------------------
+# ---- types that have no binary form, or none for all of their values -------------------
 
-on_publisher(q{INSERT INTO acl SELECT 1, a[1], a, '{1 2,3}' FROM acldefault('r', 'pg_monitor'::regrole) a});
+on_publisher(q{INSERT INTO acl SELECT 1, a[1], a, '{1 2,3}', '1', '2 3' FROM acldefault('r', 'pg_monitor'::regrole) a;
+	INSERT INTO acl VALUES (2, NULL, NULL, ARRAY['', '1']::int2vector[], '', '')});
 $publisher->wait_for_catchup('sub');
-is_equal_on([ $publisher, $subscriber ], 'SELECT * FROM acl', 'privileges');
+is_equal_on([ $publisher, $subscriber ], 'SELECT * FROM acl ORDER BY id', 'privileges, vectors');
+
+on_publisher("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
+$publisher->safe_psql('latin', 'CREATE TABLE named (id int PRIMARY KEY, n name, a name[]); CREATE PUBLICATION pub FOR ALL TABLES');
+on_subscriber('CREATE TABLE named (id int PRIMARY KEY, n name, a name[])');
+on_subscriber("CREATE SUBSCRIPTION latin CONNECTION '" . connstr($publisher, 'latin') . "' PUBLICATION pub");
+$subscriber->wait_for_subscription_sync($publisher, 'latin');
+$publisher->safe_psql('latin', 'INSERT INTO named SELECT 1, n::name, ARRAY[n]::name[] FROM CAST(repeat(chr(233), 63) AS text) n');
+$publisher->wait_for_catchup('latin');
+is(on_subscriber("SELECT n = repeat(U&'\\00e9', 31), a[1] = n FROM named"), 't|t', 'a name that is longer in the encoding here');
+on_subscriber('DROP SUBSCRIPTION latin');
 
 # ---- client_encoding ----------------------------------------------------------------
 
