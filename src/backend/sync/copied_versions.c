@@ -154,6 +154,19 @@ add_floor(Relation rel, TimestampTz until, uint64 node, uint64 position)
 	}
 }
 
+/* Behind the columns of the key comes what is claimed of one index. */
+static void
+take_index(KdbCopiedVersion *version)
+{
+	if (version->kind != 'i')
+		return;
+	if (version->ncolumns == 0 || version->values[version->ncolumns - 1] == NULL)
+		elog(ERROR, "publisher sent a claim without values");
+	version->ncolumns--;
+	version->index = version->names[version->ncolumns];
+	version->claimed = strings_of(version->values[version->ncolumns], &version->nclaimed);
+}
+
 static TimestampTz
 apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
 {
@@ -178,6 +191,7 @@ apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
 		if (nvalues != version.ncolumns)
 			elog(ERROR, "publisher sent a version of %d columns with %d values",
 				 version.ncolumns, nvalues);
+		take_index(&version);
 		if (version.kind != KDB_RECORD_FLOOR)
 			KdbApplyCopiedVersion(table->columns, &version);
 		else if (!table->partial)
