@@ -422,7 +422,7 @@ list_floors(ReturnSetInfo *result, Oid relid, TimestampTz since)
 	}
 }
 
-/* krahodb.table_versions(regclass, bigint) */
+/* krahodb.table_versions(regclass, bigint); since the end of time: floors only */
 Datum
 krahodb_table_versions(PG_FUNCTION_ARGS)
 {
@@ -440,6 +440,8 @@ krahodb_table_versions(PG_FUNCTION_ARGS)
 	if (check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED)
 		return (Datum) 0;
 	list_floors(result, relid, since);
+	if (since == PG_INT64_MAX)
+		return (Datum) 0;
 	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
 	{
 		if (lfirst_oid(lc) == relid || get_rel_relispartition(lfirst_oid(lc)))
