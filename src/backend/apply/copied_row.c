@@ -160,7 +160,10 @@ KdbApplyCopiedVersion(List *columns, const KdbCopiedVersion *version)
 	KdbRemoteRow *row;
 	KdbApplyTarget *target = begin_version(columns, version, &rel, &row);
 
-	KdbConvergeCopied(rel, target, row, (KdbVersionRecordKind) version->kind, true_version);
+	if (version->kind == 'i')
+		KdbConvergeCopiedClaim(target, row, version, true_version);
+	else
+		KdbConvergeCopied(rel, target, row, (KdbVersionRecordKind) version->kind, true_version);
 	end_version(target);
 }
 

@@ -464,6 +464,8 @@ extern void KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target,
 								 KdbRemoteRow *row);
 extern void KdbConvergeCopied(KdbApplyRelation *rel, KdbApplyTarget *target,
 							  KdbRemoteRow *row, KdbVersionRecordKind kind, KdbVersion version);
+extern void KdbConvergeCopiedClaim(KdbApplyTarget *target, KdbRemoteRow *row,
+								   const KdbCopiedVersion *claim, KdbVersion version);
 extern void KdbConvergeCopiedHistory(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row,
 									 bool live, List *contributions, TimestampTz since);
 extern void KdbConvergeDelete(KdbApplyRelation *rel, KdbApplyTarget *target,

@@ -27,12 +27,15 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_node.h"
+#include "replication/origin.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
 
 #include "krahodb/horizon_shared.h"
 #include "krahodb/init.h"
+#include "krahodb/origin_nodes.h"
+#include "krahodb/stream.h"
 #include "commands_private.h"
 
 /* What the connect callback needs of the command that is running. */
@@ -217,6 +220,19 @@ check_two_phase_stays(Oid subid, const KdbSubscriptionOptions *before,
 			 errhint("Create the subscription anew.")));
 }
 
+/*
+ * Who the publisher is, and from where its changes come, for who copies tables from another node before this
+ * subscription has run.  (The origin's id may have been another one's.)
+ */
+static void
+remember_publisher(Oid subid)
+{
+	char		name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), "pg_%u", subid);
+	KdbRememberOriginStart(replorigin_by_name(name, false), connected_node, KdbStreamSlotStart);
+}
+
 void
 KdbCreateSubscription(const KdbUtilityCall *call)
 {
@@ -249,6 +265,8 @@ KdbCreateSubscription(const KdbUtilityCall *call)
 	command.publications = stmt->publication;
 	command.definition = stmt->options;
 	command.creating = true;
+	KdbStreamSlotStart = InvalidXLogRecPtr;
+	connected_node = 0;
 	run_checking_publisher(&copy, &command);
 
 	CommandCounterIncrement();
@@ -257,6 +275,7 @@ KdbCreateSubscription(const KdbUtilityCall *call)
 	if (options->replication_origin_id != InvalidRepOriginId)
 		KdbAssignOriginId(subid, options->replication_origin_id);
 	KdbWarnAboutTimestamps(stmt->subname, options);
+	remember_publisher(subid);
 	warn_about_old_snapshots(stmt->subname, options);
 	notice_two_phase(stmt, options);
 	notice_missing_extension(stmt->subname, options);

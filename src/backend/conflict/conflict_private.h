@@ -71,7 +71,7 @@ typedef struct KdbListing
 	Bitmapset  *columns;		/* the same, but instead of generated columns all others; put_row looks at them */
 	Bitmapset  *read;			/* both, while the heap is listed */
 	bool		has_unique;		/* other unique keys than the identity */
-	bool		nulls_equal;	/* in one of them: no claims of parts of a row */
+	bool		whole_rows;		/* for one of them: a part of a row does not tell what it claims */
 	List	   *indexes;		/* of KdbUniqueIndex, the identity too */
 	KdbVersionRecordsKnown records;
 	KdbRewrites rewrites;

@@ -138,7 +138,9 @@ usual_columns(Relation rel)
 
 	while ((member = bms_next_member(indexed, member)) >= 0)
 	{
-		if (member + FirstLowInvalidHeapAttributeNumber > 0)
+		if (member + FirstLowInvalidHeapAttributeNumber == 0)	/* the whole row */
+			columns = bms_add_range(columns, 1, RelationGetNumberOfAttributes(rel));
+		else if (member + FirstLowInvalidHeapAttributeNumber > 0)
 			columns = bms_add_member(columns, member + FirstLowInvalidHeapAttributeNumber);
 	}
 	foreach(lc, KdbMergedColumns(RelationGetRelid(rel)))

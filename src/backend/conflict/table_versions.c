@@ -9,12 +9,15 @@
  *	t	a live row: its version
  *	d	a key that is dead: the version of its death
  *	c	unique values that a row has or had: its version (also of live rows)
+ *	i	unique values that a record says a row had in one index: its version
  *	f	a node all of whose changes until the horizon are in what is copied, with a
  *		position instead of columns
  *
  * All as of the active snapshot, which is the one that is copied.  Each comes with
  * the columns of the key and of unique indexes, as text.  What the heap says of this is listed by
- * version_listing.c, what version records say is added here.
+ * version_listing.c, what version records say is added here.  A record does not know the whole row,
+ * so if an index has expressions, generated columns, a predicate or equal NULLs, claims are told of one index: there are the
+ * columns of the key, the index (KdbIndexText), and an array of what it has of the row.
  *
  * THE HORIZON must not move between the moment when it is asked for, before the
  * snapshot is taken, and the scan: what it passes may be gone.  So the copying session
@@ -86,20 +89,25 @@ typedef struct Line
 	bool		isnull[MaxHeapAttributeNumber];
 } Line;
 
+static Datum
+text_of_value(Oid type, Datum value)
+{
+	Oid			function;
+	bool		is_varlena;
+
+	getTypeOutputInfo(type, &function, &is_varlena);
+	return CStringGetTextDatum(OidOutputFunctionCall(function, value));
+}
+
 static void
 add_column(Listing *listing, Line *line, AttrNumber attnum, Datum value, bool isnull)
 {
 	Form_pg_attribute att = TupleDescAttr(listing->table.desc, attnum - 1);
-	Oid			function;
-	bool		is_varlena;
 
 	line->names[line->n] = CStringGetTextDatum(NameStr(att->attname));
 	line->isnull[line->n] = isnull;
 	if (!isnull)
-	{
-		getTypeOutputInfo(att->atttypid, &function, &is_varlena);
-		line->values[line->n] = CStringGetTextDatum(OidOutputFunctionCall(function, value));
-	}
+		line->values[line->n] = text_of_value(att->atttypid, value);
 	line->n++;
 }
 
@@ -145,20 +153,35 @@ type_of_column(const Listing *listing, AttrNumber attnum)
 	return TupleDescAttr(listing->table.desc, attnum - 1)->atttypid;
 }
 
-/* The columns of an index that claims can be sent of: plain ones. */
-static bool
-add_claimed(Listing *listing, Line *line, Oid place, const KdbRecordedKey *claimed)
+/* What is claimed of one index. */
+static void
+add_indexed(Line *line, const KdbUniqueIndex *index, const KdbRecordedKey *claimed)
 {
-	const KdbUniqueIndex *index = KdbListingIndex(&listing->table, place);
+	Relation	rel = index_open(index->oid, AccessShareLock);
+	Datum		values[INDEX_MAX_KEYS];
+	bool		isnull[INDEX_MAX_KEYS];
+	int			dims[1] = {index->n};
+	int			bounds[1] = {1};
+	ArrayType  *array;
 
-	if (index == NULL || !index->plain || listing->table.nulls_equal)
-		return false;
-	for (int i = 0; i < index->n && i < claimed->n; i++)
+	for (int i = 0; i < index->n; i++)
 	{
-		if (!KdbRecordedValueFits(claimed, i, type_of_column(listing, index->columns[i])))
-			return false;
+		isnull[i] = claimed->isnull[i];
+		if (!isnull[i])
+			values[i] = text_of_value(index->types.types[i], claimed->values[i]);
 	}
-	for (int i = 0; i < index->n && i < claimed->n; i++)
+	array = construct_md_array(values, isnull, 1, dims, bounds, TEXTOID, -1, false, TYPALIGN_INT);
+	line->names[line->n] = CStringGetTextDatum(KdbIndexText(rel));
+	line->isnull[line->n] = false;
+	line->values[line->n++] = text_of_value(TEXTARRAYOID, PointerGetDatum(array));
+	index_close(rel, NoLock);
+}
+
+/* The columns of an index that is nothing but columns. */
+static void
+add_claimed(Listing *listing, Line *line, const KdbUniqueIndex *index, const KdbRecordedKey *claimed)
+{
+	for (int i = 0; i < index->n; i++)
 	{
 		bool		is_key = false;
 
@@ -167,7 +190,19 @@ add_claimed(Listing *listing, Line *line, Oid place, const KdbRecordedKey *claim
 		if (!is_key)
 			add_column(listing, line, index->columns[i], claimed->values[i], claimed->isnull[i]);
 	}
-	return true;
+}
+
+/* KdbListingNeeds has found the index, and values that fit it. */
+static void
+put_claim(Listing *listing, Line *line, const KdbVersionRecord *record, Oid place, const KdbRecordedKey *claimed)
+{
+	const KdbUniqueIndex *index = KdbListingIndex(&listing->table, place);
+
+	if (listing->table.whole_rows)
+		add_indexed(line, index, claimed);
+	else
+		add_claimed(listing, line, index, claimed);
+	put_line(listing->result, listing->table.whole_rows ? 'i' : 'c', record->version, line);
 }
 
 /* False if a column has got another type since. */
@@ -197,8 +232,8 @@ list_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 			put_line(listing->result, 't', record->version, line);
 		else if (record->kind == KDB_RECORD_DEAD)
 			put_line(listing->result, 'd', record->version, line);
-		else if (record->kind == KDB_RECORD_CLAIM && claimed && add_claimed(listing, line, place, claimed))
-			put_line(listing->result, 'c', record->version, line);
+		else if (record->kind == KDB_RECORD_CLAIM && claimed)
+			put_claim(listing, line, record, place, claimed);
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(listing->table.context);
@@ -403,7 +438,7 @@ KdbRowsAreHidden(Oid relid)
 	return check_enable_rls(relid, InvalidOid, true) == RLS_ENABLED;
 }
 
-/* krahodb.table_versions(regclass, bigint) */
+/* krahodb.table_versions(regclass, bigint); since the end of time: floors only */
 Datum
 krahodb_table_versions(PG_FUNCTION_ARGS)
 {
@@ -418,6 +453,8 @@ krahodb_table_versions(PG_FUNCTION_ARGS)
 	if (hidden)
 		return (Datum) 0;
 	list_floors(result, relid, since);
+	if (since == PG_INT64_MAX)
+		return (Datum) 0;
 	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
 	{
 		if (lfirst_oid(lc) == relid || get_rel_relispartition(lfirst_oid(lc)))

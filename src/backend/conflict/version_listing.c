@@ -428,6 +428,20 @@ KdbListingNeeds(const KdbListing *listing, const KdbVersionRecord *record,
 	return take_values(&typed, claimed) && KdbClaimedHash(&typed, place) == record->hash;
 }
 
+/* Could a row of which only some columns are known be taken for one that claims something else there? */
+static bool
+needs_whole_rows(Relation index, TupleDesc desc)
+{
+	Bitmapset  *columns = KdbIndexColumns(index, desc);
+	bool		generated = false;
+	int			attnum = -1;
+
+	while ((attnum = bms_next_member(columns, attnum)) >= 0)
+		generated |= TupleDescAttr(desc, attnum - 1)->attgenerated != '\0';
+	return generated || index->rd_index->indnullsnotdistinct ||
+		RelationGetIndexExpressions(index) != NIL || RelationGetIndexPredicate(index) != NIL;
+}
+
 static void
 find_unique(KdbListing *listing, Relation rel)
 {
@@ -442,7 +456,7 @@ find_unique(KdbListing *listing, Relation rel)
 		if (lfirst_oid(lc) != listing->identity && KdbIsUniqueIndex(index))
 		{
 			listing->has_unique = true;
-			listing->nulls_equal |= index->rd_index->indnullsnotdistinct;
+			listing->whole_rows |= needs_whole_rows(index, listing->desc);
 			listing->indexed = bms_add_members(listing->indexed, KdbIndexColumns(index, listing->desc));
 		}
 		index_close(index, AccessShareLock);

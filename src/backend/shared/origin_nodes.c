@@ -17,6 +17,9 @@
  *
  * And whose log the positions are of: what counts for one server says nothing of another one.
  *
+ * And from where the subscription's stream brings changes, as its slot was made: what the node had committed before must
+ * come from elsewhere (sync/copied_versions.c).
+ *
  * FORMER NODES.  The rows that were applied before keep their versions, so what an
  * id has stood for is kept too, with the first transaction id for which that is not
  * so any more.  An id changes its node when its subscription is gone, or when
@@ -49,12 +52,13 @@ typedef struct FileEntry
 	Oid			database;
 	uint32		cluster;		/* 0: not known */
 	uint32		unused;			/* 0 */
+	XLogRecPtr	start;			/* 0: not known */
 } FileEntry;
 
 static const KdbStateFile state_file = {
 	.name = "origin_nodes",
 	.magic = 0x4b444f4e,		/* KDON */
-	.version = 4,
+	.version = 5,
 	.max_entries = ORIGIN_IDS + MAX_FORMER,
 	.entry_size = sizeof(FileEntry),
 	.removal_hint = "publishers tell their identity again when they are connected to.",
@@ -65,6 +69,7 @@ typedef struct OriginNodes
 	LWLock		lock;			/* of writers; readers need none */
 	pg_atomic_uint64 node[ORIGIN_IDS];
 	pg_atomic_uint64 since[ORIGIN_IDS]; /* set before node is */
+	pg_atomic_uint64 start[ORIGIN_IDS];
 	pg_atomic_uint32 database[ORIGIN_IDS];
 	pg_atomic_uint32 cluster[ORIGIN_IDS];
 	pg_atomic_uint32 any_former;
@@ -97,6 +102,7 @@ read_map(void)
 			continue;
 		}
 		pg_atomic_write_u64(&map->since[origin], entries[i].since);
+		pg_atomic_write_u64(&map->start[origin], entries[i].start);
 		pg_atomic_write_u32(&map->database[origin], entries[i].database);
 		pg_atomic_write_u32(&map->cluster[origin], entries[i].cluster);
 		pg_atomic_write_u64(&map->node[origin], entries[i].node);
@@ -120,6 +126,7 @@ KdbOriginNodesStart(void)
 	{
 		pg_atomic_init_u64(&map->node[i], 0);
 		pg_atomic_init_u64(&map->since[i], 0);
+		pg_atomic_init_u64(&map->start[i], 0);
 		pg_atomic_init_u32(&map->database[i], InvalidOid);
 		pg_atomic_init_u32(&map->cluster[i], 0);
 	}
@@ -142,6 +149,7 @@ write_map(void)
 			continue;
 		entries[count].node = node;
 		entries[count].since = pg_atomic_read_u64(&map->since[i]);
+		entries[count].start = pg_atomic_read_u64(&map->start[i]);
 		entries[count].database = pg_atomic_read_u32(&map->database[i]);
 		entries[count].cluster = KdbOriginCluster((RepOriginId) i);
 		entries[count++].origin = i;
@@ -258,6 +266,7 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 	{
 		add_former(origin, old_node, old_since);
 		set_node(origin, node, GetXLogInsertRecPtr());
+		pg_atomic_write_u64(&map->start[origin], InvalidXLogRecPtr);
 	}
 	PG_TRY();
 	{
@@ -273,6 +282,36 @@ KdbRememberOriginNode(RepOriginId origin, uint64 node)
 	}
 	PG_END_TRY();
 	LWLockRelease(&map->lock);
+}
+
+/* See origin_nodes.h. */
+void
+KdbRememberOriginStart(RepOriginId origin, uint64 node, XLogRecPtr start)
+{
+	KdbRememberOriginNode(origin, node);
+	LWLockAcquire(&map->lock, LW_EXCLUSIVE);
+	pg_atomic_write_u64(&map->start[origin], start);
+	write_map();
+	LWLockRelease(&map->lock);
+}
+
+/* See origin_nodes.h. */
+XLogRecPtr
+KdbOriginStart(RepOriginId origin)
+{
+	return pg_atomic_read_u64(&map->start[origin]);
+}
+
+/* See origin_nodes.h. */
+RepOriginId
+KdbNextOriginOf(uint64 node, RepOriginId after)
+{
+	for (uint32 i = (uint32) after + 1; i < ORIGIN_IDS; i++)
+	{
+		if (pg_atomic_read_u64(&map->node[i]) == node && pg_atomic_read_u32(&map->database[i]) == MyDatabaseId)
+			return (RepOriginId) i;
+	}
+	return InvalidRepOriginId;
 }
 
 /* See origin_nodes.h. */

@@ -73,6 +73,8 @@ refuse_plugin(const char *slotname)
 					 KDB_OUTPUT_PLUGIN)));
 }
 
+XLogRecPtr	KdbStreamSlotStart = InvalidXLogRecPtr;
+
 char *
 KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname, bool temporary,
 					bool two_phase, CRSSnapshotAction snapshot_action, XLogRecPtr *lsn)
@@ -80,6 +82,7 @@ KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname, bool temporary,
 	KdbPublisher publisher;
 	List	   *rows;
 	char	  **row;
+	XLogRecPtr	point;
 	KdbStreamError error;
 
 	/* Physical connections are never identified. */
@@ -107,8 +110,11 @@ KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname, bool temporary,
 				 errmsg("could not create replication slot \"%s\": %s", slotname,
 						"unexpected number of rows")));
 	row = linitial(rows);
+	point = DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(row[1] ? row[1] : "")));
 	if (lsn)
-		*lsn = DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(row[1] ? row[1] : "")));
+		*lsn = point;
+	if (!temporary && snapshot_action == CRS_NOEXPORT_SNAPSHOT)
+		KdbStreamSlotStart = point;
 	return row[2];
 }
 

@@ -27,6 +27,10 @@
  * the copy, and is older than the horizon, is not taken back: subscribe to the
  * others with enabled = false first, and enable that when the copy is finished.)
  *
+ * HOLES.  What another node had committed before the slot of the subscription to it was made comes by no stream, so
+ * it must be in the copy.  The publisher may not have applied it yet: then there is no
+ * copy.  Its floors tell, the start of our own streams is remembered (shared/origin_nodes.c).
+ *
  * THE HORIZON of the publisher is held from before the snapshot until its versions have
  * been listed.  That it is not known there, for a moment after its start or before all
  * peers of a new node have answered, is an error that passes: the copy is tried again,
@@ -39,6 +43,7 @@
 
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_subscription_rel.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "replication/walreceiver.h"
@@ -93,6 +98,93 @@ has_function(void)
 	return rows != NIL && ((char **) linitial(rows))[0] != NULL;
 }
 
+static char **
+strings_of(const char *array, int *n)
+{
+	Datum		value = OidInputFunctionCall(F_ARRAY_IN, (char *) array, TEXTOID, -1);
+	Datum	   *elements;
+	bool	   *isnull;
+	char	  **result;
+
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &isnull, n);
+	result = palloc((*n + 1) * sizeof(char *));
+	for (int i = 0; i < *n; i++)
+		result[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
+	return result;
+}
+
+/* The position of a floor; 0: none was told. */
+static XLogRecPtr
+position_of(char **values, int nvalues)
+{
+	return nvalues > 0 && values[0] ? strtou64(values[0], NULL, 10) : InvalidXLogRecPtr;
+}
+
+/* The subscription here that the origin is of, if it streams changes of the table; else InvalidOid. */
+static Oid
+subscription_of(RepOriginId origin, Oid relid)
+{
+	char	   *name;
+	Oid			subid;
+	XLogRecPtr	lsn;
+
+	if (!replorigin_by_oid(origin, true, &name) || strncmp(name, "pg_", 3) != 0)
+		return InvalidOid;
+	subid = (Oid) strtoul(name + 3, NULL, 10);
+	return GetSubscriptionRelState(subid, relid, &lsn) == SUBREL_STATE_READY ? subid : InvalidOid;
+}
+
+/* The publisher has all of a node's changes until the position; do others come by our own subscriptions to that node? */
+static void
+require_no_hole(Oid relid, uint64 node, XLogRecPtr position)
+{
+	RepOriginId origin = InvalidRepOriginId;
+
+	while ((origin = KdbNextOriginOf(node, origin)) != InvalidRepOriginId)
+	{
+		XLogRecPtr	start = KdbOriginStart(origin);
+		Oid			subid;
+
+		if (start <= position)
+			continue;
+		subid = subscription_of(origin, relid);
+		if (OidIsValid(subid) && subid != MySubscription->oid)
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),	/* passes by itself */
+					 errmsg("the publisher has not applied changes of another node yet that will not come by subscription \"%s\"",
+							get_subscription_name(subid, false)),
+					 errdetail("It has applied that node's changes until %X/%X, and the subscription's stream begins at %X/%X.",
+							   LSN_FORMAT_ARGS(position), LSN_FORMAT_ARGS(start)),
+					 errhint("If this lasts, see view krahodb.horizon on the publisher.")));
+	}
+}
+
+/*
+ * Before there is a slot: it would be left, and those of many tables are soon all that there are.  What the publisher
+ * has applied now it has applied in the snapshot as well.
+ */
+static void
+look_for_holes(void)
+{
+	Oid			relid = MyLogicalRepWorker->relid;
+	char	   *name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)), get_rel_name(relid));
+	List	   *rows = KdbStreamQueryNotNull(LogRepWorkerWalRcvConn,
+									  psprintf("SELECT node, \"values\" FROM krahodb.table_versions(pg_catalog.to_regclass(%s), %lld)",
+											   quote_literal_cstr(name), (long long) PG_INT64_MAX),
+									  2, "what has been applied of other nodes");
+	ListCell   *lc;
+
+	foreach(lc, rows)
+	{
+		char	  **row = lfirst(lc);
+		int			nvalues;
+		char	  **values = strings_of(row[1], &nvalues);
+
+		require_no_hole(relid, strtou64(row[0], NULL, 10), position_of(values, nvalues));
+	}
+}
+
 /* See sync_private.h. */
 void
 KdbSyncVersionsPrepare(void)
@@ -121,22 +213,7 @@ KdbSyncVersionsPrepare(void)
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),	/* passes by itself */
 				 errmsg("the publisher's retention horizon is not known yet"),
 				 errdetail("It is needed for the versions of the rows that are copied. If this lasts, see view krahodb.horizon on the publisher.")));
-}
-
-static char **
-strings_of(const char *array, int *n)
-{
-	Datum		value = OidInputFunctionCall(F_ARRAY_IN, (char *) array, TEXTOID, -1);
-	Datum	   *elements;
-	bool	   *isnull;
-	char	  **result;
-
-	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &isnull, n);
-	result = palloc((*n + 1) * sizeof(char *));
-	for (int i = 0; i < *n; i++)
-		result[i] = isnull[i] ? NULL : TextDatumGetCString(elements[i]);
-	return result;
+	look_for_holes();
 }
 
 /* The same, of names of columns. */
@@ -155,8 +232,8 @@ names_of(const char *array, int *n)
 	return result;
 }
 
-/* Of the kinds of records, those that a publisher may tell of. */
-static KdbVersionRecordKind
+/* Of the kinds of versions, those that a publisher may tell of. */
+static char
 kind_of(const char *kind)
 {
 	switch (kind[0])
@@ -165,7 +242,8 @@ kind_of(const char *kind)
 		case KDB_RECORD_DEAD:
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
-			return (KdbVersionRecordKind) kind[0];
+		case 'i':
+			return kind[0];
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_PROTOCOL_VIOLATION),
@@ -185,6 +263,30 @@ add_floor(Relation rel, TimestampTz until, uint64 node, uint64 position)
 		if (lfirst_oid(lc) == RelationGetRelid(rel) || get_rel_relispartition(lfirst_oid(lc)))
 			KdbVersionRecordAdd(lfirst_oid(lc), &record, &none, InvalidOid, NULL);
 	}
+}
+
+/* Behind the columns of the key comes what is claimed of one index. */
+static void
+take_index(KdbCopiedVersion *version)
+{
+	if (version->kind != 'i')
+		return;
+	if (version->ncolumns == 0 || version->values[version->ncolumns - 1] == NULL)
+		elog(ERROR, "publisher sent a claim without values");
+	version->ncolumns--;
+	version->index = version->names[version->ncolumns];
+	version->claimed = strings_of(version->values[version->ncolumns], &version->nclaimed);
+}
+
+/* Until when, and up to where, the publisher had applied all of a node. */
+static void
+take_floor(const KdbRemoteTable *table, Relation rel, const KdbCopiedVersion *floor)
+{
+	uint64		position = position_of(floor->values, floor->ncolumns);
+
+	require_no_hole(RelationGetRelid(rel), floor->node, position);
+	if (!table->partial)
+		add_floor(rel, floor->time, floor->node, position);
 }
 
 static TimestampTz
@@ -211,11 +313,11 @@ apply_versions(const KdbRemoteTable *table, Relation rel, List *rows)
 		if (nvalues != version.ncolumns)
 			elog(ERROR, "publisher sent a version of %d columns with %d values",
 				 version.ncolumns, nvalues);
+		take_index(&version);
 		if (version.kind != KDB_RECORD_FLOOR)
 			KdbApplyCopiedVersion(table->columns, &version);
-		else if (!table->partial)
-			add_floor(rel, version.time, version.node,
-					  nvalues > 0 && version.values[0] ? strtou64(version.values[0], NULL, 10) : 0);
+		else
+			take_floor(table, rel, &version);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(context);
 	}

@@ -201,12 +201,15 @@ extern void KdbApplyCopyEnd(void);
  */
 typedef struct KdbCopiedVersion
 {
-	char		kind;			/* KdbVersionRecordKind: TRUTH, DEAD or CLAIM */
+	char		kind;			/* KdbVersionRecordKind: TRUTH, DEAD or CLAIM; or 'i', a claim of one index */
 	TimestampTz time;
 	uint64		node;
 	int			ncolumns;
 	char	  **names;			/* of the columns that follow */
 	char	  **values;			/* text, or NULL */
+	const char *index;			/* 'i': KdbIndexText, and what it has of the row: */
+	int			nclaimed;
+	char	  **claimed;
 } KdbCopiedVersion;
 
 extern void KdbApplyCopiedVersion(List *columns, const KdbCopiedVersion *version);

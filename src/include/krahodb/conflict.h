@@ -181,6 +181,12 @@ extern const ScanKeyData *KdbIndexOwnEquality(Relation index, const KdbRecordedK
  */
 extern Oid	KdbIndexPlace(Relation index);
 
+/*
+ * What such an index is made of, as text: the same for one of another server's table of that name, if neither has a
+ * search_path.  In the current memory context.
+ */
+extern char *KdbIndexText(Relation index);
+
 /* The function of a btree operator of an index, for two values of its column (from 0). */
 extern Oid	KdbIndexOperatorFunction(Relation index, int column, StrategyNumber strategy);
 

@@ -40,6 +40,16 @@ extern XLogRecPtr KdbNodeProgress(uint64 node, Oid database, bool flush);
 extern void KdbRememberOriginNode(RepOriginId origin, uint64 node);
 
 /*
+ * The same for the origin of a new subscription to that node (0: not known), with the position in the node's log from
+ * which its stream brings changes (0: not known).
+ */
+extern void KdbRememberOriginStart(RepOriginId origin, uint64 node, XLogRecPtr start);
+extern XLogRecPtr KdbOriginStart(RepOriginId origin);
+
+/* An id after this one that stands for the node in this session's database; InvalidRepOriginId if there is none. */
+extern RepOriginId KdbNextOriginOf(uint64 node, RepOriginId after);
+
+/*
  * Whose log the origin's progress is of: a short form of that server's system identifier, which copies share; 0:
  * not known.  Remembered likewise; 0 forgets it.
  */

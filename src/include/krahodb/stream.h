@@ -92,6 +92,9 @@ extern char *KdbStreamCreateSlot(WalReceiverConn *conn, const char *slotname,
 								 CRSSnapshotAction snapshot_action,
 								 XLogRecPtr *lsn);
 
+/* From where the last slot brings changes that this session has made for a subscription's stream. */
+extern XLogRecPtr KdbStreamSlotStart;
+
 typedef struct KdbStreamStart
 {
 	const char *slotname;

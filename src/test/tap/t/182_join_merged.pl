@@ -44,7 +44,7 @@ on($m, 'DELETE FROM c WHERE id = 4');
 arm_fault($n, 'copy_horizon_held=wait');
 $n->reload;
 subscribe($n, $m, 'copy_data = true');
-$m->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query ~ 'hold_horizon' AND state = 'idle' AND backend_type = 'walsender'})
+$m->poll_query_until('postgres', q{SELECT count(*) = 1 FROM pg_stat_activity WHERE query ~ 'table_versions' AND state = 'idle' AND backend_type = 'walsender'})
   or die 'the copy does not begin';
 on($a, 'UPDATE c SET n = n + 20 WHERE id = 1');
 wait_streams(1, [ $a, name($m, $a) ]);
