@@ -30,7 +30,11 @@
  *
  * NOT REWRITTEN.  Where the new type has the same representation the rows stay, and so do their versions.
  * But records of keys and of unique values are found by their types, and the index may be a new one.
- * Then the records are carried over, KILLED ones too, with what they name as shown.
+ * Then the records are carried over, KILLED ones and those of merged columns too, with what they name as shown.
+ *
+ * OTHER KEYS.  USING may make other keys of the same type: 2 of 1, 3 of 2.  What was recorded of key 2 would then speak of
+ * another row.  So whenever keys become others the old records are deleted.  (By a key of other
+ * columns they are not found, version_record.c.)
  *
  * WHAT THIS TRANSACTION has done before the command is the newest of all, at a version that nobody
  * knows yet: KdbVersionOfRecord.
@@ -259,16 +263,14 @@ KdbCarriedRead(KdbCarried *carried)
 	MemoryContext old;
 	Relation	rel;
 
+	carried->before.rewriting = true;
 	carried->before.since = KdbHorizonTimestamp();
 	if (carried->before.since == 0 || carried->lines)
 		return;
 	old = MemoryContextSwitchTo(carried->context);
 	rel = table_open(carried->before.relid, NoLock);
 	if (table_slot_callbacks(rel) == &TTSOpsBufferHeapTuple)
-	{
-		carried->before.rewriting = true;
 		read_versions(carried, rel);
-	}
 	table_close(rel, NoLock);
 	MemoryContextSwitchTo(old);
 }
@@ -321,6 +323,7 @@ key_of(const Writer *w)
 		key.isnull[i] = w->new_row->tts_isnull[attnum - 1];
 		key.types[i] = TupleDescAttr(w->now.desc, attnum - 1)->atttypid;
 		key.collations[i] = w->now.collations[i];
+		key.columns[i] = attnum;
 	}
 	return key;
 }
@@ -621,6 +624,14 @@ end_writing(Writer *w)
 	FreeExecutorState(w->estate);
 }
 
+static void
+forget_keys(const Writer *w)
+{
+	PushActiveSnapshot(GetLatestSnapshot());
+	KdbVersionRecordsForget(w->now.relid);
+	PopActiveSnapshot();
+}
+
 static bool
 has_new_index(const Writer *w)
 {
@@ -646,6 +657,8 @@ write_versions(KdbCarried *carried, KdbVersion shown)
 	{
 		if (!carried->before.rewriting && (!w.same_key || has_new_index(&w)))
 			read_versions(carried, w.rel);
+		if (!w.same_key)
+			forget_keys(&w);
 		if (carried->lines)
 			write_lines(&w);
 		end_writing(&w);
@@ -668,8 +681,8 @@ void
 KdbCarriedFinish(KdbCarried *carried, Oid relid, CommandId first, CommandId last)
 {
 	KdbRewrite	rewrite = {GetCurrentTransactionId(), first, last};
-	bool		complete = carried && carried->lines &&
-		write_versions(carried, KdbRewriteShown(&rewrite));
+	bool		known = carried && carried->lines;
+	bool		complete = carried && write_versions(carried, KdbRewriteShown(&rewrite)) && known;
 
 	KdbNoteRewrite(relid, first, last, complete);
 }

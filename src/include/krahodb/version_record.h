@@ -55,7 +55,8 @@ typedef enum KdbVersionRecordKind
 } KdbVersionRecordKind;
 
 /*
- * Values of a key, with what compares them.  None is toasted out of line.
+ * Values of a key, with what compares them.  None is toasted out of line.  Columns are the table's; what was recorded of
+ * a key of other columns, which the table had before, is not found by it.
  *
  * Values claimed of an exclusion constraint have operators: scan keys whose
  * functions say if others conflict with them.  So have keys and values of an index whose equality
@@ -69,13 +70,14 @@ typedef struct KdbRecordedKey
 	bool		isnull[INDEX_MAX_KEYS];
 	Oid			types[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
+	AttrNumber	columns[INDEX_MAX_KEYS];	/* 0: of values that are claimed */
 	const ScanKeyData *operators;	/* NULL: the types' equality */
 	const char *images[INDEX_MAX_KEYS];	/* of values that were read from a record, else NULL */
 } KdbRecordedKey;
 
-/* The same for equal keys, whatever their images are; and of values that are claimed. */
+/* The same for equal keys, whatever their images are; and of values that are claimed, for keys of these columns. */
 extern uint64 KdbRecordedKeyHash(const KdbRecordedKey *key);
-extern uint64 KdbClaimedHash(const KdbRecordedKey *claimed, Oid place);
+extern uint64 KdbClaimedHash(const KdbRecordedKey *claimed, Oid place, const KdbRecordedKey *key);
 
 typedef struct KdbVersionRecord
 {
@@ -153,6 +155,12 @@ typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *recor
 
 extern void KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 									 KdbTableRecordCallback callback, void *arg);
+
+/*
+ * Forget all that is recorded of keys of the table, and claimed for them, and that the active snapshot shows: the
+ * transaction, which has locked the table exclusively, has given its rows other keys.
+ */
+extern void KdbVersionRecordsForget(Oid relid);
 
 /* Can value number i of a record's key have been one of that type? */
 extern bool KdbRecordedValueFits(const KdbRecordedKey *key, int i, Oid type);
