@@ -21,7 +21,8 @@
  *	t, d, c		from the heap: a live row, a death, unique values that a dead row had
  *	T, D, C		from version records; C with the index
  *	X			C of an index of expressions, without their values
- *	K			from version records, see below
+ *	K, M, S		from version records, see below
+ *	H			what a key's merged columns consist of
  *
  * Live rows get TRUTH records that name the command (rewritten.c), and by these their
  * claims are known too.  Deaths become DEAD records.  D records stay good where the key is as it was, C records where the
@@ -42,7 +43,7 @@
  * THE HORIZON may move meanwhile.  What it passes is not needed any more.  If it is not known, nothing
  * is carried.
  *
- * Left out: contributions to merged columns, and what records of merged columns say.
+ * MERGED COLUMNS.  Of these there is more to know than versions: KdbCarriedHistories.
  */
 #include "postgres.h"
 
@@ -73,6 +74,7 @@ struct KdbCarried
 	MemoryContext context;
 	TupleDesc	line_desc;
 	Tuplestorestate *lines;		/* NULL: nothing was read */
+	KdbCarriedHistories histories;	/* zeros: no merged columns */
 };
 
 /* Columns of a line; those of the row follow. */
@@ -84,6 +86,7 @@ enum
 	LINE_INDEX,
 	LINE_SHOWN_TS,
 	LINE_SHOWN_NODE,
+	LINE_IMAGE,					/* of a record of merged columns, else NULL */
 	LINE_COLUMNS
 };
 
@@ -101,6 +104,7 @@ describe_lines(KdbCarried *carried)
 	TupleDescInitEntry(desc, LINE_INDEX + 1, "index", OIDOID, -1, 0);
 	TupleDescInitEntry(desc, LINE_SHOWN_TS + 1, "shown_ts", INT8OID, -1, 0);
 	TupleDescInitEntry(desc, LINE_SHOWN_NODE + 1, "shown_node", INT8OID, -1, 0);
+	TupleDescInitEntry(desc, LINE_IMAGE + 1, "image", BYTEAOID, -1, 0);
 	for (int i = 0; i < row->natts; i++)
 		TupleDescCopyEntry(desc, LINE_COLUMNS + i + 1, row, i + 1);
 	carried->line_desc = desc;
@@ -120,6 +124,13 @@ KdbCarriedPrepare(Relation rel, List *commands)
 	carried->before.columns = carried->needed;
 	describe_lines(carried);
 	return carried;
+}
+
+/* See conflict.h. */
+void
+KdbCarriedSetHistories(KdbCarried *carried, const KdbCarriedHistories *histories)
+{
+	carried->histories = *histories;
 }
 
 /* ---- 2. the old rows ------------------------------------------------------- */
@@ -143,6 +154,14 @@ begin_line(const KdbCarried *carried, Line *line, char kind, KdbVersion version,
 	line->values[LINE_NODE] = Int64GetDatum((int64) version.node);
 	line->values[LINE_INDEX] = ObjectIdGetDatum(place);
 	memset(line->isnull, false, LINE_COLUMNS * sizeof(bool));
+	line->isnull[LINE_IMAGE] = true;
+}
+
+static void
+set_image(Line *line, bytea *image)
+{
+	line->values[LINE_IMAGE] = PointerGetDatum(PG_DETOAST_DATUM(PointerGetDatum(image)));
+	line->isnull[LINE_IMAGE] = false;
 }
 
 /* Out-of-line values will be gone. */
@@ -208,6 +227,10 @@ kind_of_line(const KdbVersionRecord *record, const KdbUniqueIndex *index, bool r
 			return 'D';
 		case KDB_RECORD_KILLED:
 			return rewriting ? 0 : 'K';
+		case KDB_RECORD_MERGED:
+			return rewriting ? 0 : 'M';
+		case KDB_RECORD_SEALED:
+			return rewriting ? 0 : 'S';
 		case KDB_RECORD_CLAIM:
 			if (index)
 				return index->plain ? 'C' : 'X';
@@ -231,6 +254,8 @@ keep_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 	begin_line(carried, &line, kind, record->version, place);
 	line.values[LINE_SHOWN_TS] = Int64GetDatum(record->shown.ts);
 	line.values[LINE_SHOWN_NODE] = Int64GetDatum((int64) record->shown.node);
+	if (kind != 0 && record->merged)
+		set_image(&line, record->merged);
 	if (kind != 0 && KdbListingNeeds(before, record, key, place, claimed) && set_recorded(carried, &line, key, before->nkeys, before->keys) &&
 		(kind != 'C' || set_recorded(carried, &line, claimed, index->n, index->columns)))
 		end_line(carried, &line);
@@ -238,6 +263,27 @@ keep_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 	MemoryContextReset(before->context);
 }
 
+/* See conflict.h. */
+void
+KdbCarriedHistory(KdbCarried *carried, const KdbRecordedKey *key, KdbVersion version, bytea *image)
+{
+	const KdbListing *before = &carried->before;
+	MemoryContext old = MemoryContextSwitchTo(before->context);
+	Line		line;
+
+	begin_line(carried, &line, 'H', version, InvalidOid);
+	for (int i = 0; i < before->nkeys; i++)
+		set_column(carried, &line, before->keys[i], key->values[i], key->isnull[i]);
+	set_image(&line, image);
+	end_line(carried, &line);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(before->context);
+}
+
+/*
+ * Where rows stay, all records do, whatever the horizon: the base of what is added up (of version {0, 0}) would be
+ * missing.
+ */
 static void
 read_versions(KdbCarried *carried, Relation rel)
 {
@@ -252,7 +298,10 @@ read_versions(KdbCarried *carried, Relation rel)
 	PushActiveSnapshot(GetLatestSnapshot());
 	if (before->rewriting)
 		KdbListHeap(before, rel, GetActiveSnapshot());
-	KdbVersionRecordsOfTable(before->relid, before->since, before->nkeys, keep_record, carried);
+	KdbVersionRecordsOfTable(before->relid, before->rewriting ? before->since : PG_INT64_MIN,
+							 before->nkeys, keep_record, carried);
+	if (before->rewriting && carried->histories.read)
+		carried->histories.read(carried->histories.state, carried, rel, before->since);
 	PopActiveSnapshot();
 }
 
@@ -295,6 +344,7 @@ typedef struct Writer
 	KdbVersion	shown;			/* by the rows that the command has written; else by the line */
 	bool		same_key;
 	bool		careful;		/* something is converted */
+	bool		careful_histories;
 	EState	   *estate;
 	List	   *indexes;		/* of NewIndex */
 	TupleTableSlot *line;
@@ -306,6 +356,7 @@ typedef struct Writer
 	char		kind;
 	Oid			place;			/* of the index */
 	KdbVersion	version;
+	bytea	   *image;
 	Bitmapset  *available;		/* columns of the old row */
 	Bitmapset  *converted;		/* columns of the new one */
 } Writer;
@@ -425,6 +476,32 @@ convert_line(void *arg)
 }
 
 static void
+convert_history(void *arg)
+{
+	Writer	   *w = arg;
+	const KdbCarriedHistories *histories = &w->carried->histories;
+
+	w->image = histories->convert(histories->state, w->image);
+}
+
+/* What a key's merged columns consist of, in a record of the command. */
+static void
+add_history(Writer *w, const KdbRecordedKey *key)
+{
+	const KdbCarriedHistories *histories = &w->carried->histories;
+	KdbVersionRecord record = {KDB_RECORD_SEALED, w->version, w->shown};
+	bytea	   *before = w->image;
+
+	if (!w->careful_histories)
+		convert_history(w);
+	else if (!KdbTry(convert_history, w))
+		w->image = histories->forget(histories->state, before);
+	record.merged = w->image;
+	if (w->image)
+		KdbVersionRecordAdd(w->now.relid, &record, key, InvalidOid, NULL);
+}
+
+static void
 add_claims(const Writer *w, const KdbRecordedKey *key)
 {
 	KdbVersionRecord record = {KDB_RECORD_CLAIM, w->version, w->version};
@@ -445,7 +522,7 @@ is_still_good(const Writer *w)
 {
 	if (!w->same_key)
 		return false;
-	return w->kind == 'D' || (!w->carried->before.rewriting && (w->kind == 'T' || w->kind == 'K'));
+	return w->kind == 'D' || (!w->carried->before.rewriting && strchr("TKMS", w->kind) != NULL);
 }
 
 static void
@@ -466,7 +543,14 @@ add_records(Writer *w)
 		record.kind = KDB_RECORD_DEAD;
 	if (w->kind == 'K')
 		record.kind = KDB_RECORD_KILLED;
-	if (w->kind == 'c' || w->kind == 'C' || w->kind == 'X')
+	if (w->kind == 'M')
+		record.kind = KDB_RECORD_MERGED;
+	if (w->kind == 'S')
+		record.kind = KDB_RECORD_SEALED;
+	record.merged = w->image;
+	if (w->kind == 'H')
+		add_history(w, &key);
+	else if (w->kind == 'c' || w->kind == 'C' || w->kind == 'X')
 		add_claims(w, &key);
 	else
 		KdbVersionRecordAdd(w->now.relid, &record, &key, InvalidOid, NULL);
@@ -506,6 +590,7 @@ read_line(Writer *w)
 	w->version.ts = DatumGetInt64(w->line->tts_values[LINE_TS]);
 	w->version.node = (uint64) DatumGetInt64(w->line->tts_values[LINE_NODE]);
 	w->place = DatumGetObjectId(w->line->tts_values[LINE_INDEX]);
+	w->image = w->line->tts_isnull[LINE_IMAGE] ? NULL : DatumGetByteaP(w->line->tts_values[LINE_IMAGE]);
 	if (!w->carried->before.rewriting)
 	{
 		w->shown.ts = DatumGetInt64(w->line->tts_values[LINE_SHOWN_TS]);
@@ -598,7 +683,9 @@ begin_writing(Writer *w)
 
 	if (!KdbListingPrepare(&w->now, w->rel))
 		return false;
-	KdbCarriedValuesBuild(carried->values, w->rel, carried->before.indexed);
+	KdbCarriedValuesBuild(carried->values, w->rel, bms_union(carried->before.indexed, carried->histories.columns));
+	if (carried->histories.begin)
+		w->careful_histories = carried->histories.begin(carried->histories.state, w->carried, w->rel);
 	w->same_key = is_same_key(w);
 	while ((attnum = bms_next_member(carried->before.indexed, attnum)) >= 0)
 		w->careful |= !KdbCarriedValueIsSame(carried->values, (AttrNumber) attnum);
@@ -700,4 +787,25 @@ KdbCarriedNotRewritten(KdbCarried *carried)
 	carried->before.since = KdbHorizonTimestamp();
 	(void) write_versions(carried, (KdbVersion) {0, 0});
 	MemoryContextSwitchTo(old);
+}
+
+/* See conflict.h. */
+bool
+KdbCarriedIsSame(const KdbCarried *carried, AttrNumber attnum)
+{
+	return KdbCarriedValueIsSame(carried->values, attnum);
+}
+
+/* See conflict.h. */
+bool
+KdbCarriedIsCast(const KdbCarried *carried, AttrNumber attnum)
+{
+	return KdbCarriedValueIsCast(carried->values, attnum);
+}
+
+/* See conflict.h. */
+bool
+KdbCarriedConvert(const KdbCarried *carried, AttrNumber attnum, Datum *value, bool *isnull)
+{
+	return KdbCarriedValueConvert(carried->values, attnum, value, isnull);
 }

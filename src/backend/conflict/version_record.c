@@ -376,6 +376,13 @@ KdbVersionOfRecord(void)
 	return (KdbVersion){GetCurrentTimestamp() + KDB_REWRITE_KEEP_US, NODE_OF_RECORD};
 }
 
+/* See version_record.h. */
+bool
+KdbIsVersionOfRecord(KdbVersion version)
+{
+	return version.node == NODE_OF_RECORD;
+}
+
 /*
  * What is not known of this transaction stays greater than all that is; what is not known any more
  * is older.
@@ -572,6 +579,8 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 		no_claim |= record.kind != KDB_RECORD_CLAIM;
 		if (!no_claim)
 			values_of(image, INDEX_MAX_KEYS, &claimed);
+		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
+			record.merged = (bytea *) DatumGetPointer(image);
 		callback(arg, &record, &key, DatumGetObjectId(column(slot, REC_INDEX)),
 				 no_claim ? NULL : &claimed);
 		MemoryContextSwitchTo(old);

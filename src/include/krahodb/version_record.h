@@ -101,6 +101,7 @@ typedef struct KdbVersionRecord
  * before it has ended.  Readers get the version that it has got.
  */
 extern KdbVersion KdbVersionOfRecord(void);
+extern bool KdbIsVersionOfRecord(KdbVersion version);
 
 /* Can versions be recorded in this database?  Cheap. */
 extern bool KdbVersionRecordsPresent(void);
@@ -146,8 +147,8 @@ extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snaps
 /*
  * Call back for each record of the table that the active snapshot shows and whose
  * version is later than since: the values of its key and, for a claim, of the index,
- * as they were given, for the time of the call.  nkeys: columns of the key.  A column may have got another type since:
- * see KdbRecordedValueFits.
+ * as they were given, for the time of the call; so is what a record of merged columns has, which may be toasted.
+ * nkeys: columns of the key.  A column may have got another type since: see KdbRecordedValueFits.
  */
 typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *record,
 										const KdbRecordedKey *key, Oid place,
