@@ -492,7 +492,7 @@ of_key(void *arg, TupleTableSlot *slot)
 		KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
 
 		*copy = record;
-		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
+		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED || record.kind == KDB_RECORD_REWRITTEN)
 			copy->merged = DatumGetByteaPCopy(column(slot, REC_CLAIMED));
 		look->found = lappend(look->found, copy);
 	}

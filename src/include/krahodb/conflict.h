@@ -129,10 +129,12 @@ typedef struct KdbRewrite
 	CommandId	first;
 	CommandId	last;
 	bool		carried;
+	Oid			node;			/* where it has written to, up to: */
+	ItemPointerData end;
 } KdbRewrite;
 
 /*
- * Those of a table; start with zeros, and anew when the table has changed.  With a
+ * Those of a table, the last one of each transaction; start with zeros, and anew when the table has changed.  With a
  * snapshot, those that it shows: whoever is about to add one is not waited for.
  */
 typedef struct KdbRewrites

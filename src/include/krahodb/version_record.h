@@ -16,7 +16,7 @@
  *			applied all that the node of "version" wrote until its time, and all of its
  *			stream before the position that is the time of "shown"
  *	REWRITTEN	(of a table; the key is empty) the transaction whose id is the time of "shown"
- *			has written all rows anew, with the command ids of its node; see rewritten.c.
+ *			has written all rows anew, with the command ids of its node; see rewritten.c.  Its image says where.
  *			TRUTH of these rows has the same "shown"
  *	MERGED	a write of version "version" has contributed these values to the merged
  *			columns of the key; and what the heap shows of the transaction of
@@ -85,7 +85,7 @@ typedef struct KdbVersionRecord
 	KdbVersion	version;
 	KdbVersion	shown;			/* TRUTH, KILLED, MERGED, SEALED */
 	bool		own;			/* written by the current transaction */
-	bytea	   *merged;			/* MERGED, SEALED: in a format of the writer's own */
+	bytea	   *merged;			/* MERGED, SEALED, REWRITTEN: in a format of the writer's own */
 	uint64		hash;			/* of one that was read: by which it is found, of its key or what it claims */
 } KdbVersionRecord;
 
