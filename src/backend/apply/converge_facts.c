@@ -42,6 +42,7 @@ KdbKeyOfRow(KdbApplyTarget *target, TupleTableSlot *slot, KdbRecordedKey *key)
 		key->values[i] = slot_getattr(slot, attnum, &key->isnull[i]);
 		key->types[i] = TupleDescAttr(target->tupdesc, attnum - 1)->atttypid;
 		key->collations[i] = target->key_template[i].sk_collation;
+		key->columns[i] = attnum;
 	}
 }
 

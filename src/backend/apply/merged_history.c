@@ -68,6 +68,9 @@
  * and they are in a SEALED record of the copy: they count instead of its row version, each behind
  * the horizon or not by its own version.
  *
+ * REWRITTEN ROWS.  The same is with rows that ALTER TABLE has written anew (merged_rewritten.c); what their version is
+ * called says merged_rows.c.
+ *
  * ORDER.  Only that of contributions of the same version matters: in a chain as the
  * chain goes, of several chains in one transaction as they ended, which the command
  * ids of their last versions tell.
@@ -108,9 +111,8 @@ typedef struct History
 
 typedef struct RecordLook
 {
-	KdbMergedChange *change;
-	List	   *found;			/* of KdbContributed; not those of seals */
-	List	   *seals;			/* of KdbMergedSeal */
+	List	   *merged;			/* of KdbVersionRecord: MERGED */
+	List	   *seals;			/* SEALED */
 	bool		own;
 } RecordLook;
 
@@ -118,24 +120,18 @@ static void
 look_at_record(void *arg, const KdbVersionRecord *record)
 {
 	RecordLook *look = arg;
-	KdbContributed *contributed;
+	KdbVersionRecord *copy;
 
+	if (record->kind != KDB_RECORD_MERGED && record->kind != KDB_RECORD_SEALED)
+		return;
+	copy = palloc(sizeof(KdbVersionRecord));
+	*copy = *record;
 	if (record->kind == KDB_RECORD_SEALED)
 	{
-		KdbMergedSeal *seal = palloc(sizeof(KdbMergedSeal));
-
-		KdbMergedDecodeSeal(look->change, record, seal);
-		look->seals = lappend(look->seals, seal);
-	}
-	if (record->kind != KDB_RECORD_MERGED)
+		look->seals = lappend(look->seals, copy);
 		return;
-	contributed = palloc0(sizeof(KdbContributed));
-	contributed->version = record->version;
-	contributed->shown = record->shown;
-	contributed->own = record->own;
-	contributed->recorded = true;
-	KdbMergedDecode(look->change, record->merged, contributed);
-	look->found = lappend(look->found, contributed);
+	}
+	look->merged = lappend(look->merged, copy);
 	look->own |= record->own;
 }
 
@@ -145,7 +141,6 @@ read_records(KdbConverge *c, RecordLook *look)
 	KdbConvergeSide *side = KdbSideOf(c, KDB_KEY_NEW);
 	KdbRecordedKey key;
 
-	look->change = c->merged;
 	if (!KdbVersionRecordsAny(side->target->relid, &side->target->records))
 		return;
 	KdbKeyOfRow(side->target, side->key, &key);
@@ -163,7 +158,7 @@ count_foreign(List *records)
 
 	foreach(lc, records)
 	{
-		if (!((KdbContributed *) lfirst(lc))->own)
+		if (!((KdbVersionRecord *) lfirst(lc))->own)
 			n++;
 	}
 	return n;
@@ -176,7 +171,7 @@ KdbMergedForeignRecords(KdbConverge *c)
 	RecordLook	look = {0};
 
 	read_records(c, &look);
-	return count_foreign(look.found);
+	return count_foreign(look.merged);
 }
 
 /* See merged_private.h. */
@@ -225,22 +220,40 @@ static void
 note_sealed(History *history, List *seals)
 {
 	Transactions *sealed = &history->sealed;
+	KdbMergedSeal *names = palloc_array(KdbMergedSeal, list_length(seals) + 1);
 	int			n = 0;
 	ListCell   *lc;
 
 	foreach(lc, seals)
-		n += ((KdbMergedSeal *) lfirst(lc))->n;
-	begin_transactions(sealed, n);
-	foreach(lc, seals)
 	{
-		const KdbMergedSeal *seal = lfirst(lc);
+		KdbMergedSeal *seal = &names[foreach_current_index(lc)];
 
-		memcpy(sealed->versions + sealed->n, seal->versions, seal->n * sizeof(KdbVersion));
-		sealed->n += seal->n;
+		KdbMergedSealNames(lfirst(lc), seal);
+		n += seal->n;
+	}
+	begin_transactions(sealed, n);
+	for (int i = 0; i < list_length(seals); i++)
+	{
+		memcpy(sealed->versions + sealed->n, names[i].versions, names[i].n * sizeof(KdbVersion));
+		sealed->n += names[i].n;
 	}
 	sort_transactions(sealed);
 }
 
+static void
+add_merged(History *history, const KdbVersionRecord *record)
+{
+	KdbContributed *contributed = palloc0(sizeof(KdbContributed));
+
+	contributed->version = record->version;
+	contributed->shown = record->shown;
+	contributed->own = record->own;
+	contributed->recorded = true;
+	KdbMergedDecode(history->change, record->merged, contributed);
+	history->records = lappend(history->records, contributed);
+}
+
+/* What is sealed is not looked at: it may be of a type that the column had once. */
 static void
 add_unsealed(History *history, List *records)
 {
@@ -248,8 +261,18 @@ add_unsealed(History *history, List *records)
 
 	foreach(lc, records)
 	{
-		if (!has_transaction(&history->sealed, ((KdbContributed *) lfirst(lc))->shown))
-			history->records = lappend(history->records, lfirst(lc));
+		const KdbVersionRecord *record = lfirst(lc);
+		KdbMergedSeal seal;
+
+		if (has_transaction(&history->sealed, record->shown))
+			continue;
+		if (record->kind == KDB_RECORD_MERGED)
+		{
+			add_merged(history, record);
+			continue;
+		}
+		KdbMergedDecodeSeal(history->change, record, &seal);
+		history->records = list_concat(history->records, seal.contributed);
 	}
 }
 
@@ -619,7 +642,7 @@ note_earlier(History *history)
 
 	change->earlier = palloc_array(KdbVersion, max + 1);
 	change->nearlier = 0;
-	foreach(lc, history->versions)
+	foreach(lc, change->rows_read ? NIL : history->versions)
 	{
 		if (!((KdbRowVersion *) lfirst(lc))->own)
 			add_earlier(change, ((KdbRowVersion *) lfirst(lc))->version);
@@ -701,9 +724,8 @@ KdbMergedReadHistory(KdbConverge *c)
 		history.versions = KdbMergedRowVersions(c);
 	} while (must_lock(&history));
 	note_sealed(&history, look.seals);
-	add_unsealed(&history, look.found);
-	foreach(lc, look.seals)
-		add_unsealed(&history, ((KdbMergedSeal *) lfirst(lc))->contributed);
+	add_unsealed(&history, look.merged);
+	add_unsealed(&history, look.seals);
 	history.horizon = KdbHorizonTimestamp();
 	note_recorded(&history);
 	extend_horizon(&history);
@@ -728,7 +750,7 @@ KdbMergedReadHistory(KdbConverge *c)
 	if (!has_assignment(change))
 		change->nhistory = 0;
 	look_at_others(&history);
-	change->foreign_records = count_foreign(look.found);
+	change->foreign_records = count_foreign(look.merged);
 	change->recording = look.own;
 	change->recording_known = true;
 	change->live = is_live(&history);

@@ -22,21 +22,14 @@
  */
 #include "postgres.h"
 
-#include "access/heapam.h"
-#include "access/htup_details.h"
 #include "access/relation.h"
-#include "access/tableam.h"
-#include "access/transam.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "storage/bufmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
-#include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 
@@ -47,179 +40,13 @@ PG_FUNCTION_INFO_V1(krahodb_merged_history);
 #define COLUMNS		7
 #define FIELDS		4			/* of a contribution to one column */
 
-/* Keys with the same hash. */
-typedef struct Keys
-{
-	uint64		hash;			/* hash key */
-	List	   *keys;			/* of KdbRecordedKey */
-} Keys;
-
 /* A table or partition whose histories are listed. */
 typedef struct Listing
 {
 	ReturnSetInfo *result;
 	int64	   *number;			/* of the key at hand, over all partitions */
-	TimestampTz since;
 	KdbApplyTarget target;
-	HTAB	   *keys;			/* of Keys */
-	MemoryContext context;		/* of the keys */
-	MemoryContext scratch;		/* of one row, one key */
 } Listing;
-
-/* ---- keys ---- */
-
-static bool
-same_key(const KdbApplyTarget *target, const KdbRecordedKey *a, const KdbRecordedKey *b)
-{
-	for (int i = 0; i < target->nkeys; i++)
-	{
-		const ScanKeyData *key = &target->key_template[i];
-
-		if (!DatumGetBool(FunctionCall2Coll(unconstify(FmgrInfo *, &key->sk_func), key->sk_collation,
-											a->values[i], b->values[i])))
-			return false;
-	}
-	return true;
-}
-
-static KdbRecordedKey *
-copy_key(const Listing *listing, const KdbRecordedKey *key)
-{
-	MemoryContext old = MemoryContextSwitchTo(listing->context);
-	KdbRecordedKey *copy = palloc(sizeof(KdbRecordedKey));
-
-	*copy = *key;
-	for (int i = 0; i < key->n; i++)
-	{
-		int16		len;
-		bool		byval;
-
-		get_typlenbyval(key->types[i], &len, &byval);
-		copy->values[i] = len == -1 ? PointerGetDatum(PG_DETOAST_DATUM_COPY(key->values[i])) :
-									  datumCopy(key->values[i], byval, len);
-	}
-	MemoryContextSwitchTo(old);
-	return copy;
-}
-
-/* Something newer than the horizon was done to the key. */
-static void
-note_key(Listing *listing, const KdbRecordedKey *key)
-{
-	uint64		hash = KdbRecordedKeyHash(key);
-	MemoryContext old;
-	Keys	   *keys;
-	bool		found;
-	ListCell   *lc;
-
-	for (int i = 0; i < key->n; i++)
-	{
-		if (key->isnull[i])
-			return;
-	}
-	keys = hash_search(listing->keys, &hash, HASH_ENTER, &found);
-	if (!found)
-		keys->keys = NIL;
-	foreach(lc, keys->keys)
-	{
-		if (same_key(&listing->target, lfirst(lc), key))
-			return;
-	}
-	old = MemoryContextSwitchTo(listing->context);
-	keys->keys = lappend(keys->keys, copy_key(listing, key));
-	MemoryContextSwitchTo(old);
-}
-
-/* The transactions that wrote and ended a tuple, as far as the snapshot shows them. */
-static void
-tuple_transactions(TupleTableSlot *slot, Snapshot snapshot, TransactionId *xmin, TransactionId *xmax)
-{
-	BufferHeapTupleTableSlot *heap = (BufferHeapTupleTableSlot *) slot;
-	HeapTupleHeader tuple = heap->base.tuple->t_data;
-	bool		frozen;
-	bool		invalid;
-
-	LockBuffer(heap->buffer, BUFFER_LOCK_SHARE);
-	*xmin = KdbTupleWriter(tuple);
-	frozen = HeapTupleHeaderXminFrozen(tuple);
-	invalid = HeapTupleHeaderXminInvalid(tuple) && !frozen;
-	*xmax = InvalidTransactionId;
-	if (!(tuple->t_infomask & HEAP_XMAX_INVALID) && !HEAP_XMAX_IS_LOCKED_ONLY(tuple->t_infomask))
-		*xmax = HeapTupleHeaderGetUpdateXid(tuple);
-	LockBuffer(heap->buffer, BUFFER_LOCK_UNLOCK);
-
-	if (invalid ||
-		(!frozen && (!TransactionIdIsNormal(*xmin) || XidInMVCCSnapshot(*xmin, snapshot) || !TransactionIdDidCommit(*xmin))))
-		*xmin = *xmax = InvalidTransactionId;
-	if (!TransactionIdIsNormal(*xmax) || XidInMVCCSnapshot(*xmax, snapshot) ||
-		!TransactionIdDidCommit(*xmax))
-		*xmax = InvalidTransactionId;
-}
-
-static bool
-is_newer(const Listing *listing, TransactionId xid)
-{
-	KdbLocalRow row = {0};
-
-	if (!TransactionIdIsNormal(xid))
-		return false;
-	KdbTransactionVersion(xid, InvalidRepOriginId, 0, &row);
-	return row.version_known && row.version.ts > listing->since;
-}
-
-static void
-note_tuple(Listing *listing, TupleTableSlot *slot, Snapshot snapshot)
-{
-	KdbRecordedKey key = {0};
-	TransactionId xmin;
-	TransactionId xmax;
-
-	tuple_transactions(slot, snapshot, &xmin, &xmax);
-	if (!is_newer(listing, xmax) &&
-		(!is_newer(listing, xmin) || KdbTargetRewrite(&listing->target, slot, xmin)))
-		return;
-	KdbKeyOfRow(&listing->target, slot, &key);
-	note_key(listing, &key);
-}
-
-static void
-note_heap(Listing *listing)
-{
-	TupleTableSlot *slot = table_slot_create(listing->target.rel, NULL);
-	TableScanDesc scan = table_beginscan(listing->target.rel, SnapshotAny, 0, NULL);
-
-	while (TTS_IS_BUFFERTUPLE(slot) && table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		MemoryContext old = MemoryContextSwitchTo(listing->scratch);
-
-		CHECK_FOR_INTERRUPTS();
-		note_tuple(listing, slot, GetActiveSnapshot());
-		MemoryContextSwitchTo(old);
-		MemoryContextReset(listing->scratch);
-	}
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-}
-
-static void
-note_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *recorded,
-			Oid index, const KdbRecordedKey *claimed)
-{
-	Listing    *listing = arg;
-	const KdbApplyTarget *target = &listing->target;
-	KdbRecordedKey key = *recorded;
-
-	if (record->kind == KDB_RECORD_CLAIM || key.n != target->nkeys)
-		return;
-	for (int i = 0; i < key.n; i++)
-	{
-		key.types[i] = TupleDescAttr(target->tupdesc, target->key_attnum[i] - 1)->atttypid;
-		if (!KdbRecordedValueFits(&key, i, key.types[i]))
-			return;
-		key.collations[i] = target->key_template[i].sk_collation;
-	}
-	note_key(listing, &key);
-}
 
 /* ---- histories ---- */
 
@@ -328,97 +155,47 @@ put_history(Listing *listing, const KdbRecordedKey *key, const KdbMergedChange *
 	}
 }
 
-/* The key in a row that has nothing else. */
-static TupleTableSlot *
-row_of_key(const KdbApplyTarget *target, const KdbRecordedKey *key)
-{
-	TupleTableSlot *slot = ExecClearTuple(target->search);
-
-	memset(slot->tts_isnull, true, target->tupdesc->natts * sizeof(bool));
-	for (int i = 0; i < key->n; i++)
-	{
-		slot->tts_values[target->key_attnum[i] - 1] = key->values[i];
-		slot->tts_isnull[target->key_attnum[i] - 1] = false;
-	}
-	return ExecStoreVirtualTuple(slot);
-}
-
 static void
-list_key(Listing *listing, const KdbRecordedKey *key)
+list_key(void *arg, KdbMergedKey *key)
 {
+	Listing    *listing = arg;
 	KdbApplyTarget *target = &listing->target;
 	KdbMergedChange change = {.n = target->nmerged, .as_of = GetActiveSnapshot()};
 	KdbConverge c = {.operation = KDB_UPDATE, .merged = &change};
+	KdbRecordedKey recorded;
 
 	change.columns = palloc_array(const KdbMergedColumn *, target->nmerged);
 	for (int i = 0; i < target->nmerged; i++)
 		change.columns[i] = &target->merged_columns[i];
 	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
-	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row_of_key(target, key);
+	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = KdbMergedRowOfKey(target, key);
 	KdbMergedReadHistory(&c);
-	put_history(listing, key, &change);
-}
-
-static void
-list_keys(Listing *listing)
-{
-	HASH_SEQ_STATUS status;
-	Keys	   *keys;
-
-	hash_seq_init(&status, listing->keys);
-	while ((keys = hash_seq_search(&status)) != NULL)
-	{
-		ListCell   *lc;
-
-		foreach(lc, keys->keys)
-		{
-			MemoryContext old = MemoryContextSwitchTo(listing->scratch);
-
-			CHECK_FOR_INTERRUPTS();
-			list_key(listing, lfirst(lc));
-			MemoryContextSwitchTo(old);
-			MemoryContextReset(listing->scratch);
-		}
-	}
+	KdbKeyOfRow(target, target->search, &recorded);
+	put_history(listing, &recorded, &change);
 }
 
 /* ---- the table ---- */
-
-static void
-begin_keys(Listing *listing)
-{
-	HASHCTL		ctl = {0};
-
-	ctl.keysize = sizeof(uint64);
-	ctl.entrysize = sizeof(Keys);
-	ctl.hcxt = listing->context;
-	listing->keys = hash_create("KrahoDB keys with histories", 256, &ctl,
-								HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
 
 static void
 list_table(ReturnSetInfo *result, int64 *number, Oid relid, TimestampTz since)
 {
 	Relation	rel = relation_open(relid, AccessShareLock);
 	MemoryContext old = CurrentMemoryContext;
-	Listing		listing = {.result = result, .number = number, .since = since};
+	Listing		listing = {.result = result, .number = number};
+	KdbMergedKeys keys = {&listing.target, since};
 
 	if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind) && KdbMergedColumns(relid) != NIL)
 	{
-		listing.context = AllocSetContextCreate(old, "KrahoDB merged histories", ALLOCSET_DEFAULT_SIZES);
-		listing.scratch = AllocSetContextCreate(listing.context, "KrahoDB merged history",
-												ALLOCSET_DEFAULT_SIZES);
-		MemoryContextSwitchTo(listing.context);
+		keys.context = AllocSetContextCreate(old, "KrahoDB merged histories", ALLOCSET_DEFAULT_SIZES);
+		MemoryContextSwitchTo(keys.context);
 		if (KdbTargetOpenToRead(&listing.target, rel))
 		{
-			begin_keys(&listing);
-			note_heap(&listing);
-			KdbVersionRecordsOfTable(relid, since, listing.target.nkeys, note_record, &listing);
-			list_keys(&listing);
+			KdbMergedKeysFind(&keys);
+			KdbMergedKeysEach(&keys, list_key, &listing);
 			KdbTargetCloseRead(&listing.target);
 		}
 		MemoryContextSwitchTo(old);
-		MemoryContextDelete(listing.context);
+		MemoryContextDelete(keys.context);
 	}
 	relation_close(rel, NoLock);
 }

@@ -6,8 +6,10 @@
  *	merged_rows.c		versions of a row in the heap
  *	merged_history.c	what all writes since the horizon have contributed to a key
  *	merged_records.c	contributions as they are recorded
- *	merged_listed.c		histories of the keys of a table, for whoever copies it
+ *	merged_keys.c		the keys of a table that have histories
+ *	merged_listed.c		their histories, for whoever copies the table
  *	merged_copied.c		and here, as the publisher has listed them
+ *	merged_rewritten.c	and over an ALTER TABLE
  *	converge_merged.c	a change's way through the convergence rules
  *
  * What they mean is src/common/merge_columns.c.
@@ -71,6 +73,8 @@ struct KdbMergedChange
 	Datum	   *written;		/* values of the new row */
 	bool	   *written_null;
 	Snapshot	as_of;			/* what the history is read with; NULL: what there is now */
+	bool		rows_read;		/* the key's rows are these, and none of them is left when the history counts */
+	List	   *rows;			/* of KdbRowVersion */
 
 	KdbContributed *history;
 	int			nhistory;
@@ -134,8 +138,9 @@ typedef struct KdbMergedSeal
 	List	   *contributed;	/* of KdbContributed */
 } KdbMergedSeal;
 
-/* The change's history, without what is its transaction's own; and back. */
+/* The change's history, without what is its transaction's own; and back: whom it names, and the rest. */
 extern bytea *KdbMergedEncodeSeal(const KdbMergedChange *change, bool has_row);
+extern void KdbMergedSealNames(const KdbVersionRecord *record, KdbMergedSeal *seal);
 extern void KdbMergedDecodeSeal(const KdbMergedChange *change, const KdbVersionRecord *record,
 								KdbMergedSeal *seal);
 
@@ -152,11 +157,18 @@ typedef struct KdbRowVersion
 	bool		combo;			/* written and ended by one transaction */
 	CommandId	command;		/* of its end, comparable among those */
 	bool		own;
-	KdbVersion	version;		/* of the writer; {0, 0} if unknown */
+	KdbVersion	version;		/* of the writer, {0, 0} if unknown; of one that was written anew, KdbRewriteShown */
 	struct KdbRowVersion *previous;
 	struct KdbRowVersion *following;
 	KdbColumnContribution *values;	/* kind is not set */
 } KdbRowVersion;
+
+/*
+ * What the tuple's header says; false if it is no version, or vacuum may remove it.  And the rest, for one that is; palloc'd,
+ * without its links.
+ */
+extern bool KdbMergedRowCounts(KdbConverge *c, TupleTableSlot *slot, TransactionId oldest, KdbRowVersion *version);
+extern KdbRowVersion *KdbMergedReadRow(KdbConverge *c, TupleTableSlot *slot, const KdbRowVersion *header);
 
 /* Those of the key of the new row, linked, in the order of their places. */
 extern List *KdbMergedRowVersions(KdbConverge *c);
@@ -170,5 +182,41 @@ extern int	KdbMergedForeignRecords(KdbConverge *c);
 
 /* Has this transaction recorded contributions to the key? */
 extern bool KdbMergedRecording(KdbConverge *c);
+
+/* ---- merged_keys.c ---- */
+
+/* A key that something newer than the horizon was done to. */
+typedef struct KdbMergedKey
+{
+	List	   *versions;		/* of KdbRowVersion, once they are read */
+	Datum		values[FLEXIBLE_ARRAY_MEMBER];	/* no NULLs */
+} KdbMergedKey;
+
+/* Those of a table.  Zeros, and the first four, which the caller sets. */
+typedef struct KdbMergedKeys
+{
+	KdbApplyTarget *target;		/* its relation is open */
+	TimestampTz since;			/* the horizon */
+	bool		rewriting;		/* what the current transaction has done counts, too */
+	MemoryContext context;		/* for all of them */
+
+	MemoryContext scratch;		/* for one */
+	struct HTAB *table;
+	Bitmapset  *columns;		/* attribute numbers of the key and of merged columns */
+	KdbConverge *reader;
+	TransactionId oldest;
+} KdbMergedKeys;
+
+/* Find them, by the active snapshot. */
+extern void KdbMergedKeysFind(KdbMergedKeys *keys);
+
+/* Read their rows, without an index.  The reader's change tells the columns. */
+extern void KdbMergedKeysReadRows(KdbMergedKeys *keys, KdbConverge *reader);
+
+/* Call back for each of them, in a memory context that is reset afterwards. */
+extern void KdbMergedKeysEach(KdbMergedKeys *keys, void (*each) (void *arg, KdbMergedKey *key), void *arg);
+
+/* The key in a row that has nothing else: target->search. */
+extern TupleTableSlot *KdbMergedRowOfKey(const KdbApplyTarget *target, const KdbMergedKey *key);
 
 #endif							/* MERGED_PRIVATE_H */

@@ -207,21 +207,43 @@ KdbMergedEncodeSeal(const KdbMergedChange *change, bool has_row)
 	return (bytea *) image.data;
 }
 
+/* Returns how many contributions there are, and where. */
+static int
+decode_names(const KdbVersionRecord *record, KdbMergedSeal *seal, char **p)
+{
+	SealHeader	header;
+
+	*p = VARDATA_ANY(record->merged);
+	memcpy(&header, *p, sizeof(header));
+	*p += sizeof(header);
+	seal->n = header.nversions;
+	seal->versions = palloc_array(KdbVersion, seal->n + 1);
+	memcpy(seal->versions, *p, seal->n * sizeof(KdbVersion));
+	*p += seal->n * sizeof(KdbVersion);
+	seal->contributed = NIL;
+	return header.ncontributed;
+}
+
 /* See merged_private.h. */
+void
+KdbMergedSealNames(const KdbVersionRecord *record, KdbMergedSeal *seal)
+{
+	char	   *p;
+
+	(void) decode_names(record, seal, &p);
+}
+
+/*
+ * See merged_private.h.  What ALTER TABLE has recorded is nobody's own, and of its own transaction's version, which is only
+ * known to the reader (KdbVersionOfRecord).
+ */
 void
 KdbMergedDecodeSeal(const KdbMergedChange *change, const KdbVersionRecord *record, KdbMergedSeal *seal)
 {
-	char	   *p = VARDATA_ANY(record->merged);
-	SealHeader	header;
+	char	   *p;
+	int			ncontributed = decode_names(record, seal, &p);
 
-	memcpy(&header, p, sizeof(header));
-	p += sizeof(header);
-	seal->n = header.nversions;
-	seal->versions = palloc_array(KdbVersion, seal->n + 1);
-	memcpy(seal->versions, p, seal->n * sizeof(KdbVersion));
-	p += seal->n * sizeof(KdbVersion);
-	seal->contributed = NIL;
-	for (int i = 0; i < header.ncontributed; i++)
+	for (int i = 0; i < ncontributed; i++)
 	{
 		KdbContributed *contributed = palloc0(sizeof(KdbContributed));
 		SealEntry	entry;
@@ -232,9 +254,9 @@ KdbMergedDecodeSeal(const KdbMergedChange *change, const KdbVersionRecord *recor
 		image = palloc(entry.size);
 		memcpy(image, p, entry.size);
 		p += entry.size;
-		contributed->version = entry.version;
+		contributed->version = KdbIsVersionOfRecord(entry.version) ? record->version : entry.version;
 		contributed->shown = record->shown;
-		contributed->own = record->own;
+		contributed->own = record->own && !KdbIsRewriteShown(record->shown);
 		contributed->recorded = true;
 		KdbMergedDecode(change, image, contributed);
 		seal->contributed = lappend(seal->contributed, contributed);

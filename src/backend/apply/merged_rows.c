@@ -12,6 +12,9 @@
  *
  * Who lists histories for others (merged_listed.c) reads what a snapshot shows: later transactions
  * have neither written nor ended anything.
+ *
+ * A version that ALTER TABLE has written anew (conflict/rewritten.c) has that as its version: records of what
+ * it consists of name it so (merged_rewritten.c).
  */
 #include "postgres.h"
 
@@ -86,22 +89,35 @@ is_removable(const KdbMergedChange *change, const KdbRowVersion *version, Transa
 }
 
 static void
+read_writer(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
+{
+	const KdbRewrite *rewrite = KdbTargetRewrite(KdbSideOf(c, KDB_KEY_NEW)->target, slot, version->writer);
+	KdbLocalRow row = {0};
+
+	if (rewrite)
+	{
+		version->version = KdbRewriteShown(rewrite);
+		version->own = false;
+		return;
+	}
+	if (version->own)
+	{
+		version->version = c->context->version;
+		return;
+	}
+	KdbTransactionVersion(version->writer, KdbApply.origin, KdbApply.remote_node, &row);
+	if (row.version_known)
+		version->version = row.version;
+}
+
+static void
 read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 {
 	KdbMergedChange *change = c->merged;
-	KdbLocalRow row = {0};
 
 	if (!has_ended(change, version->ender))
 		version->ender = InvalidTransactionId;
-	if (version->own)
-		version->version = c->context->version;
-	else
-	{
-		KdbTransactionVersion(version->writer, KdbApply.origin, KdbApply.remote_node, &row);
-		if (row.version_known &&
-			!KdbTargetRewrite(KdbSideOf(c, KDB_KEY_NEW)->target, slot, version->writer))
-			version->version = row.version;
-	}
+	read_writer(c, slot, version);
 	version->values = palloc0_array(KdbColumnContribution, change->n);
 	for (int i = 0; i < change->n; i++)
 	{
@@ -116,6 +132,24 @@ read_version(KdbConverge *c, TupleTableSlot *slot, KdbRowVersion *version)
 		else
 			value->value = datumCopy(value->value, column->typbyval, column->typlen);
 	}
+}
+
+/* See merged_private.h. */
+bool
+KdbMergedRowCounts(KdbConverge *c, TupleTableSlot *slot, TransactionId oldest, KdbRowVersion *version)
+{
+	return read_header(c->merged, slot, version) && !is_removable(c->merged, version, oldest);
+}
+
+/* See merged_private.h. */
+KdbRowVersion *
+KdbMergedReadRow(KdbConverge *c, TupleTableSlot *slot, const KdbRowVersion *header)
+{
+	KdbRowVersion *version = palloc(sizeof(KdbRowVersion));
+
+	*version = *header;
+	read_version(c, slot, version);
+	return version;
 }
 
 static List *
@@ -136,12 +170,10 @@ read_versions(KdbConverge *c)
 					  KdbTargetLeftOut(target, index));
 	while (KdbTupleScanNext(&scan))
 	{
-		KdbRowVersion *version = palloc0(sizeof(KdbRowVersion));
+		KdbRowVersion version = {0};
 
-		if (!read_header(c->merged, target->scratch, version) || is_removable(c->merged, version, oldest))
-			continue;
-		read_version(c, target->scratch, version);
-		versions = lappend(versions, version);
+		if (KdbMergedRowCounts(c, target->scratch, oldest, &version))
+			versions = lappend(versions, KdbMergedReadRow(c, target->scratch, &version));
 	}
 	KdbTupleScanEnd(&scan);
 	return versions;
@@ -212,7 +244,7 @@ link_versions(List *versions)
 List *
 KdbMergedRowVersions(KdbConverge *c)
 {
-	List	   *versions = read_versions(c);
+	List	   *versions = c->merged->rows_read ? c->merged->rows : read_versions(c);
 
 	/* What an index lacks of a chain may come from it all the same. */
 	list_sort(versions, by_tid);

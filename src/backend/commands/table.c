@@ -22,6 +22,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "krahodb/apply.h"
 #include "krahodb/conflict.h"
 #include "krahodb/version_record.h"
 
@@ -333,6 +334,8 @@ prepare_to_carry(const AlterTableStmt *stmt, Oid relid)
 	Relation	rel = table_open(relid, NoLock);
 	KdbCarried *carried = KdbCarriedPrepare(rel, stmt->cmds);
 
+	if (carried)
+		KdbMergedCarry(carried, rel);
 	table_close(rel, NoLock);
 	return carried;
 }

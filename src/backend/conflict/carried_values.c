@@ -13,6 +13,9 @@
  * What cannot be computed: expressions with volatile functions or references to whole rows; and if only
  * some of the old row's columns are known (a version record has those of a key), whatever needs others.
  *
+ * Contributions to merged columns are single values of a column, whose new value must be made of it alone
+ * (KdbCarriedValueConvert).
+ *
  * An error of a conversion is no error of the command: a value that has no counterpart in the new
  * type is one that no row will have.  So conversions run in a subtransaction.  Errors that are not the
  * value's (out of memory, a lock that is not to be had) do end the command: it may be tried again.
@@ -39,6 +42,7 @@ typedef struct Column
 	bool		using;			/* the command has an expression: */
 	Node	   *expression;		/* NULL: it cannot be used */
 	Bitmapset  *needed;			/* columns of the old row that the new value is made of */
+	bool		casts;			/* the expression does nothing but cast the column */
 	bool		possible;
 	bool		same;			/* as it was */
 	ExprState  *state;			/* else */
@@ -49,6 +53,8 @@ struct KdbCarriedValues
 	TupleDesc	old_desc;
 	Column	   *columns;
 	ExprContext *context;
+	TupleTableSlot *one;		/* an old row of which one value is known */
+	TupleTableSlot *converted;	/* the new one */
 };
 
 /* Or of the server, which may not raise it the next time? */
@@ -139,6 +145,40 @@ find_needed(Node *expression, Bitmapset **needed)
 	return true;
 }
 
+/* Nothing but casts of the column?  They leave numbers as they are, or round them. */
+static bool
+is_cast_of(const Node *node, AttrNumber attnum)
+{
+	for (;;)
+	{
+		switch (nodeTag(node))
+		{
+			case T_Var:
+				return ((const Var *) node)->varattno == attnum;
+			case T_RelabelType:
+				node = (const Node *) ((const RelabelType *) node)->arg;
+				break;
+			case T_CoerceViaIO:
+				node = (const Node *) ((const CoerceViaIO *) node)->arg;
+				break;
+			case T_CoerceToDomain:
+				node = (const Node *) ((const CoerceToDomain *) node)->arg;
+				break;
+			case T_CollateExpr:
+				node = (const Node *) ((const CollateExpr *) node)->arg;
+				break;
+			case T_FuncExpr:
+				if (((const FuncExpr *) node)->funcformat != COERCE_EXPLICIT_CAST &&
+					((const FuncExpr *) node)->funcformat != COERCE_IMPLICIT_CAST)
+					return false;
+				node = linitial(((const FuncExpr *) node)->args);
+				break;
+			default:
+				return false;
+		}
+	}
+}
+
 static void
 prepare_using(KdbCarriedValues *values, Relation rel, const AlterTableCmd *command)
 {
@@ -154,8 +194,11 @@ prepare_using(KdbCarriedValues *values, Relation rel, const AlterTableCmd *comma
 			continue;
 		column->using = true;
 		column->needed = NULL;
-		if (KdbTry(read_using, &using) && find_needed(using.expression, &column->needed))
-			column->expression = using.expression;
+		column->casts = false;
+		if (!KdbTry(read_using, &using) || !find_needed(using.expression, &column->needed))
+			continue;
+		column->expression = using.expression;
+		column->casts = is_cast_of(using.expression, att->attnum);
 	}
 }
 
@@ -169,7 +212,10 @@ KdbCarriedValuesPrepare(Relation rel, List *commands)
 	values->old_desc = CreateTupleDescCopy(RelationGetDescr(rel));
 	values->columns = palloc0_array(Column, values->old_desc->natts + 1);
 	for (int i = 0; i < values->old_desc->natts; i++)
+	{
 		values->columns[i].needed = bms_make_singleton(i + 1);
+		values->columns[i].casts = true;
+	}
 	foreach(lc, commands)
 	{
 		const AlterTableCmd *command = lfirst_node(AlterTableCmd, lc);
@@ -238,6 +284,8 @@ KdbCarriedValuesBuild(KdbCarriedValues *values, Relation rel, const Bitmapset *c
 	int			attnum = -1;
 
 	values->context = CreateStandaloneExprContext();
+	values->one = MakeSingleTupleTableSlot(values->old_desc, &TTSOpsVirtual);
+	values->converted = MakeSingleTupleTableSlot(CreateTupleDescCopy(RelationGetDescr(rel)), &TTSOpsVirtual);
 	while ((attnum = bms_next_member(columns, attnum)) >= 0)
 	{
 		Column	   *column = &values->columns[attnum - 1];
@@ -257,6 +305,13 @@ bool
 KdbCarriedValueIsSame(const KdbCarriedValues *values, AttrNumber attnum)
 {
 	return values->columns[attnum - 1].same;
+}
+
+/* See conflict_private.h. */
+bool
+KdbCarriedValueIsCast(const KdbCarriedValues *values, AttrNumber attnum)
+{
+	return values->columns[attnum - 1].casts;
 }
 
 static void
@@ -292,4 +347,26 @@ KdbCarriedValuesConvert(const KdbCarriedValues *values, TupleTableSlot *old_row,
 	}
 	ExecStoreVirtualTuple(new_row);
 	return result;
+}
+
+/* See conflict_private.h. */
+bool
+KdbCarriedValueConvert(const KdbCarriedValues *values, AttrNumber attnum, Datum *value, bool *isnull)
+{
+	int			i = attnum - 1;
+	Bitmapset  *available = bms_make_singleton(attnum);
+	bool		possible = values->columns[i].possible && bms_is_subset(values->columns[i].needed, available);
+
+	bms_free(available);
+	if (!possible)
+		return false;
+	ExecClearTuple(values->one);
+	memset(values->one->tts_isnull, true, values->old_desc->natts * sizeof(bool));
+	values->one->tts_values[i] = *value;
+	values->one->tts_isnull[i] = *isnull;
+	ExecStoreVirtualTuple(values->one);
+	convert(values, i, values->one, values->converted);
+	*value = values->converted->tts_values[i];
+	*isnull = values->converted->tts_isnull[i];
+	return true;
 }

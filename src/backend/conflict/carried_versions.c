@@ -21,7 +21,8 @@
  *	t, d, c		from the heap: a live row, a death, unique values that a dead row had
  *	T, D, C		from version records; C with the index
  *	X			C of an index of expressions, without their values
- *	K			from version records, see below
+ *	K, M, S		from version records, see below
+ *	H			what a key's merged columns consist of
  *
  * Live rows get TRUTH records that name the command (rewritten.c), and by these their
  * claims are known too.  Deaths become DEAD records.  D records stay good where the key is as it was, C records where the
@@ -30,7 +31,11 @@
  *
  * NOT REWRITTEN.  Where the new type has the same representation the rows stay, and so do their versions.
  * But records of keys and of unique values are found by their types, and the index may be a new one.
- * Then the records are carried over, KILLED ones too, with what they name as shown.
+ * Then the records are carried over, KILLED ones and those of merged columns too, with what they name as shown.
+ *
+ * OTHER KEYS.  USING may make other keys of the same type: 2 of 1, 3 of 2.  What was recorded of key 2 would then speak of
+ * another row.  So whenever keys become others the old records are deleted.  (By a key of other
+ * columns they are not found, version_record.c.)
  *
  * WHAT THIS TRANSACTION has done before the command is the newest of all, at a version that nobody
  * knows yet: KdbVersionOfRecord.
@@ -38,7 +43,7 @@
  * THE HORIZON may move meanwhile.  What it passes is not needed any more.  If it is not known, nothing
  * is carried.
  *
- * Left out: contributions to merged columns, and what records of merged columns say.
+ * MERGED COLUMNS.  Of these there is more to know than versions: KdbCarriedHistories.
  */
 #include "postgres.h"
 
@@ -69,6 +74,7 @@ struct KdbCarried
 	MemoryContext context;
 	TupleDesc	line_desc;
 	Tuplestorestate *lines;		/* NULL: nothing was read */
+	KdbCarriedHistories histories;	/* zeros: no merged columns */
 };
 
 /* Columns of a line; those of the row follow. */
@@ -80,6 +86,7 @@ enum
 	LINE_INDEX,
 	LINE_SHOWN_TS,
 	LINE_SHOWN_NODE,
+	LINE_IMAGE,					/* of a record of merged columns, else NULL */
 	LINE_COLUMNS
 };
 
@@ -97,6 +104,7 @@ describe_lines(KdbCarried *carried)
 	TupleDescInitEntry(desc, LINE_INDEX + 1, "index", OIDOID, -1, 0);
 	TupleDescInitEntry(desc, LINE_SHOWN_TS + 1, "shown_ts", INT8OID, -1, 0);
 	TupleDescInitEntry(desc, LINE_SHOWN_NODE + 1, "shown_node", INT8OID, -1, 0);
+	TupleDescInitEntry(desc, LINE_IMAGE + 1, "image", BYTEAOID, -1, 0);
 	for (int i = 0; i < row->natts; i++)
 		TupleDescCopyEntry(desc, LINE_COLUMNS + i + 1, row, i + 1);
 	carried->line_desc = desc;
@@ -116,6 +124,13 @@ KdbCarriedPrepare(Relation rel, List *commands)
 	carried->before.columns = carried->needed;
 	describe_lines(carried);
 	return carried;
+}
+
+/* See conflict.h. */
+void
+KdbCarriedSetHistories(KdbCarried *carried, const KdbCarriedHistories *histories)
+{
+	carried->histories = *histories;
 }
 
 /* ---- 2. the old rows ------------------------------------------------------- */
@@ -139,6 +154,14 @@ begin_line(const KdbCarried *carried, Line *line, char kind, KdbVersion version,
 	line->values[LINE_NODE] = Int64GetDatum((int64) version.node);
 	line->values[LINE_INDEX] = ObjectIdGetDatum(place);
 	memset(line->isnull, false, LINE_COLUMNS * sizeof(bool));
+	line->isnull[LINE_IMAGE] = true;
+}
+
+static void
+set_image(Line *line, bytea *image)
+{
+	line->values[LINE_IMAGE] = PointerGetDatum(PG_DETOAST_DATUM(PointerGetDatum(image)));
+	line->isnull[LINE_IMAGE] = false;
 }
 
 /* Out-of-line values will be gone. */
@@ -204,6 +227,10 @@ kind_of_line(const KdbVersionRecord *record, const KdbUniqueIndex *index, bool r
 			return 'D';
 		case KDB_RECORD_KILLED:
 			return rewriting ? 0 : 'K';
+		case KDB_RECORD_MERGED:
+			return rewriting ? 0 : 'M';
+		case KDB_RECORD_SEALED:
+			return rewriting ? 0 : 'S';
 		case KDB_RECORD_CLAIM:
 			if (index)
 				return index->plain ? 'C' : 'X';
@@ -227,6 +254,8 @@ keep_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 	begin_line(carried, &line, kind, record->version, place);
 	line.values[LINE_SHOWN_TS] = Int64GetDatum(record->shown.ts);
 	line.values[LINE_SHOWN_NODE] = Int64GetDatum((int64) record->shown.node);
+	if (kind != 0 && record->merged)
+		set_image(&line, record->merged);
 	if (kind != 0 && KdbListingNeeds(before, record, key, place, claimed) && set_recorded(carried, &line, key, before->nkeys, before->keys) &&
 		(kind != 'C' || set_recorded(carried, &line, claimed, index->n, index->columns)))
 		end_line(carried, &line);
@@ -234,6 +263,27 @@ keep_record(void *arg, const KdbVersionRecord *record, const KdbRecordedKey *key
 	MemoryContextReset(before->context);
 }
 
+/* See conflict.h. */
+void
+KdbCarriedHistory(KdbCarried *carried, const KdbRecordedKey *key, KdbVersion version, bytea *image)
+{
+	const KdbListing *before = &carried->before;
+	MemoryContext old = MemoryContextSwitchTo(before->context);
+	Line		line;
+
+	begin_line(carried, &line, 'H', version, InvalidOid);
+	for (int i = 0; i < before->nkeys; i++)
+		set_column(carried, &line, before->keys[i], key->values[i], key->isnull[i]);
+	set_image(&line, image);
+	end_line(carried, &line);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(before->context);
+}
+
+/*
+ * Where rows stay, all records do, whatever the horizon: the base of what is added up (of version {0, 0}) would be
+ * missing.
+ */
 static void
 read_versions(KdbCarried *carried, Relation rel)
 {
@@ -248,7 +298,10 @@ read_versions(KdbCarried *carried, Relation rel)
 	PushActiveSnapshot(GetLatestSnapshot());
 	if (before->rewriting)
 		KdbListHeap(before, rel, GetActiveSnapshot());
-	KdbVersionRecordsOfTable(before->relid, before->since, before->nkeys, keep_record, carried);
+	KdbVersionRecordsOfTable(before->relid, before->rewriting ? before->since : PG_INT64_MIN,
+							 before->nkeys, keep_record, carried);
+	if (before->rewriting && carried->histories.read)
+		carried->histories.read(carried->histories.state, carried, rel, before->since);
 	PopActiveSnapshot();
 }
 
@@ -259,16 +312,14 @@ KdbCarriedRead(KdbCarried *carried)
 	MemoryContext old;
 	Relation	rel;
 
+	carried->before.rewriting = true;
 	carried->before.since = KdbHorizonTimestamp();
 	if (carried->before.since == 0 || carried->lines)
 		return;
 	old = MemoryContextSwitchTo(carried->context);
 	rel = table_open(carried->before.relid, NoLock);
 	if (table_slot_callbacks(rel) == &TTSOpsBufferHeapTuple)
-	{
-		carried->before.rewriting = true;
 		read_versions(carried, rel);
-	}
 	table_close(rel, NoLock);
 	MemoryContextSwitchTo(old);
 }
@@ -293,6 +344,7 @@ typedef struct Writer
 	KdbVersion	shown;			/* by the rows that the command has written; else by the line */
 	bool		same_key;
 	bool		careful;		/* something is converted */
+	bool		careful_histories;
 	EState	   *estate;
 	List	   *indexes;		/* of NewIndex */
 	TupleTableSlot *line;
@@ -304,6 +356,7 @@ typedef struct Writer
 	char		kind;
 	Oid			place;			/* of the index */
 	KdbVersion	version;
+	bytea	   *image;
 	Bitmapset  *available;		/* columns of the old row */
 	Bitmapset  *converted;		/* columns of the new one */
 } Writer;
@@ -321,6 +374,7 @@ key_of(const Writer *w)
 		key.isnull[i] = w->new_row->tts_isnull[attnum - 1];
 		key.types[i] = TupleDescAttr(w->now.desc, attnum - 1)->atttypid;
 		key.collations[i] = w->now.collations[i];
+		key.columns[i] = attnum;
 	}
 	return key;
 }
@@ -422,6 +476,32 @@ convert_line(void *arg)
 }
 
 static void
+convert_history(void *arg)
+{
+	Writer	   *w = arg;
+	const KdbCarriedHistories *histories = &w->carried->histories;
+
+	w->image = histories->convert(histories->state, w->image);
+}
+
+/* What a key's merged columns consist of, in a record of the command. */
+static void
+add_history(Writer *w, const KdbRecordedKey *key)
+{
+	const KdbCarriedHistories *histories = &w->carried->histories;
+	KdbVersionRecord record = {KDB_RECORD_SEALED, w->version, w->shown};
+	bytea	   *before = w->image;
+
+	if (!w->careful_histories)
+		convert_history(w);
+	else if (!KdbTry(convert_history, w))
+		w->image = histories->forget(histories->state, before);
+	record.merged = w->image;
+	if (w->image)
+		KdbVersionRecordAdd(w->now.relid, &record, key, InvalidOid, NULL);
+}
+
+static void
 add_claims(const Writer *w, const KdbRecordedKey *key)
 {
 	KdbVersionRecord record = {KDB_RECORD_CLAIM, w->version, w->version};
@@ -442,7 +522,7 @@ is_still_good(const Writer *w)
 {
 	if (!w->same_key)
 		return false;
-	return w->kind == 'D' || (!w->carried->before.rewriting && (w->kind == 'T' || w->kind == 'K'));
+	return w->kind == 'D' || (!w->carried->before.rewriting && strchr("TKMS", w->kind) != NULL);
 }
 
 static void
@@ -463,7 +543,14 @@ add_records(Writer *w)
 		record.kind = KDB_RECORD_DEAD;
 	if (w->kind == 'K')
 		record.kind = KDB_RECORD_KILLED;
-	if (w->kind == 'c' || w->kind == 'C' || w->kind == 'X')
+	if (w->kind == 'M')
+		record.kind = KDB_RECORD_MERGED;
+	if (w->kind == 'S')
+		record.kind = KDB_RECORD_SEALED;
+	record.merged = w->image;
+	if (w->kind == 'H')
+		add_history(w, &key);
+	else if (w->kind == 'c' || w->kind == 'C' || w->kind == 'X')
 		add_claims(w, &key);
 	else
 		KdbVersionRecordAdd(w->now.relid, &record, &key, InvalidOid, NULL);
@@ -503,6 +590,7 @@ read_line(Writer *w)
 	w->version.ts = DatumGetInt64(w->line->tts_values[LINE_TS]);
 	w->version.node = (uint64) DatumGetInt64(w->line->tts_values[LINE_NODE]);
 	w->place = DatumGetObjectId(w->line->tts_values[LINE_INDEX]);
+	w->image = w->line->tts_isnull[LINE_IMAGE] ? NULL : DatumGetByteaP(w->line->tts_values[LINE_IMAGE]);
 	if (!w->carried->before.rewriting)
 	{
 		w->shown.ts = DatumGetInt64(w->line->tts_values[LINE_SHOWN_TS]);
@@ -595,7 +683,9 @@ begin_writing(Writer *w)
 
 	if (!KdbListingPrepare(&w->now, w->rel))
 		return false;
-	KdbCarriedValuesBuild(carried->values, w->rel, carried->before.indexed);
+	KdbCarriedValuesBuild(carried->values, w->rel, bms_union(carried->before.indexed, carried->histories.columns));
+	if (carried->histories.begin)
+		w->careful_histories = carried->histories.begin(carried->histories.state, w->carried, w->rel);
 	w->same_key = is_same_key(w);
 	while ((attnum = bms_next_member(carried->before.indexed, attnum)) >= 0)
 		w->careful |= !KdbCarriedValueIsSame(carried->values, (AttrNumber) attnum);
@@ -619,6 +709,14 @@ end_writing(Writer *w)
 	foreach(lc, w->indexes)
 		index_close(((NewIndex *) lfirst(lc))->index, NoLock);
 	FreeExecutorState(w->estate);
+}
+
+static void
+forget_keys(const Writer *w)
+{
+	PushActiveSnapshot(GetLatestSnapshot());
+	KdbVersionRecordsForget(w->now.relid);
+	PopActiveSnapshot();
 }
 
 static bool
@@ -646,6 +744,8 @@ write_versions(KdbCarried *carried, KdbVersion shown)
 	{
 		if (!carried->before.rewriting && (!w.same_key || has_new_index(&w)))
 			read_versions(carried, w.rel);
+		if (!w.same_key)
+			forget_keys(&w);
 		if (carried->lines)
 			write_lines(&w);
 		end_writing(&w);
@@ -668,8 +768,8 @@ void
 KdbCarriedFinish(KdbCarried *carried, Oid relid, CommandId first, CommandId last)
 {
 	KdbRewrite	rewrite = {GetCurrentTransactionId(), first, last};
-	bool		complete = carried && carried->lines &&
-		write_versions(carried, KdbRewriteShown(&rewrite));
+	bool		known = carried && carried->lines;
+	bool		complete = carried && write_versions(carried, KdbRewriteShown(&rewrite)) && known;
 
 	KdbNoteRewrite(relid, first, last, complete);
 }
@@ -687,4 +787,25 @@ KdbCarriedNotRewritten(KdbCarried *carried)
 	carried->before.since = KdbHorizonTimestamp();
 	(void) write_versions(carried, (KdbVersion) {0, 0});
 	MemoryContextSwitchTo(old);
+}
+
+/* See conflict.h. */
+bool
+KdbCarriedIsSame(const KdbCarried *carried, AttrNumber attnum)
+{
+	return KdbCarriedValueIsSame(carried->values, attnum);
+}
+
+/* See conflict.h. */
+bool
+KdbCarriedIsCast(const KdbCarried *carried, AttrNumber attnum)
+{
+	return KdbCarriedValueIsCast(carried->values, attnum);
+}
+
+/* See conflict.h. */
+bool
+KdbCarriedConvert(const KdbCarried *carried, AttrNumber attnum, Datum *value, bool *isnull)
+{
+	return KdbCarriedValueConvert(carried->values, attnum, value, isnull);
 }

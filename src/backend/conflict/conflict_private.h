@@ -100,13 +100,6 @@ extern bool KdbListingNeeds(const KdbListing *listing, const KdbVersionRecord *r
 /* The index that a CLAIM record names, or NULL. */
 extern const KdbUniqueIndex *KdbListingIndex(const KdbListing *listing, Oid place);
 
-/*
- * left_out_values.c: values of a dead tuple that the index of the TOAST table lacks, into the slot; in the
- * current memory context, which must last as long as the tuple is in it.  columns: attribute numbers of those that
- * are needed; NULL: those of indexes, and merged ones.
- */
-extern void KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot, const Bitmapset *columns);
-
 /* Unique or for an exclusion constraint?  Attribute numbers that it depends on. */
 extern bool KdbIsUniqueIndex(Relation index);
 extern Bitmapset *KdbIndexColumns(Relation index, TupleDesc desc);
@@ -125,6 +118,15 @@ extern void KdbCarriedValuesBuild(KdbCarriedValues *values, Relation rel, const 
 
 /* Does the command leave the column's values as they are? */
 extern bool KdbCarriedValueIsSame(const KdbCarriedValues *values, AttrNumber attnum);
+
+/* Or does it nothing but cast them? */
+extern bool KdbCarriedValueIsCast(const KdbCarriedValues *values, AttrNumber attnum);
+
+/*
+ * What becomes of one value of a column; false if nobody can tell, as it is made of others too.  May raise the errors of
+ * conversions.
+ */
+extern bool KdbCarriedValueConvert(const KdbCarriedValues *values, AttrNumber attnum, Datum *value, bool *isnull);
 
 /*
  * Fill the new row (virtual) with what follows from the columns of the old one that are available;

@@ -50,6 +50,7 @@ KdbIndexedTypes(Relation index, const IndexInfo *info, TupleDesc desc, KdbRecord
 	{
 		key->types[i] = indexed_type(info, desc, i);
 		key->collations[i] = index->rd_indcollation[i];
+		key->columns[i] = 0;
 	}
 }
 

@@ -158,7 +158,7 @@ fill_columns(Toast *toast, TupleTableSlot *slot, const Bitmapset *columns)
 		fill_column(toast, slot, attnum - 1);
 }
 
-/* See conflict_private.h. */
+/* See conflict.h. */
 void
 KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot, const Bitmapset *columns)
 {

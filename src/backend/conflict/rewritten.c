@@ -18,12 +18,19 @@
  * a record count as older than any change, too, whatever they are; but then they are no rows to
  * take values from that were not sent, as nobody knows whose they are.
  *
+ * ITS ROWS AND OTHERS.  The transaction may insert more rows afterwards.  Once somebody has locked, changed or deleted one of
+ * these, its command id is gone.  But it is behind the last row that the command had written, as nothing is put
+ * into the pages before that as long as the transaction goes on.  (After CLUSTER or VACUUM FULL that does not tell any more,
+ * and the row counts as one of the command's.)
+ *
  * CLUSTER and VACUUM FULL keep what a row says of its transactions, and SET TABLESPACE
  * copies whole blocks.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/transam.h"
 #include "access/xact.h"
 #include "storage/bufmgr.h"
@@ -47,6 +54,56 @@ KdbIsRewriteShown(KdbVersion shown)
 	return shown.ts >= FirstNormalTransactionId && shown.ts <= MaxTransactionId;
 }
 
+/* The image of a record. */
+typedef struct Written
+{
+	Oid			node;
+	ItemPointerData end;
+} Written;
+
+static Oid
+node_of(Oid relid)
+{
+	Relation	rel = RelationIdGetRelation(relid);
+	Oid			node = InvalidOid;
+
+	if (RelationIsValid(rel))
+	{
+		node = rel->rd_node.relNode;
+		RelationClose(rel);
+	}
+	return node;
+}
+
+/* The last place in the table. */
+static bytea *
+find_end(Oid relid)
+{
+	Relation	rel = table_open(relid, NoLock);
+	Written		written = {InvalidOid};
+	bytea	   *image = palloc0(VARHDRSZ + sizeof(Written));
+	BlockNumber blocks;
+
+	if (table_slot_callbacks(rel) == &TTSOpsBufferHeapTuple)
+	{
+		written.node = rel->rd_node.relNode;
+		blocks = RelationGetNumberOfBlocks(rel);
+		ItemPointerSet(&written.end, 0, 0);
+		if (blocks > 0)
+		{
+			Buffer		buffer = ReadBuffer(rel, blocks - 1);
+
+			LockBuffer(buffer, BUFFER_LOCK_SHARE);
+			ItemPointerSet(&written.end, blocks - 1, PageGetMaxOffsetNumber(BufferGetPage(buffer)));
+			UnlockReleaseBuffer(buffer);
+		}
+	}
+	table_close(rel, NoLock);
+	memcpy(VARDATA(image), &written, sizeof(Written));
+	SET_VARSIZE(image, VARHDRSZ + sizeof(Written));
+	return image;
+}
+
 /* See conflict.h. */
 void
 KdbNoteRewrite(Oid relid, CommandId first, CommandId last, bool carried)
@@ -57,34 +114,56 @@ KdbNoteRewrite(Oid relid, CommandId first, CommandId last, bool carried)
 	record.version.ts = GetCurrentTimestamp() + KDB_REWRITE_KEEP_US;
 	record.version.node = carried ? 1 : 0;
 	record.shown = KdbRewriteShown(&(KdbRewrite){GetCurrentTransactionId(), first, last});
+	record.merged = find_end(relid);
 	KdbVersionRecordAdd(relid, &record, &none, InvalidOid, NULL);
+}
+
+/* Of those by one transaction the last one counts: it has written the rows of the others again. */
+static void
+add_rewrite(KdbRewrites *rewrites, const KdbRewrite *rewrite)
+{
+	for (int i = 0; i < rewrites->n; i++)
+	{
+		KdbRewrite *other = &rewrites->list[i];
+
+		if (other->xid != rewrite->xid)
+			continue;
+		if (other->last < rewrite->last)
+			*other = *rewrite;
+		return;
+	}
+	if (rewrites->list == NULL)
+		rewrites->list = palloc_array(KdbRewrite, 1);
+	else
+		rewrites->list = repalloc(rewrites->list, (rewrites->n + 1) * sizeof(KdbRewrite));
+	rewrites->list[rewrites->n++] = *rewrite;
 }
 
 static void
 take_rewrite(void *arg, const KdbVersionRecord *record)
 {
 	KdbRewrites *rewrites = arg;
-	KdbRewrite *rewrite;
+	KdbRewrite	rewrite = {0};
+	Written		written;
 
 	if (record->kind != KDB_RECORD_REWRITTEN)
 		return;
-	if (rewrites->list == NULL)
-		rewrites->list = palloc_array(KdbRewrite, 1);
-	else
-		rewrites->list = repalloc(rewrites->list, (rewrites->n + 1) * sizeof(KdbRewrite));
-	rewrite = &rewrites->list[rewrites->n++];
-	rewrite->xid = (TransactionId) record->shown.ts;
-	rewrite->first = (CommandId) (record->shown.node >> 32);
-	rewrite->last = (CommandId) record->shown.node;
-	rewrite->carried = record->version.node != 0;
+	memcpy(&written, VARDATA_ANY(record->merged), sizeof(Written));
+	rewrite.xid = (TransactionId) record->shown.ts;
+	rewrite.first = (CommandId) (record->shown.node >> 32);
+	rewrite.last = (CommandId) record->shown.node;
+	rewrite.carried = record->version.node != 0;
+	rewrite.node = written.node;
+	rewrite.end = written.end;
+	add_rewrite(rewrites, &rewrite);
 }
 
 /*
  * Was the row written by these commands?  Once somebody was to end it, or has locked it, the command that wrote it is not
- * known.  But what they write are no updates.
+ * known: then its place tells.  And what they write are no updates.
  */
 static bool
-is_of_command(TupleTableSlot *slot, const KdbRewrite *rewrite)
+is_of_command(Oid relid, TupleTableSlot *slot, const KdbRewrite *rewrite)
 {
 	Buffer		buffer = InvalidBuffer;
 	HeapTupleHeader tuple;
@@ -105,24 +184,23 @@ is_of_command(TupleTableSlot *slot, const KdbRewrite *rewrite)
 	command = HeapTupleHeaderGetRawCommandId(tuple);
 	if (BufferIsValid(buffer))
 		LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
-	return !updated && (ended || (command >= rewrite->first && command <= rewrite->last));
+	if (updated || !ended)
+		return !updated && command >= rewrite->first && command <= rewrite->last;
+	return ItemPointerCompare(&slot->tts_tid, unconstify(ItemPointerData *, &rewrite->end)) <= 0 ||
+		rewrite->node != node_of(relid);
 }
 
-/* Of those by one transaction the last one counts: it has written the rows of the others again. */
 static const KdbRewrite *
-find_last(const KdbRewrites *rewrites, TupleTableSlot *slot, TransactionId xmin)
+find_rewrite(Oid relid, const KdbRewrites *rewrites, TupleTableSlot *slot, TransactionId xmin)
 {
-	const KdbRewrite *found = NULL;
-
 	for (int i = 0; i < rewrites->n; i++)
 	{
 		const KdbRewrite *rewrite = &rewrites->list[i];
 
-		if (rewrite->xid == xmin && (found == NULL || rewrite->last > found->last) &&
-			is_of_command(slot, rewrite))
-			found = rewrite;
+		if (rewrite->xid == xmin)
+			return is_of_command(relid, slot, rewrite) ? rewrite : NULL;
 	}
-	return found;
+	return NULL;
 }
 
 /* See conflict.h. */
@@ -143,5 +221,5 @@ KdbFindRewrite(Oid relid, KdbRewrites *rewrites, KdbVersionRecordsKnown *known,
 		rewrites->known = true;
 		MemoryContextSwitchTo(old);
 	}
-	return find_last(rewrites, slot, xmin);
+	return find_rewrite(relid, rewrites, slot, xmin);
 }

@@ -142,6 +142,7 @@ look_for_truth(KdbListing *listing, TupleTableSlot *slot, Truth *truth)
 		key.values[i] = slot_getattr(slot, listing->keys[i], &key.isnull[i]);
 		key.types[i] = TupleDescAttr(listing->desc, listing->keys[i] - 1)->atttypid;
 		key.collations[i] = listing->collations[i];
+		key.columns[i] = listing->keys[i];
 	}
 	KdbVersionRecordsOfKey(listing->relid, &key, take_truth, truth);
 }
@@ -385,6 +386,7 @@ types_of_key(const KdbListing *listing)
 	{
 		types.types[i] = TupleDescAttr(listing->desc, listing->keys[i] - 1)->atttypid;
 		types.collations[i] = listing->collations[i];
+		types.columns[i] = listing->keys[i];
 	}
 	return types;
 }
@@ -412,6 +414,7 @@ KdbListingNeeds(const KdbListing *listing, const KdbVersionRecord *record,
 {
 	const KdbUniqueIndex *index;
 	KdbRecordedKey typed;
+	KdbRecordedKey columns;
 
 	if (record->kind == KDB_RECORD_TRUTH && listing->scanned && KdbIsRewriteShown(record->shown) &&
 		KdbVersionCompare(record->shown, listing->rewritten) != 0)
@@ -425,7 +428,8 @@ KdbListingNeeds(const KdbListing *listing, const KdbVersionRecord *record,
 	if (index == NULL)
 		return false;
 	typed = index->types;
-	return take_values(&typed, claimed) && KdbClaimedHash(&typed, place) == record->hash;
+	columns = types_of_key(listing);
+	return take_values(&typed, claimed) && KdbClaimedHash(&typed, place, &columns) == record->hash;
 }
 
 /* Could a row of which only some columns are known be taken for one that claims something else there? */

@@ -7,7 +7,8 @@
  * whatever their images are (1.0 and 1.00).  Found by the hash, compared by the
  * types' equality.  The hash covers types and collations: of a column that
  * changes its type no records are found any more, as its values are others; ALTER TABLE makes new ones
- * of them (carried_versions.c).  Where records
+ * of them (carried_versions.c).  It also covers which columns of the table the key has: a table may
+ * get another one, by which what was recorded speaks of other rows or of none.  Where records
  * are not found by the hash of their key (claims of its values, and all of a table) the stored values
  * must at least have the form of such a type.
  *
@@ -124,6 +125,7 @@ hash_of(const KdbRecordedKey *key, Oid place)
 												 key->collations[i], key->values[i],
 												 UInt64GetDatum(0)));
 		hash = hash_combine64(hash, hash_uint32_extended(key->types[i], key->collations[i]));
+		hash = hash_combine64(hash, hash_uint32_extended((uint32) key->columns[i], 0));
 		hash = hash_combine64(hash, h);
 	}
 	return hash;
@@ -138,9 +140,13 @@ KdbRecordedKeyHash(const KdbRecordedKey *key)
 
 /* See version_record.h. */
 uint64
-KdbClaimedHash(const KdbRecordedKey *claimed, Oid place)
+KdbClaimedHash(const KdbRecordedKey *claimed, Oid place, const KdbRecordedKey *key)
 {
-	return hash_of(claimed, place);
+	uint64		hash = hash_of(claimed, place);
+
+	for (int i = 0; i < key->n; i++)
+		hash = hash_combine64(hash, hash_uint32_extended((uint32) key->columns[i], 0));
+	return hash;
 }
 
 static bytea *
@@ -280,7 +286,7 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	old = MemoryContextSwitchTo(context);
 	values[REC_STAMP] = TimestampTzGetDatum(stamp);
 	values[REC_RELID] = ObjectIdGetDatum(relid);
-	values[REC_HASH] = Int64GetDatum((int64) hash_of(claimed ? claimed : key, place));
+	values[REC_HASH] = Int64GetDatum((int64) (claimed ? KdbClaimedHash(claimed, place, key) : hash_of(key, place)));
 	values[REC_KIND] = CharGetDatum((char) record->kind);
 	values[REC_INDEX] = ObjectIdGetDatum(place);
 	values[REC_KEY] = PointerGetDatum(image_of(key));
@@ -368,6 +374,13 @@ KdbVersion
 KdbVersionOfRecord(void)
 {
 	return (KdbVersion){GetCurrentTimestamp() + KDB_REWRITE_KEEP_US, NODE_OF_RECORD};
+}
+
+/* See version_record.h. */
+bool
+KdbIsVersionOfRecord(KdbVersion version)
+{
+	return version.node == NODE_OF_RECORD;
 }
 
 /*
@@ -479,7 +492,7 @@ of_key(void *arg, TupleTableSlot *slot)
 		KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
 
 		*copy = record;
-		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
+		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED || record.kind == KDB_RECORD_REWRITTEN)
 			copy->merged = DatumGetByteaPCopy(column(slot, REC_CLAIMED));
 		look->found = lappend(look->found, copy);
 	}
@@ -566,6 +579,8 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 		no_claim |= record.kind != KDB_RECORD_CLAIM;
 		if (!no_claim)
 			values_of(image, INDEX_MAX_KEYS, &claimed);
+		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED)
+			record.merged = (bytea *) DatumGetPointer(image);
 		callback(arg, &record, &key, DatumGetObjectId(column(slot, REC_INDEX)),
 				 no_claim ? NULL : &claimed);
 		MemoryContextSwitchTo(old);
@@ -573,6 +588,27 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 	}
 	KdbRecordScanEnd(&look.scan);
 	MemoryContextDelete(context);
+}
+
+/* See version_record.h. */
+void
+KdbVersionRecordsForget(Oid relid)
+{
+	TupleTableSlot *slot;
+	Look		look;
+
+	if (!KdbVersionRecordsPresent())
+		return;
+	begin_look(&look, relid, NULL, GetActiveSnapshot());
+	while ((slot = KdbRecordScanNext(&look.scan)) != NULL)
+	{
+		char		kind = DatumGetChar(column(slot, REC_KIND));
+
+		CHECK_FOR_INTERRUPTS();
+		if (kind != KDB_RECORD_FLOOR && kind != KDB_RECORD_REWRITTEN)
+			KdbRecordScanDelete(&look.scan);
+	}
+	KdbRecordScanEnd(&look.scan);
 }
 
 typedef struct ClaimLook
@@ -605,7 +641,7 @@ KdbVersionRecordsClaimed(Oid relid, Oid place, const KdbRecordedKey *claimed,
 						 const KdbRecordedKey *key, KdbVersion version)
 {
 	ClaimLook	look = {claimed, key, place, version, false};
-	uint64		hash = hash_of(claimed, place);
+	uint64		hash = KdbClaimedHash(claimed, place, key);
 
 	while (!look_once(relid, hash, NULL, is_newer_claim, &look))
 		continue;

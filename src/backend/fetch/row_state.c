@@ -304,6 +304,7 @@ set_key(Asked *asked, int i)
 	asked->key.isnull[i] = false;
 	asked->key.types[i] = TupleDescAttr(RelationGetDescr(asked->rel), attnum - 1)->atttypid;
 	asked->key.collations[i] = index->rd_indcollation[i];
+	asked->key.columns[i] = attnum;
 }
 
 static void

@@ -96,6 +96,16 @@ KdbRecordScanNext(KdbRecordScan *scan)
 
 /* See record.h. */
 void
+KdbRecordScanDelete(KdbRecordScan *scan)
+{
+	Relation	rel = table_open(RelationGetRelid(scan->rel), RowExclusiveLock);
+
+	simple_table_tuple_delete(rel, &scan->slot->tts_tid, scan->snapshot);
+	table_close(rel, NoLock);
+}
+
+/* See record.h. */
+void
 KdbRecordScanEnd(KdbRecordScan *scan)
 {
 	close_generation(scan);

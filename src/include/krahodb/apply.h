@@ -231,6 +231,13 @@ extern void KdbApplyCopiedHistory(List *columns, const KdbCopiedVersion *key, bo
 								  List *contributions, TimestampTz since);
 
 /*
+ * ALTER TABLE may be about to write rel anew: have what its merged columns consist of carried over, too.  In the memory
+ * context that carried is in.
+ */
+struct KdbCarried;
+extern void KdbMergedCarry(struct KdbCarried *carried, Relation rel);
+
+/*
  * The time that rows of an initial copy show: as old as can be, since any change that is
  * still in flight must win against what has no true version.  (0 means "none".)
  * Another one for each copy, because true versions are recorded for what is shown.

@@ -96,6 +96,13 @@ extern void KdbTupleScanBegin(KdbTupleScan *scan, Relation rel, Relation index,
 extern bool KdbTupleScanNext(KdbTupleScan *scan);
 extern void KdbTupleScanEnd(KdbTupleScan *scan);
 
+/*
+ * left_out_values.c: values of a dead tuple that the index of the TOAST table lacks, into the slot; in the
+ * current memory context, which must last as long as the tuple is in it.  columns: attribute numbers of those that
+ * are needed; NULL: those of indexes, and merged ones.
+ */
+extern void KdbReadLeftOutValues(Relation rel, TupleTableSlot *slot, const Bitmapset *columns);
+
 /* May correct what a dead tuple says: sets version and version_known. */
 typedef void (*KdbDeathTruth) (void *arg, KdbLocalRow *row);
 
@@ -122,10 +129,12 @@ typedef struct KdbRewrite
 	CommandId	first;
 	CommandId	last;
 	bool		carried;
+	Oid			node;			/* where it has written to, up to: */
+	ItemPointerData end;
 } KdbRewrite;
 
 /*
- * Those of a table; start with zeros, and anew when the table has changed.  With a
+ * Those of a table, the last one of each transaction; start with zeros, and anew when the table has changed.  With a
  * snapshot, those that it shows: whoever is about to add one is not waited for.
  */
 typedef struct KdbRewrites
@@ -154,6 +163,39 @@ extern bool KdbIsRewriteShown(KdbVersion shown);
 typedef struct KdbCarried KdbCarried;
 
 extern KdbCarried *KdbCarriedPrepare(Relation rel, List *commands);
+
+/*
+ * What keys' merged columns consist of is carried by whoever knows about that (apply/merged_rewritten.c): he says so between
+ * Prepare and the command.  An image is one of a SEALED record; state is given to all of these.
+ */
+typedef struct KdbCarriedHistories
+{
+	void	   *state;
+	Bitmapset  *columns;		/* attribute numbers of merged columns */
+
+	/* The old rows are here yet: say KdbCarriedHistory for each key with contributions newer than since. */
+	void		(*read) (void *state, KdbCarried *carried, Relation rel, TimestampTz since);
+
+	/* rel is as it will be.  May conversions raise errors? */
+	bool		(*begin) (void *state, KdbCarried *carried, Relation rel);
+
+	/* What becomes of an image, NULL: nothing.  The other one is for what could not be converted. */
+	bytea	   *(*convert) (void *state, bytea *image);
+	bytea	   *(*forget) (void *state, bytea *image);
+} KdbCarriedHistories;
+
+extern void KdbCarriedSetHistories(KdbCarried *carried, const KdbCarriedHistories *histories);
+
+/* version: until the horizon has passed it, the record is needed. */
+extern void KdbCarriedHistory(KdbCarried *carried, const KdbRecordedKey *key, KdbVersion version, bytea *image);
+
+/*
+ * For begin and convert: does the command leave a merged column's values as they are; or does it only cast them?  And what
+ * becomes of one, false if nobody can tell.
+ */
+extern bool KdbCarriedIsSame(const KdbCarried *carried, AttrNumber attnum);
+extern bool KdbCarriedIsCast(const KdbCarried *carried, AttrNumber attnum);
+extern bool KdbCarriedConvert(const KdbCarried *carried, AttrNumber attnum, Datum *value, bool *isnull);
 
 /* Now it does: read them, before that has begun. */
 extern void KdbCarriedRead(KdbCarried *carried);

@@ -3,7 +3,7 @@
  *		Stores of records: append-only relations that nobody replicates.
  *
  * A store is a few relations of the extension, its generations.  Records are
- * appended to the current one; when it has been in use for long enough another
+ * appended to the current one (and deleted only where they have become wrong); when it has been in use for long enough another
  * one takes over, and a generation all of whose records are too old is emptied
  * as a whole.  The top of record/store.c says more.
  */
@@ -81,6 +81,9 @@ typedef struct KdbRecordScan
  */
 extern void KdbRecordScanBegin(KdbRecordScan *scan);
 extern TupleTableSlot *KdbRecordScanNext(KdbRecordScan *scan);
+
+/* Delete the record that it has returned last, which no other transaction may do. */
+extern void KdbRecordScanDelete(KdbRecordScan *scan);
 extern void KdbRecordScanEnd(KdbRecordScan *scan);
 
 /*

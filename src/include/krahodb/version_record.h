@@ -16,7 +16,7 @@
  *			applied all that the node of "version" wrote until its time, and all of its
  *			stream before the position that is the time of "shown"
  *	REWRITTEN	(of a table; the key is empty) the transaction whose id is the time of "shown"
- *			has written all rows anew, with the command ids of its node; see rewritten.c.
+ *			has written all rows anew, with the command ids of its node; see rewritten.c.  Its image says where.
  *			TRUTH of these rows has the same "shown"
  *	MERGED	a write of version "version" has contributed these values to the merged
  *			columns of the key; and what the heap shows of the transaction of
@@ -55,7 +55,8 @@ typedef enum KdbVersionRecordKind
 } KdbVersionRecordKind;
 
 /*
- * Values of a key, with what compares them.  None is toasted out of line.
+ * Values of a key, with what compares them.  None is toasted out of line.  Columns are the table's; what was recorded of
+ * a key of other columns, which the table had before, is not found by it.
  *
  * Values claimed of an exclusion constraint have operators: scan keys whose
  * functions say if others conflict with them.  So have keys and values of an index whose equality
@@ -69,13 +70,14 @@ typedef struct KdbRecordedKey
 	bool		isnull[INDEX_MAX_KEYS];
 	Oid			types[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
+	AttrNumber	columns[INDEX_MAX_KEYS];	/* 0: of values that are claimed */
 	const ScanKeyData *operators;	/* NULL: the types' equality */
 	const char *images[INDEX_MAX_KEYS];	/* of values that were read from a record, else NULL */
 } KdbRecordedKey;
 
-/* The same for equal keys, whatever their images are; and of values that are claimed. */
+/* The same for equal keys, whatever their images are; and of values that are claimed, for keys of these columns. */
 extern uint64 KdbRecordedKeyHash(const KdbRecordedKey *key);
-extern uint64 KdbClaimedHash(const KdbRecordedKey *claimed, Oid place);
+extern uint64 KdbClaimedHash(const KdbRecordedKey *claimed, Oid place, const KdbRecordedKey *key);
 
 typedef struct KdbVersionRecord
 {
@@ -83,7 +85,7 @@ typedef struct KdbVersionRecord
 	KdbVersion	version;
 	KdbVersion	shown;			/* TRUTH, KILLED, MERGED, SEALED */
 	bool		own;			/* written by the current transaction */
-	bytea	   *merged;			/* MERGED, SEALED: in a format of the writer's own */
+	bytea	   *merged;			/* MERGED, SEALED, REWRITTEN: in a format of the writer's own */
 	uint64		hash;			/* of one that was read: by which it is found, of its key or what it claims */
 } KdbVersionRecord;
 
@@ -99,6 +101,7 @@ typedef struct KdbVersionRecord
  * before it has ended.  Readers get the version that it has got.
  */
 extern KdbVersion KdbVersionOfRecord(void);
+extern bool KdbIsVersionOfRecord(KdbVersion version);
 
 /* Can versions be recorded in this database?  Cheap. */
 extern bool KdbVersionRecordsPresent(void);
@@ -144,8 +147,8 @@ extern void KdbVersionRecordsOfKeyIn(Oid relid, const KdbRecordedKey *key, Snaps
 /*
  * Call back for each record of the table that the active snapshot shows and whose
  * version is later than since: the values of its key and, for a claim, of the index,
- * as they were given, for the time of the call.  nkeys: columns of the key.  A column may have got another type since:
- * see KdbRecordedValueFits.
+ * as they were given, for the time of the call; so is what a record of merged columns has, which may be toasted.
+ * nkeys: columns of the key.  A column may have got another type since: see KdbRecordedValueFits.
  */
 typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *record,
 										const KdbRecordedKey *key, Oid place,
@@ -153,6 +156,12 @@ typedef void (*KdbTableRecordCallback) (void *arg, const KdbVersionRecord *recor
 
 extern void KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 									 KdbTableRecordCallback callback, void *arg);
+
+/*
+ * Forget all that is recorded of keys of the table, and claimed for them, and that the active snapshot shows: the
+ * transaction, which has locked the table exclusively, has given its rows other keys.
+ */
+extern void KdbVersionRecordsForget(Oid relid);
 
 /* Can value number i of a record's key have been one of that type? */
 extern bool KdbRecordedValueFits(const KdbRecordedKey *key, int i, Oid type);

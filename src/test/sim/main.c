@@ -66,6 +66,7 @@ static const Rule rules[] = {
 	{"join-versions", true, SIM_WITHOUT_JOIN_VERSIONS},
 	{"join-history", true, SIM_WITHOUT_JOIN_HISTORY},
 	{"join-ahead", true, SIM_WITHOUT_JOIN_AHEAD, true},
+	{"rewrite-history", true, SIM_WITHOUT_REWRITE_HISTORY},
 	{"emptied", true, SIM_WITHOUT_EMPTIED},
 	{"resync", true, SIM_WITHOUT_RESYNC},
 	{"level", true, SIM_WITHOUT_LEVEL},

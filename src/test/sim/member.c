@@ -8,8 +8,8 @@
  * start behind what it had applied.
  *
  * REWRITING a table, as ALTER TABLE does, is the same for the node itself: its rows are as new as the
- * command, its dead ones gone, and what is newer than the horizon has a record.  Histories are lost, which is not
- * promised to be harmless.
+ * command, its dead ones gone, and what is newer than the horizon has a record.  So have contributions; of a row
+ * that has none of these its value is all there is, as an assignment that is older than all.
  *
  * The rows of the copy get a transaction timestamp of the horizon: what is older
  * looks that old, and what is newer has a record.
@@ -46,16 +46,37 @@ copy_key(SimNode *node, int table, int key, KdbVersion copied)
 		k->record_shown = k->live ? copied : k->ended;
 	}
 	k->rewritten = false;
-	if (!SIM_RULE(JOIN_HISTORY) && k->live && sim->history->tables[table].merged)
+}
+
+/* The row's values are all that is known of merged columns. */
+static void
+forget_history(SimKey *k, KdbVersion version)
+{
+	k->nhistory = k->live ? 1 : 0;
+	k->history[0].version = version;
+	for (int column = 0; column < SIM_COLUMNS; column++)
 	{
-		k->nhistory = 1;
-		k->history[0].version = copied;
-		for (int column = 0; column < SIM_COLUMNS; column++)
-		{
-			k->history[0].kind[column] = KDB_CONTRIBUTES_VALUE;
-			k->history[0].value[column] = k->row.merged[column];
-		}
+		k->history[0].kind[column] = KDB_CONTRIBUTES_VALUE;
+		k->history[0].value[column] = k->row.merged[column];
 	}
+}
+
+static bool
+has_newer(const SimKey *k, int64_t horizon)
+{
+	for (int i = 0; i < k->nhistory; i++)
+	{
+		if (k->history[i].version.ts > horizon)
+			return true;
+	}
+	return false;
+}
+
+static void
+rewrite_history(SimKey *k, int64_t horizon)
+{
+	if (!SIM_RULE(REWRITE_HISTORY) || (k->live && !has_newer(k, horizon)))
+		forget_history(k, (KdbVersion) {0, 1});
 }
 
 static void
@@ -72,6 +93,14 @@ copy_rows(SimNode *node, KdbVersion copied)
 {
 	for (int table = 0; table < sim->history->ntables; table++)
 		copy_table(node, table, copied);
+	for (int table = 0; table < sim->history->ntables && !SIM_RULE(JOIN_HISTORY); table++)
+	{
+		for (int key = 0; key < SIM_KEYS && sim->history->tables[table].merged; key++)
+		{
+			if (node->keys[table][key].live)
+				forget_history(&node->keys[table][key], copied);
+		}
+	}
 }
 
 void
@@ -79,11 +108,17 @@ SimRewrite(int at, int table)
 {
 	SimNode    *node = &sim->nodes[at];
 
-	if (!node->active || table >= sim->history->ntables || sim->history->tables[table].merged)
+	if (!node->active || table >= sim->history->ntables)
 		return;
 	copy_table(node, table, (KdbVersion){SimHorizon(at), 0});
 	for (int key = 0; key < SIM_KEYS; key++)
-		node->keys[table][key].rewritten = node->keys[table][key].live;
+	{
+		SimKey	   *k = &node->keys[table][key];
+
+		k->rewritten = k->live;
+		if (sim->history->tables[table].merged)
+			rewrite_history(k, SimHorizon(at));
+	}
 }
 
 void

@@ -61,6 +61,7 @@ enum
 	SIM_WITHOUT_NEW_IDENTITY = 1 << 15, /* which comes back as another one */
 	SIM_WITHOUT_OLDER_FIRST = 1 << 16,	/* of more holders than are asked for, older ones come first */
 	SIM_WITHOUT_CLAIM_AT_END = 1 << 17, /* who has kept a deferrable value is looked at in the end */
+	SIM_WITHOUT_REWRITE_HISTORY = 1 << 19,	/* contributions outlive that a table is written anew */
 	SIM_WITHOUT_EMPTIED = 1 << 18	/* what was truncated since the write is dead as the write left it */
 };
 

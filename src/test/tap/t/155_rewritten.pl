@@ -74,6 +74,10 @@ my @cases = (
 	[ 'what was changed after it, and locked', 'UPDATE % SET v = 1 WHERE id = 1',
 		'BEGIN; ALTER TABLE % ALTER u TYPE bigint; UPDATE % SET v = 2 WHERE id = 1; COMMIT; SELECT FROM % WHERE id = 1 FOR UPDATE',
 		'SELECT id, v FROM % WHERE id = 1', '1|2' ],
+	[ 'what is written after it in its transaction, and locked', 'INSERT INTO % VALUES (10, 10, 1), (11, 11, 1)',
+		q{BEGIN; ALTER TABLE % ALTER u TYPE bigint; INSERT INTO % VALUES (10, 10, 2), (11, 11, 2); UPDATE % SET w = 20 WHERE id = 11; COMMIT;
+			SELECT FROM % FOR UPDATE},
+		'SELECT id, v FROM % WHERE id IN (10, 11) ORDER BY id', "10|2\n11|2" ],
 	[ 'VACUUM FULL before', 'UPDATE % SET v = 1 WHERE id < 4',
 		'DELETE FROM % WHERE id = 1; UPDATE % SET id = 10 WHERE id = 2; UPDATE % SET v = 2 WHERE id = 3; VACUUM FULL %; ALTER TABLE % ALTER u TYPE bigint',
 		'SELECT id, v FROM % WHERE id IN (1, 2, 3, 10) ORDER BY id', "3|2\n10|0" ],

@@ -18,7 +18,10 @@ my $mesh = KrahoDB::PausedMesh->new(
 		CREATE TABLE w (id int PRIMARY KEY, top text COLLATE "C");
 		ALTER TABLE w ALTER top SET STORAGE EXTERNAL;
 		ALTER TABLE w REPLICA IDENTITY FULL, ALTER top SET (krahodb.merge = max);
-		CREATE PUBLICATION pub FOR TABLE w});
+		CREATE TABLE k (id text PRIMARY KEY, n int);
+		ALTER TABLE k ALTER id SET STORAGE EXTERNAL;
+		ALTER TABLE k REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
+		CREATE PUBLICATION pub FOR TABLE w, k});
 my $node = $mesh->node(1);
 
 sub wide { return "repeat('$_[0]', 3000)"; }
@@ -41,6 +44,13 @@ $mesh->on(
 $mesh->deliver('12', '21');
 $mesh->all_equal('rows', 'SELECT * FROM w ORDER BY id');
 is($node->safe_psql('postgres', 'SELECT id, left(top, 1) FROM w ORDER BY id'), "1|e\n2|f", 'the greatest');
+
+# The key of a dead row is out of line, and the index that finds such values lacks it since it was built anew.
+$mesh->pause;
+$mesh->on(1 => q{INSERT INTO k SELECT string_agg(md5(g::text), ''), 5 FROM generate_series(1, 70) g; DELETE FROM k; REINDEX TABLE CONCURRENTLY k});
+is($node->safe_psql('postgres', q{SELECT length("values"[1]), contributed[4] FROM krahodb.merged_history('k', 1)}), '2240|5', 'a key that the index lacks');
+$node->safe_psql('postgres', 'ALTER TABLE k ALTER n TYPE bigint');
+is($node->safe_psql('postgres', q{SELECT length("values"[1]), contributed[4] FROM krahodb.merged_history('k', 1)}), '2240|5', 'and over an ALTER TABLE');
 
 is($mesh->errors, 0, 'no error');
 $mesh->stop;
