@@ -19,6 +19,7 @@
 #include "postgres.h"
 
 #include "access/sysattr.h"
+#include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "commands/trigger.h"
@@ -35,8 +36,38 @@ begin_write(KdbApplyTarget *target)
 {
 	KdbTargetOpenIndexes(target);
 	target->estate->es_output_cid = GetCurrentCommandId(true);
+	target->estate->es_trig_target_relations = NIL; /* what an error has left */
 	if (target->relinfo->ri_TrigDesc)
 		AfterTriggerBeginQuery();
+}
+
+/*
+ * Events of other tables have fired as well, where a foreign key cascades.  The engine keeps these tables
+ * open until the end of a query, which for this executor state never comes, and has looked up their functions in
+ * memory of this message.
+ */
+static void
+close_other_tables(KdbApplyTarget *target)
+{
+	EState	   *estate = target->estate;
+	ListCell   *lc;
+
+	KdbTargetDropTriggerSlots(target);
+	foreach(lc, estate->es_trig_target_relations)
+	{
+		ResultRelInfo *other = lfirst(lc);
+
+		table_close(other->ri_RelationDesc, NoLock);
+		if (other->ri_TrigDesc)
+		{
+			FreeTriggerDesc(other->ri_TrigDesc);
+			pfree(other->ri_TrigFunctions);
+			pfree(other->ri_TrigWhenExprs);
+		}
+		pfree(other);
+	}
+	list_free(estate->es_trig_target_relations);
+	estate->es_trig_target_relations = NIL;
 }
 
 static void
@@ -44,6 +75,8 @@ end_write(KdbApplyTarget *target)
 {
 	if (target->relinfo->ri_TrigDesc)
 		AfterTriggerEndQuery(target->estate);
+	if (target->estate->es_trig_target_relations != NIL)
+		close_other_tables(target);
 	target->rte->updatedCols = NULL;	/* lives no longer than the message */
 	ResetPerTupleExprContext(target->estate);
 }
