@@ -268,7 +268,7 @@ foreach my $case (@formats)
 	}
 	is($position, length $bytes, 'the row is read to its end');
 	my @text = grep { $kind{$_} eq 't' } @columns;
-	is_deeply(\@text, [qw(c_mood c_moods c_pair c_positive c_regclass c_regtypes c_xml c_money)],
+	is_deeply(\@text, [qw(c_name c_mood c_moods c_pair c_positive c_regclass c_regtypes c_xml c_money)],
 		'these are sent as text');
 	is_deeply([grep { $kind{$_} eq 'n' } @columns], ['c_class'], 'the null is sent as null');
 	is(unpack('N', $value{id}), 1, 'int4 in binary');
