@@ -27,10 +27,11 @@ ALTER TABLE sums REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
 CREATE TABLE large_sums (id int PRIMARY KEY, u int, v text, n int);
 ALTER TABLE large_sums REPLICA IDENTITY FULL, ALTER n SET (krahodb.merge = delta);
 CREATE TABLE third (LIKE t INCLUDING ALL);
+CREATE TABLE mark (id int PRIMARY KEY);
 CREATE TABLE before (LIKE t INCLUDING ALL);
 CREATE TABLE anew (LIKE t INCLUDING ALL);
 CREATE PUBLICATION pub FOR TABLE t, large, parts, sums, large_sums WITH (publish_via_partition_root = true);
-CREATE PUBLICATION later FOR TABLE third;
+CREATE PUBLICATION later FOR TABLE third, mark;
 CREATE PUBLICATION fresh FOR TABLE before, anew;
 EOS
 }
@@ -56,7 +57,12 @@ on($a, "INSERT INTO large SELECT i, i, repeat('x', 100) FROM generate_series(1, 
 on($a, "INSERT INTO sums SELECT i, i, repeat('x', 100), 10 FROM generate_series(1, 5) i");
 on($a, "INSERT INTO large_sums SELECT i, i, repeat('x', 100), 10 FROM generate_series(1, 2000) i");
 wait_streams(2, @streams);
-on($b, 'ALTER SUBSCRIPTION b_later ENABLE');
+
+# a has heard c since b's stream from there began, or the copy would wait for that
+on($_, 'ALTER SUBSCRIPTION ' . $_->name . '_later ENABLE') foreach ($a, $b);
+on($c, 'INSERT INTO mark VALUES (1)');
+wait_streams(1, [ $c, 'a_later' ], [ $c, 'b_later' ]);
+on($a, 'ALTER SUBSCRIPTION a_later DISABLE');
 
 # ---- the tables leave b's subscription, and b deletes what it has -----------------------------
 
