@@ -59,7 +59,7 @@ void
 KdbConvergeCopiedClaim(KdbApplyTarget *target, KdbRemoteRow *row,
 					   const KdbCopiedVersion *claim, KdbVersion version)
 {
-	KdbVersionRecord record = {KDB_RECORD_CLAIM, version, version};
+	KdbVersionRecord record = {KDB_RECORD_CLAIM, version, {KdbCopiedRowTime, KdbApply.remote_node}};
 	KdbRecordedKey values = {0};
 	KdbRecordedKey key;
 	int			number;
