@@ -450,6 +450,7 @@ build_local(KdbApplyRelation *rel)
 	MemoryContext context = AllocSetContextCreate(ApplyContext, "KrahoDB apply relation",
 												  ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
+	KdbUserContext user;
 
 	rel->context = context;
 	rel->tupdesc = CreateTupleDescCopyConstr(RelationGetDescr(rel->rel));
@@ -459,7 +460,9 @@ build_local(KdbApplyRelation *rel)
 	rel->ordered_defaults = false;
 	rel->domains = false;
 	map_columns(rel);
+	KdbSwitchToPrepare(rel->rel, &user);
 	prepare_defaults(rel);
+	KdbRestoreUser(&user);
 	rel->search = MakeSingleTupleTableSlot(rel->tupdesc, &TTSOpsVirtual);
 	rel->remote.slot = MakeSingleTupleTableSlot(rel->tupdesc, &TTSOpsVirtual);
 	rel->remote.sent = palloc0_array(bool, rel->nlocal + 1);

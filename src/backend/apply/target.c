@@ -364,6 +364,7 @@ build_target(KdbApplyTarget *target)
 	Oid			relid = target->relid;
 	dlist_node	link = target->open_link;
 	MemoryContext old;
+	KdbUserContext user;
 
 	free_target(target);
 	memset(target, 0, sizeof(KdbApplyTarget));
@@ -375,6 +376,7 @@ build_target(KdbApplyTarget *target)
 											ALLOCSET_SMALL_SIZES);
 	target->scan_context = AllocSetContextCreate(target->context, "KrahoDB key lookup",
 												 ALLOCSET_DEFAULT_SIZES);
+	KdbSwitchToPrepare(rel, &user);
 	old = MemoryContextSwitchTo(target->context);
 	build_executor_state(target);
 	build_slots(target);
@@ -386,6 +388,7 @@ build_target(KdbApplyTarget *target)
 	MemoryContextSwitchTo(old);
 	target->domains = KdbTargetConvertsToDomain(target);
 	target->reading_checks = checks_read_tables(rel);
+	KdbRestoreUser(&user);
 }
 
 /*

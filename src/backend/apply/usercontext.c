@@ -59,6 +59,26 @@ KdbSwitchToTableOwner(Relation rel, KdbUserContext *context)
 	}
 }
 
+/*
+ * Likewise, for preparing expressions of the table, as what is constant in them is evaluated then.  Nobody is asked
+ * whether this may be: a table that is not written to is no error.  Nothing if the worker acts as an owner
+ * already.  Pairs with KdbRestoreUser.
+ */
+void
+KdbSwitchToPrepare(Relation rel, KdbUserContext *context)
+{
+	Oid			owner = rel->rd_rel->relowner;
+
+	context->switched = false;
+	GetUserIdAndSecContext(&context->save_userid, &context->save_sec_context);
+	if (KdbMyOptions->run_as_owner || context->save_userid != GetSessionUserId() ||
+		context->save_userid == owner)
+		return;
+	context->switched = true;
+	context->save_nestlevel = NewGUCNestLevel();
+	SetUserIdAndSecContext(owner, context->save_sec_context | SECURITY_RESTRICTED_OPERATION);
+}
+
 void
 KdbRestoreUser(const KdbUserContext *context)
 {

@@ -174,6 +174,7 @@ typedef struct KdbUserContext
 } KdbUserContext;
 
 extern void KdbSwitchToTableOwner(Relation rel, KdbUserContext *context);
+extern void KdbSwitchToPrepare(Relation rel, KdbUserContext *context);
 extern void KdbRestoreUser(const KdbUserContext *context);
 
 /*

@@ -86,6 +86,24 @@ is(apply_worker(), $worker, '... and the worker took the setting without a resta
 isnt(on_subscriber("SELECT application_name FROM pg_stat_activity WHERE pid = $worker"),
 	'alice', '... a setting that a table owner makes does not outlive the change');
 
+# What is constant in an expression of a table is evaluated when that is prepared.
+on_subscriber(<<'EOF');
+GRANT USAGE ON SCHEMA public TO alice;
+SET ROLE alice;
+CREATE FUNCTION code(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+	RAISE LOG 'code % of alice as %', $1, current_user; RETURN $1; END $$;
+ALTER TABLE alices ADD CHECK (id > public.code(1) - 2), ADD extra int DEFAULT public.code(2), ADD made int GENERATED ALWAYS AS (id + public.code(3)) STORED;
+CREATE INDEX ON alices ((id + public.code(4)));
+CREATE TRIGGER conditional AFTER INSERT ON alices FOR EACH ROW WHEN (NEW.id > public.code(5) + 1000) EXECUTE FUNCTION note();
+ALTER TABLE alices ENABLE ALWAYS TRIGGER conditional;
+EOF
+my $before_code = -s $subscriber->logfile;
+replicate("INSERT INTO alices VALUES (10, 'a'); DELETE FROM alices WHERE id = 10");
+my $code = slurp_file($subscriber->logfile, $before_code);
+like($code, qr/LOG:  code $_ of alice as alice$/m, "constant $_ is evaluated for the table's owner") foreach 1 .. 5;
+unlike($code, qr/LOG:  code \d of alice as (?!alice$)/m, '... and for nobody else');
+on_subscriber('DROP TRIGGER conditional ON alices; ALTER TABLE alices DROP extra, DROP made; DROP FUNCTION code CASCADE');
+
 # A superuser may become everybody; another role only what it is a member of.
 on_subscriber('GRANT alice TO sub_owner; ALTER ROLE sub_owner NOSUPERUSER');
 on_subscriber('GRANT ALL ON alices, bobs TO sub_owner');
