@@ -566,7 +566,7 @@ on_subscriber('DROP SUBSCRIPTION sub');
 $subscriber->append_conf('postgresql.conf', 'max_worker_processes = 5');
 $subscriber->restart;
 $log = -s $subscriber->logfile;
-on_subscriber('TRUNCATE item, event, full_row');
+on_subscriber('TRUNCATE item, event, full_row, later');
 on_subscriber("CREATE SUBSCRIPTION sub CONNECTION '" . connstr($publisher)
 	  . "' PUBLICATION pub WITH (apply_workers = 8)");
 $subscriber->wait_for_subscription_sync($publisher, 'sub');
