@@ -33,9 +33,11 @@
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 
+#include "krahodb/compat.h"
+
 #include "merged_private.h"
 
-PG_FUNCTION_INFO_V1(krahodb_merged_history);
+KDB_SQL_FUNCTION(krahodb_merged_history);
 
 #define COLUMNS		7
 #define FIELDS		4			/* of a contribution to one column */

@@ -22,6 +22,7 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/node.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
@@ -235,7 +236,7 @@ KdbSeenProgress(uint64 node)
 #ifdef KRAHODB_FAULT_POINTS
 
 /* For tests: KdbSeenProgress of a node, as text; the node as text too. */
-PG_FUNCTION_INFO_V1(krahodb_test_seen_progress);
+KDB_SQL_FUNCTION(krahodb_test_seen_progress);
 
 Datum
 krahodb_test_seen_progress(PG_FUNCTION_ARGS)

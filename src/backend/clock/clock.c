@@ -68,6 +68,7 @@
 #include "utils/timestamp.h"
 
 #include "krahodb/clock.h"
+#include "krahodb/compat.h"
 
 /* How many transactions to look at after a restart, at most. */
 #define CLOCK_LOOK_BACK		1000000
@@ -452,7 +453,7 @@ KdbClockInit(void)
 #ifdef KRAHODB_FAULT_POINTS
 
 /* For tests: KdbClockMark. */
-PG_FUNCTION_INFO_V1(krahodb_test_clock_mark);
+KDB_SQL_FUNCTION(krahodb_test_clock_mark);
 
 Datum
 krahodb_test_clock_mark(PG_FUNCTION_ARGS)

@@ -61,6 +61,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/origin_nodes.h"
 #include "krahodb/seen_state.h"
@@ -68,7 +69,7 @@
 
 #include "conflict_private.h"
 
-PG_FUNCTION_INFO_V1(krahodb_table_versions);
+KDB_SQL_FUNCTION(krahodb_table_versions);
 
 #define COLUMNS		5
 

@@ -66,6 +66,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/conflict.h"
 #include "krahodb/horizon_shared.h"
 #include "krahodb/node.h"
@@ -73,7 +74,7 @@
 #include "krahodb/stream.h"
 #include "krahodb/version_record.h"
 
-PG_FUNCTION_INFO_V1(krahodb_row_state);
+KDB_SQL_FUNCTION(krahodb_row_state);
 
 /* A key that is asked for. */
 typedef struct Asked

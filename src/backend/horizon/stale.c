@@ -48,6 +48,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/init.h"
 #include "horizon_private.h"
 
@@ -185,7 +186,7 @@ KdbStaleMarkMain(Datum main_arg)
 	proc_exit(0);
 }
 
-PG_FUNCTION_INFO_V1(krahodb_accept_stale_peer);
+KDB_SQL_FUNCTION(krahodb_accept_stale_peer);
 
 /* Have a stale subscription take changes again, as they are. */
 Datum

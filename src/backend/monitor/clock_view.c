@@ -9,9 +9,10 @@
 #include "funcapi.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/shared.h"
 
-PG_FUNCTION_INFO_V1(krahodb_clock_state);
+KDB_SQL_FUNCTION(krahodb_clock_state);
 
 #define CLOCK_COLUMNS	6
 

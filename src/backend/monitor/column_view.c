@@ -17,9 +17,10 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/options.h"
 
-PG_FUNCTION_INFO_V1(krahodb_column_options);
+KDB_SQL_FUNCTION(krahodb_column_options);
 
 #define COLUMNS		4
 

@@ -11,12 +11,13 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/conflict.h"
 #include "krahodb/conflict_counters.h"
 
-PG_FUNCTION_INFO_V1(krahodb_conflict_counters);
-PG_FUNCTION_INFO_V1(krahodb_reset_conflict_stats);
-PG_FUNCTION_INFO_V1(krahodb_prune_conflict_log);
+KDB_SQL_FUNCTION(krahodb_conflict_counters);
+KDB_SQL_FUNCTION(krahodb_reset_conflict_stats);
+KDB_SQL_FUNCTION(krahodb_prune_conflict_log);
 
 #define COUNTER_COLUMNS	7
 

@@ -13,9 +13,10 @@
 #include "storage/spin.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/copy_shared.h"
 
-PG_FUNCTION_INFO_V1(krahodb_copies);
+KDB_SQL_FUNCTION(krahodb_copies);
 
 typedef enum CopyColumn
 {

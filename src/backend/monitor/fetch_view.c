@@ -8,9 +8,10 @@
 #include "fmgr.h"
 #include "funcapi.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/shared.h"
 
-PG_FUNCTION_INFO_V1(krahodb_fetch_state);
+KDB_SQL_FUNCTION(krahodb_fetch_state);
 
 #define FETCH_COLUMNS	3
 

@@ -16,13 +16,14 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/conflict.h"
 #include "krahodb/horizon.h"
 
-PG_FUNCTION_INFO_V1(krahodb_horizon_state);
-PG_FUNCTION_INFO_V1(krahodb_horizon_peers);
-PG_FUNCTION_INFO_V1(krahodb_hold_horizon);
-PG_FUNCTION_INFO_V1(krahodb_release_horizon);
+KDB_SQL_FUNCTION(krahodb_horizon_state);
+KDB_SQL_FUNCTION(krahodb_horizon_peers);
+KDB_SQL_FUNCTION(krahodb_hold_horizon);
+KDB_SQL_FUNCTION(krahodb_release_horizon);
 
 #define STATE_COLUMNS	2
 #define PEER_COLUMNS	6

@@ -14,9 +14,10 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/lanes_shared.h"
 
-PG_FUNCTION_INFO_V1(krahodb_lane_states);
+KDB_SQL_FUNCTION(krahodb_lane_states);
 
 /* Columns of krahodb.lane_states(). */
 typedef enum LaneColumn

@@ -6,9 +6,10 @@
 
 #include "fmgr.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/node.h"
 
-PG_FUNCTION_INFO_V1(krahodb_reset_node_identity);
+KDB_SQL_FUNCTION(krahodb_reset_node_identity);
 
 /* Who may call it is up to SQL. */
 Datum

@@ -26,10 +26,11 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
+#include "krahodb/compat.h"
 #include "krahodb/options.h"
 
-PG_FUNCTION_INFO_V1(krahodb_subscription_options);
-PG_FUNCTION_INFO_V1(krahodb_table_options);
+KDB_SQL_FUNCTION(krahodb_subscription_options);
+KDB_SQL_FUNCTION(krahodb_table_options);
 
 /* Columns of krahodb.subscription_options(). */
 typedef enum subscription_column

@@ -245,7 +245,7 @@ set_node(RepOriginId origin, uint64 node, XLogRecPtr since)
 void
 KdbRememberOriginNode(RepOriginId origin, uint64 node)
 {
-	uint64		old_node = KdbOriginNode(origin);
+	volatile uint64 old_node = KdbOriginNode(origin);
 	Oid			old_database = pg_atomic_read_u32(&map->database[origin]);
 	XLogRecPtr	old_since;
 	volatile int nformer;

@@ -31,4 +31,9 @@
 	ReadRecentBuffer((rel)->rd_node, MAIN_FORKNUM, (block), (buffer))
 #endif
 
+/* A function for CREATE FUNCTION: PG_FUNCTION_INFO_V1, which exports it only from 16 on. */
+#define KDB_SQL_FUNCTION(name) \
+	extern PGDLLEXPORT Datum name(PG_FUNCTION_ARGS); \
+	PG_FUNCTION_INFO_V1(name)
+
 #endif							/* KRAHODB_COMPAT_H */
