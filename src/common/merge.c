@@ -421,7 +421,7 @@ merge_delete(KdbMergeRun *run)
 
 	do
 	{
-		KdbLocalRow local = {KDB_ROW_ABSENT};
+		KdbLocalRow local;
 		judgement	j = nothing_known;
 
 		run->ops->find(run->arg, KDB_KEY_OLD, &local);

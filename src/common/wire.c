@@ -24,6 +24,7 @@
  */
 #include "krahodb/wire.h"
 
+#include <limits.h>
 #include <string.h>
 
 /* Flag bits, as the manual numbers them. */
@@ -149,6 +150,9 @@ refuse_at(reader *r, const unsigned char *pos, const char *what)
 	return refuse(r, what);
 }
 
+/* Of the kinds of a column. */
+static const bool has_value[UCHAR_MAX + 1] = {['t'] = true, ['b'] = true, [KDB_WIRE_DATUM] = true};
+
 /*
  * A tuple's columns.  Most of the stream's bytes pass through this loop; the
  * position is a local variable so that it stays in a register.
@@ -176,7 +180,7 @@ read_tuple(reader *r, bool old, KdbWireColumn *columns, KdbWireTuple *tuple)
 			return refuse_at(r, pos, "message ends too early");
 		column->kind = kind = (char) *pos++;
 
-		if (kind == 't' || kind == 'b' || kind == KDB_WIRE_DATUM)
+		if (has_value[(unsigned char) kind])
 		{
 			uint32_t	length;
 

@@ -182,7 +182,7 @@ KdbConvergeStart(KdbConverge *c)
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 
-	if (!TransactionIdIsValid(GetTopTransactionIdIfAny()) && KdbRowIsIncomplete(c))
+	if (c->row && !TransactionIdIsValid(GetTopTransactionIdIfAny()) && KdbRowIsIncomplete(c))
 		KdbAwaitSeen();			/* nothing is locked yet */
 	if (!context_ready)
 		begin_transaction();
@@ -190,7 +190,7 @@ KdbConvergeStart(KdbConverge *c)
 	c->context = &context;
 
 	/* BEFORE ROW triggers fire for a row that is inserted: look before. */
-	context.newest = look_for_newer(c) && !KdbHasBeforeInsertTriggers(target);
+	context.newest = KdbLooksForNewer(c) && look_for_newer(c) && !KdbHasBeforeInsertTriggers(target);
 	c->holders = holders;
 }
 
@@ -285,10 +285,9 @@ route_update(KdbConverge *c, KdbApplyRelation *rel, TupleTableSlot *old)
 void
 KdbConvergeInsert(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row)
 {
-	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row};
+	KdbConverge c;
 
-	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
-	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
+	KdbConvergeInit(&c, rel, target, KDB_INSERT, row, row->slot);
 	merge(&c);
 }
 
@@ -297,8 +296,9 @@ void
 KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *old,
 				  bool old_is_full)
 {
-	KdbConverge c = {.rel = rel, .operation = KDB_UPDATE, .row = &rel->remote};
+	KdbConverge c;
 
+	KdbConvergeInit(&c, rel, target, KDB_UPDATE, &rel->remote, rel->remote.slot);
 	c.old_is_full = old && old_is_full;
 	if (old)
 		take_from_old(rel, &rel->remote, old, old_is_full);
@@ -306,9 +306,8 @@ KdbConvergeUpdate(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot 
 		route_update(&c, rel, old ? old : rel->remote.slot);
 	else
 	{
-		c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
-		c.sides[KDB_KEY_NEW].key = rel->remote.slot;
-		c.sides[KDB_KEY_OLD].key = old ? old : rel->remote.slot;
+		if (old)
+			c.sides[KDB_KEY_OLD].key = old;
 		c.key_changed = old && !keys_equal(target, old, rel->remote.slot);
 	}
 	for (int i = 0; i < 2; i++)
@@ -363,17 +362,16 @@ KdbConvergeCopied(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *r
 				  KdbVersionRecordKind kind, KdbVersion version)
 {
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
-	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row};
+	KdbConverge c;
 
 	if (!target->converging)
 		return;
 	if (!context_ready)
 		begin_transaction();
+	KdbConvergeInit(&c, rel, target, KDB_INSERT, row, row->slot);
 	context.resolvers = &target->resolvers;
 	c.context = &context;
 	c.holders = holders;
-	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
-	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
 	switch (kind)
 	{
 		case KDB_RECORD_DEAD:
@@ -395,7 +393,7 @@ void
 KdbConvergeCopiedHistory(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row,
 						 bool live, List *contributions, TimestampTz since)
 {
-	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row};
+	KdbConverge c;
 	KdbVersion	version;
 	KdbLocalRow dead = {0};
 
@@ -403,9 +401,8 @@ KdbConvergeCopiedHistory(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemot
 		return;
 	if (!context_ready)
 		begin_transaction();
+	KdbConvergeInit(&c, rel, target, KDB_INSERT, row, row->slot);
 	c.context = &context;
-	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
-	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
 	version = copied_version(target, row->slot, context.version);
 	if (live && KdbTrueDeath(&c, target, row->slot, &dead) && dead.version_known &&
 		KdbVersionCompare(dead.version, version) > 0)
@@ -429,7 +426,7 @@ void
 KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow *row)
 {
 	static KdbHolder holders[KDB_MERGE_MAX_HOLDERS];
-	KdbConverge c = {.rel = rel, .operation = KDB_INSERT, .row = row, .fetched = *row};
+	KdbConverge c;
 	KdbMergeWrite write = {.operation = KDB_INSERT, .unique = target->has_unique, .deferrable = target->has_deferrable};
 	KdbFetched	state = {KDB_ROW_LIVE};
 	KdbLocalRow local;
@@ -439,10 +436,10 @@ KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow
 	context.version.ts = KdbCopiedRowTime;
 	context.resolvers = &target->resolvers;
 	context.newest = false;
+	KdbConvergeInit(&c, rel, target, KDB_INSERT, row, row->slot);
+	c.fetched = *row;
 	c.context = &context;
 	c.holders = holders;
-	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
-	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = row->slot;
 
 	state.version.ts = time_of_copied_row();
 	state.version.node = context.version.node;
@@ -462,10 +459,9 @@ KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow
 void
 KdbConvergeDelete(KdbApplyRelation *rel, KdbApplyTarget *target, TupleTableSlot *old)
 {
-	KdbConverge c = {.rel = rel, .operation = KDB_DELETE};
+	KdbConverge c;
 
-	c.sides[KDB_KEY_NEW].target = c.sides[KDB_KEY_OLD].target = target;
-	c.sides[KDB_KEY_NEW].key = c.sides[KDB_KEY_OLD].key = old;
+	KdbConvergeInit(&c, rel, target, KDB_DELETE, NULL, old);
 	KdbTargetCheck(target, ACL_SELECT);
 	merge(&c);
 }

@@ -252,7 +252,7 @@ find(KdbConverge *c, KdbMergeKey which, KdbLocalRow *local)
 
 	memset(local, 0, sizeof(KdbLocalRow));
 	KdbMergedForget(c);
-	if (!c->looking)
+	if (!c->looking && KdbLooksForNewer(c))
 		KdbStartLook(c);
 	c->looking = false;
 	new_key = is_new_key(c, side);

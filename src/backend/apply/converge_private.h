@@ -35,20 +35,17 @@ typedef struct KdbConverge
 	KdbApplyRelation *rel;
 	KdbOperation operation;
 	KdbConvergeSide sides[2];	/* by KdbMergeKey; the same unless key_changed */
-	bool		key_changed;
 	KdbRemoteRow *row;			/* new row, format of the new side; NULL for a delete */
 	KdbRemoteRow fetched;		/* the row as the publisher has it, likewise; slot NULL: not fetched */
 	KdbMergeContext *context;
-	KdbVersion	version;		/* of a copied row; else {0, 0}: the context's */
-
-	bool		old_is_full;	/* the old side's key is the whole old row */
-	KdbMergedChange *merged;	/* NULL if no column is merged */
-	TupleTableSlot *old_row;	/* key_changed: copy of the old key's row, or NULL */
-	TupleTableSlot *written;	/* the row as it was written last, for the record */
 	KdbHolder  *holders;		/* as listed last: KDB_MERGE_MAX_HOLDERS */
 	uint64		events;			/* KdbShared->merge_events when the key was looked at */
 	uint64		clock;			/* KdbClockMark at that time */
-	bool		looking;		/* that has just been noted, and nothing been looked at yet */
+
+	/* zeros until the rules have something to say, from here on (KdbConvergeInit) */
+	bool		key_changed;
+	bool		old_is_full;	/* the old side's key is the whole old row */
+	bool		looking;		/* the events have just been noted, and nothing been looked at yet */
 	bool		local_completed;	/* columns that the publisher does not have */
 	bool		triggers_fired; /* BEFORE ROW, of the insert */
 	bool		unclaimed;		/* no tuple has a unique value of the new row */
@@ -56,6 +53,10 @@ typedef struct KdbConverge
 	bool		at_end;			/* of the transaction: none keeps it any more */
 	int			clashes;		/* unique keys that were found taken while writing */
 	int			kept;			/* rows in the way that triggers have kept, each time */
+	KdbVersion	version;		/* of a copied row; else {0, 0}: the context's */
+	KdbMergedChange *merged;	/* NULL if no column is merged */
+	TupleTableSlot *old_row;	/* key_changed: copy of the old key's row, or NULL */
+	TupleTableSlot *written;	/* the row as it was written last, for the record */
 } KdbConverge;
 
 /*
@@ -63,6 +64,31 @@ typedef struct KdbConverge
  * triggers may change a key to one that is taken, or keep a row that is to go.
  */
 #define KDB_CONVERGE_CLASHES	16
+
+/*
+ * A change of one key in one table.  To clear the whole struct would cost more than what the
+ * rules do for a change without conflict.
+ */
+static inline void
+KdbConvergeInit(KdbConverge *c, KdbApplyRelation *rel, KdbApplyTarget *target, KdbOperation operation,
+				KdbRemoteRow *row, TupleTableSlot *key)
+{
+	c->rel = rel;
+	c->operation = operation;
+	for (int i = 0; i < 2; i++)
+	{
+		c->sides[i].target = target;
+		c->sides[i].key = key;
+		c->sides[i].live = false;
+	}
+	c->row = row;
+	c->fetched.slot = NULL;
+	c->fetched.sent = NULL;
+	c->context = NULL;
+	c->holders = NULL;
+	c->events = c->clock = 0;
+	memset(&c->key_changed, 0, sizeof(KdbConverge) - offsetof(KdbConverge, key_changed));
+}
 
 static inline KdbConvergeSide *
 KdbSideOf(KdbConverge *c, KdbMergeKey key)
@@ -107,6 +133,13 @@ extern bool KdbClaimedByAnother(KdbConverge *c, TupleTableSlot *row, KdbVersion 
 
 /* What is found from here on must hold when the row is written. */
 extern void KdbStartLook(KdbConverge *c);
+
+/* Nobody asks what is newer than a deletion: it puts nothing in anybody's way. */
+static inline bool
+KdbLooksForNewer(const KdbConverge *c)
+{
+	return c->operation != KDB_DELETE;
+}
 
 /* converge_deferred.c: an older row keeps a value of the new row, for now. */
 extern void KdbNoteKeptHolder(KdbConverge *c);

@@ -42,7 +42,6 @@
 #include "krahodb/clock.h"
 #include "krahodb/conflict.h"
 #include "krahodb/horizon_shared.h"
-#include "krahodb/record.h"
 #include "krahodb/version_record.h"
 
 /* The columns of type krahodb.version_record, in its order. */
@@ -70,8 +69,9 @@ typedef enum RecordColumn
 
 static const Oid column_types[NCOLUMNS] = {RECORD_COLUMNS(AS_TYPE)};
 
-static KdbRecordStore records = {
+KdbRecordStore KdbVersionRecordStore = {
 	.name = "version_records",
+	.changes = 1,				/* nobody knows anything yet */
 	.ncolumns = NCOLUMNS,
 	.types = column_types
 };
@@ -82,16 +82,11 @@ static KdbRecordStore records = {
 static bool rotation_due = false;
 static TimestampTz prune_at = 0;
 
-/* How often the catalogs have changed under the store; see KdbVersionRecordsAny. */
-static uint64 store_changes = 1;
-
 /* See version_record.h. */
 bool
 KdbVersionRecordsPresent(void)
 {
-	if (!records.looked_up)
-		store_changes++;
-	return KdbRecordPresent(&records);
+	return KdbRecordPresent(&KdbVersionRecordStore);
 }
 
 static uint64
@@ -296,8 +291,8 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	values[REC_NODE] = Int64GetDatum((int64) record->version.node);
 	values[REC_SHOWN_TS] = TimestampTzGetDatum(record->shown.ts);
 	values[REC_SHOWN_NODE] = Int64GetDatum((int64) record->shown.node);
-	if (KdbRecordAppend(&records, values, isnull) &&
-		KdbRecordRotationDue(&records, keep_us()))
+	if (KdbRecordAppend(&KdbVersionRecordStore, values, isnull) &&
+		KdbRecordRotationDue(&KdbVersionRecordStore, keep_us()))
 		rotation_due = true;
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
@@ -339,7 +334,7 @@ begin_look(Look *look, Oid relid, const uint64 *hash, Snapshot snapshot)
 	InitDirtySnapshot(look->dirty);
 	look->dirty.xmin = InvalidTransactionId;
 	memset(&look->scan, 0, sizeof(look->scan));
-	look->scan.store = &records;
+	look->scan.store = &KdbVersionRecordStore;
 	look->scan.snapshot = snapshot ? snapshot : &look->dirty;
 	look->scan.nkeys = hash ? 2 : 1;
 	look->scan.columns[0] = REC_RELID + 1;
@@ -425,24 +420,23 @@ read_record(TupleTableSlot *slot, KdbVersionRecord *record)
 
 /* See version_record.h. */
 bool
-KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
+KdbVersionRecordsLook(Oid relid, KdbVersionRecordsKnown *known)
 {
 	uint64		now = appended();
+	uint64		changes = KdbVersionRecordStore.changes;
 	TransactionId wait;
 	Look		look;
 
+	if (known->any && known->changes == changes)
+		return true;
 	/* what is known of an absent store is found out each time */
-	if (records.looked_up && known->known && known->emptied == store_changes &&
-		(known->any || known->appended == now))
-		return known->any;
 	if (!KdbVersionRecordsPresent())
 		return false;
 	begin_look(&look, relid, NULL, NULL);
 	known->any = next_record(&look, &wait) != NULL;
 	KdbRecordScanEnd(&look.scan);
-	known->known = true;
 	known->appended = now;
-	known->emptied = store_changes;
+	known->changes = changes;
 	return known->any;
 }
 
@@ -675,9 +669,9 @@ KdbVersionRecordsMaintain(void)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	if (rotation_due && keep_us() < PG_INT64_MAX)
-		KdbRecordRotate(&records, keep_us());
+		KdbRecordRotate(&KdbVersionRecordStore, keep_us());
 	else if (prune)
-		(void) KdbRecordPrune(&records, KdbHorizonTimestamp(), &busy);
+		(void) KdbRecordPrune(&KdbVersionRecordStore, KdbHorizonTimestamp(), &busy);
 	rotation_due = false;
 	PopActiveSnapshot();
 	CommitTransactionCommand();

@@ -87,6 +87,7 @@ relation_changed(Datum arg, Oid relid)
 		if (!concerns(stores[i], relid))
 			continue;
 		stores[i]->looked_up = false;
+		stores[i]->changes++;
 		KdbRecordForgetCurrent(stores[i]);
 	}
 }
@@ -138,20 +139,11 @@ KdbRecordForgetCurrent(KdbRecordStore *store)
 	store->retry_at = 0;
 }
 
-/* See record_private.h. */
-bool
-KdbRecordLookUp(KdbRecordStore *store)
+static bool
+find_generations(KdbRecordStore *store)
 {
-	Oid			namespace;
+	Oid			namespace = get_namespace_oid("krahodb", true);
 
-	if (store->looked_up)
-		return store->present;
-	remember_store(store);
-
-	/* What comes in while this looks is looked at the next time. */
-	store->looked_up = true;
-	store->present = false;
-	namespace = get_namespace_oid("krahodb", true);
 	if (!OidIsValid(namespace))
 		return false;
 	for (int i = 0; i < KDB_RECORD_GENERATIONS; i++)
@@ -160,8 +152,24 @@ KdbRecordLookUp(KdbRecordStore *store)
 		if (!OidIsValid(store->relids[i]))
 			return false;
 	}
-	store->present = true;
 	return true;
+}
+
+/* See record_private.h. */
+bool
+KdbRecordLookUp(KdbRecordStore *store)
+{
+	uint64		changes = store->changes;
+
+	if (store->looked_up)
+		return store->present;
+	remember_store(store);
+	store->present = false;
+	store->present = find_generations(store);
+
+	/* What has come in meanwhile is looked at the next time. */
+	store->looked_up = store->changes == changes;
+	return store->present;
 }
 
 /* See record.h. */

@@ -34,6 +34,7 @@ typedef struct KdbRecordStore
 
 	/* record/store.c's own: what this process knows */
 	bool		looked_up;		/* false: the catalogs have changed */
+	uint64		changes;		/* how often they have */
 	bool		present;		/* the extension is in this database */
 	Oid			relids[KDB_RECORD_GENERATIONS];
 	bool		current_known;

@@ -22,6 +22,14 @@ typedef struct KdbVersion
 } KdbVersion;
 
 /* <0, 0 or >0 as a is less than, equal to or greater than b. */
-extern int	KdbVersionCompare(KdbVersion a, KdbVersion b);
+static inline int
+KdbVersionCompare(KdbVersion a, KdbVersion b)
+{
+	if (a.ts != b.ts)
+		return a.ts < b.ts ? -1 : 1;
+	if (a.node != b.node)
+		return a.node < b.node ? -1 : 1;
+	return 0;
+}
 
 #endif							/* KRAHODB_VERSION_H */

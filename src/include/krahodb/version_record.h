@@ -40,6 +40,8 @@
 #include "utils/rel.h"
 #include "utils/snapshot.h"
 
+#include "krahodb/record.h"
+#include "krahodb/shared.h"
 #include "krahodb/version.h"
 
 typedef enum KdbVersionRecordKind
@@ -109,14 +111,27 @@ extern bool KdbVersionRecordsPresent(void);
 /* What a user of records knows of those of one table; start with zeros. */
 typedef struct KdbVersionRecordsKnown
 {
-	bool		known;
 	bool		any;
-	uint64		appended;		/* counter at that time */
-	uint64		emptied;
+	uint64		appended;		/* counter when that was found out */
+	uint64		changes;		/* of the store, likewise; 0: nothing is known */
 } KdbVersionRecordsKnown;
 
-/* May there be records of the table?  Cheap unless somebody has added some. */
-extern bool KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known);
+/* For KdbVersionRecordsAny. */
+extern KdbRecordStore KdbVersionRecordStore;
+extern bool KdbVersionRecordsLook(Oid relid, KdbVersionRecordsKnown *known);
+
+/*
+ * May there be records of the table?  Cheap unless somebody has added some: it is asked several
+ * times for each row.
+ */
+static inline bool
+KdbVersionRecordsAny(Oid relid, KdbVersionRecordsKnown *known)
+{
+	if (known->changes == KdbVersionRecordStore.changes &&
+		known->appended == pg_atomic_read_u64(&KdbShared->version_records))
+		return known->any;
+	return KdbVersionRecordsLook(relid, known);
+}
 
 /*
  * Add a record in the current transaction.  claimed and place, of the index: CLAIM only.
