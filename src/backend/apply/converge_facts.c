@@ -607,7 +607,7 @@ is_behind_position(const KdbFloor *floor, const KdbApplyTarget *target)
 }
 
 static void
-read_floor(KdbApplyTarget *target, uint64 node)
+read_floor(KdbApplyTarget *target, uint64 node, uint64 floors)
 {
 	KdbFloor   *floor = &target->floor;
 	KdbRecordedKey none = {0};
@@ -615,7 +615,7 @@ read_floor(KdbApplyTarget *target, uint64 node)
 	floor->until = PG_INT64_MIN;
 	floor->position = InvalidXLogRecPtr;
 	floor->node = node;
-	floor->appended = target->records.appended;
+	floor->floors = floors;
 	KdbVersionRecordsOfKey(target->relid, &none, take_floor, floor);
 }
 
@@ -625,10 +625,12 @@ KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target)
 {
 	KdbFloor   *floor = &target->floor;
 	KdbVersion	version = c->context->version;
+	uint64		floors;
 
 	if (!KdbVersionRecordsAny(target->relid, &target->records))
 		return false;
-	if (floor->appended != target->records.appended || floor->node != version.node)
-		read_floor(target, version.node);
+	floors = pg_atomic_read_u64(&KdbShared->floors);
+	if (floor->floors != floors || floor->node != version.node)
+		read_floor(target, version.node, floors);
 	return version.ts <= floor->until || is_behind_position(floor, target);
 }

@@ -99,7 +99,7 @@ typedef struct KdbFloor
 	TimestampTz until;
 	XLogRecPtr	position;		/* of the node's stream, for merged columns */
 	uint64		node;
-	uint64		appended;		/* counter of version records at that time; 0: not known */
+	uint64		floors;			/* KdbShared->floors at that time; 0: not known */
 } KdbFloor;
 
 /* Where rows are that this worker has written lately; recall.c. */

@@ -297,7 +297,9 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 
-	/* Behind the record, so that who sees the number also finds the record. */
+	/* Behind the record, so that who sees the numbers also finds the record. */
+	if (record->kind == KDB_RECORD_FLOOR)
+		pg_atomic_fetch_add_u64(&KdbShared->floors, 1);
 	pg_atomic_fetch_add_u64(&KdbShared->version_records, 1);
 }
 

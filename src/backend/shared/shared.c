@@ -72,6 +72,7 @@ start_shared(void)
 		pg_atomic_init_u64(&KdbShared->fetch_us, 0);
 		pg_atomic_init_u64(&KdbShared->fetch_failures, 0);
 		pg_atomic_init_u64(&KdbShared->version_records, 0);
+		pg_atomic_init_u64(&KdbShared->floors, 1);
 		pg_atomic_init_u64(&KdbShared->merge_events, 0);
 		pg_atomic_init_u32(&KdbShared->merging, 0);
 		ConditionVariableInit(&KdbShared->seen_moved);

@@ -36,6 +36,7 @@ typedef struct KdbSharedState
 
 	/* version records and merges under way: see version_record.h, apply/converge.c */
 	pg_atomic_uint64 version_records;	/* added since the server started */
+	pg_atomic_uint64 floors;		/* of them, what copies contain; from 1 on */
 	pg_atomic_uint64 merge_events;	/* keys that have died, values that were claimed */
 	pg_atomic_uint32 merging;	/* remote transactions that are being merged */
 
