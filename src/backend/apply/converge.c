@@ -450,7 +450,7 @@ KdbConvergeCopiedRow(KdbApplyRelation *rel, KdbApplyTarget *target, KdbRemoteRow
 	if (local.state == KDB_ROW_LIVE && KdbVersionCompare(state.version, local.version) != 0)
 		report_copied(&c, &local);
 	if (target->nmerged > 0 && local.state == KDB_ROW_DEAD && KdbVersionCompare(state.version, local.version) > 0)
-		KdbMergedCopiedRow(&c);
+		KdbMergedRevive(&c);
 	KdbStartLook(&c);
 	KdbMergeState(&KdbConvergeOps, &c, &context, &write, &state);
 }

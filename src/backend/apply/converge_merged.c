@@ -334,6 +334,8 @@ KdbMergedBeforePut(KdbConverge *c, const KdbMergePut *put, TupleTableSlot *row,
 		(put->merged == KDB_MERGED_COMBINE || (put->merged == KDB_MERGED_WRITTEN && insert));
 	bool		shown = counts && (local == NULL || put->merged == KDB_MERGED_COMBINE);
 
+	if (c->revived && put->chosen == KDB_PART_FETCHED)
+		KdbMergedRevivedRow(c, row);
 	if (change == NULL)
 		return;
 	for (int i = 0; i < change->n; i++)
@@ -372,6 +374,8 @@ KdbMergedAfterPut(KdbConverge *c)
 bool
 KdbMergedOvertaken(KdbConverge *c)
 {
+	if (c->revived)
+		return KdbMergedRevivalOvertaken(c);
 	return c->merged && c->merged->history_known &&
 		KdbMergedForeignRecords(c) != c->merged->foreign_records;
 }

@@ -55,6 +55,7 @@ typedef struct KdbConverge
 	int			kept;			/* rows in the way that triggers have kept, each time */
 	KdbVersion	version;		/* of a copied row; else {0, 0}: the context's */
 	KdbMergedChange *merged;	/* NULL if no column is merged */
+	KdbMergedChange *revived;	/* of a copied row of a key that is dead here; else NULL */
 	TupleTableSlot *old_row;	/* key_changed: copy of the old key's row, or NULL */
 	TupleTableSlot *written;	/* the row as it was written last, for the record */
 } KdbConverge;
@@ -207,8 +208,8 @@ extern void KdbMergedAfterPut(KdbConverge *c);
  */
 extern void KdbMergedCopied(KdbConverge *c, bool has_row, List *contributions, TimestampTz since);
 
-/* Give the copied row of a key that is dead here what its history, with that of the copy, makes of merged columns. */
-extern void KdbMergedCopiedRow(KdbConverge *c);
+/* The copied row's key is dead here: its history, with that of the copy, makes up its merged columns. */
+extern void KdbMergedRevive(KdbConverge *c);
 
 /* Has another worker contributed to the key since its history was read? */
 extern bool KdbMergedOvertaken(KdbConverge *c);

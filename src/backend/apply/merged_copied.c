@@ -14,7 +14,8 @@
  *
  * Where a key is dead here, and the row that comes is later and brings it back, that row has the value that its
  * key's history gives, with what was added to it here before it was deleted: the deletion has lost,
- * and these changes are on their way to the publisher.
+ * and these changes are on their way to the publisher.  It is made up when the row is put: a change
+ * may come to the dead key until then (TWO WORKERS in converge_merged.c).
  */
 #include "postgres.h"
 
@@ -193,11 +194,10 @@ has_list(const KdbConverge *c)
 
 /* The value of column number i by the history, which is in the order of versions. */
 static void
-fold_column(KdbConverge *c, int i)
+fold_column(KdbConverge *c, int i, TupleTableSlot *row)
 {
 	KdbMergedChange *change = c->merged;
 	const KdbMergedColumn *column = change->columns[i];
-	TupleTableSlot *row = c->row->slot;
 	int			att = column->attnum - 1;
 	int			last = -1;
 
@@ -221,19 +221,37 @@ fold_column(KdbConverge *c, int i)
 
 /* See converge_private.h. */
 void
-KdbMergedCopiedRow(KdbConverge *c)
+KdbMergedRevive(KdbConverge *c)
 {
 	KdbMergedChange *change = begin_change(KdbSideOf(c, KDB_KEY_NEW)->target);
 
-	c->merged = change;
-	if (change->n > 0)
-	{
-		change->folded = palloc0_array(KdbColumnContribution, change->n);
-		change->row_comes = true;
-		change->key_locked = true;	/* likewise */
-		KdbMergedReadHistory(c);
-		for (int i = 0; i < change->n && has_list(c); i++)
-			fold_column(c, i);
-	}
-	c->merged = NULL;			/* to the rules it is a row as any other */
+	if (change->n == 0)
+		return;
+	change->folded = palloc0_array(KdbColumnContribution, change->n);
+	change->row_comes = true;
+	change->key_locked = true;	/* likewise */
+	c->revived = change;
+}
+
+/* See merged_private.h. */
+void
+KdbMergedRevivedRow(KdbConverge *c, TupleTableSlot *row)
+{
+	c->merged = c->revived;
+	KdbMergedReadHistory(c);
+	for (int i = 0; i < c->merged->n && has_list(c); i++)
+		fold_column(c, i, row);
+	c->merged = NULL;
+}
+
+/* See merged_private.h. */
+bool
+KdbMergedRevivalOvertaken(KdbConverge *c)
+{
+	int			foreign_records;
+
+	c->merged = c->revived;
+	foreign_records = KdbMergedForeignRecords(c);
+	c->merged = NULL;
+	return c->revived->history_known && foreign_records != c->revived->foreign_records;
 }

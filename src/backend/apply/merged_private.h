@@ -183,6 +183,14 @@ extern int	KdbMergedForeignRecords(KdbConverge *c);
 /* Has this transaction recorded contributions to the key? */
 extern bool KdbMergedRecording(KdbConverge *c);
 
+/* ---- merged_copied.c ---- */
+
+/* The row that is about to be put gets what the history makes of its merged columns. */
+extern void KdbMergedRevivedRow(KdbConverge *c, TupleTableSlot *row);
+
+/* Has another worker contributed to its key since? */
+extern bool KdbMergedRevivalOvertaken(KdbConverge *c);
+
 /* ---- merged_keys.c ---- */
 
 /* A key that something newer than the horizon was done to. */
