@@ -91,6 +91,8 @@ typedef struct KdbWalk
 	bool		at_entry;		/* the scan's entry is yet to be looked at */
 	int			misses;			/* in a row */
 	int			rows;			/* found */
+	int			next_ones;		/* rows in a row whose entry was the next one */
+	bool		among_live;		/* the last lookup: see walk.c */
 } KdbWalk;
 
 /* All changes of a node until then are in what the table was copied from. */
