@@ -293,7 +293,7 @@ KdbActOverwrite(void *arg, const KdbMergePut *put)
 	if (target->has_unique)
 		notice = (target->has_deferrable && !c->context->newest) ||
 			KdbUniqueDependsOn(target, KdbChangedColumns(target->tupdesc, target->local, target->merged));
-	columns = KdbSentColumns(row, target->tupdesc->natts);
+	columns = KdbSentColumns(target, row);
 	if (notice && c->clashes < KDB_CONVERGE_CLASHES)
 		result = KdbWriteUpdateIf(target, target->merged, columns, may_stay, &overwrite);
 	else

@@ -17,7 +17,9 @@
  *
  * ENTRIES OF VERSIONS GO FIRST.  The index is told that the entry is of another version of a
  * row that is there already, and tries to remove entries of dead versions before it
- * splits a page, as on the publisher.
+ * splits a page, as on the publisher.  It is not told so of the identity index where the row was found
+ * among others that have no dead versions (walk.c): a large transaction that changes each row once would
+ * have all of the index searched for nothing, and the rows' pages with it.
  */
 #include "postgres.h"
 
@@ -74,6 +76,13 @@ check_of(Relation index, const IndexInfo *info, bool unchanged)
 	return info->ii_Unique && !surely_unique ? UNIQUE_CHECK_YES : UNIQUE_CHECK_NO;
 }
 
+/* Is it worth to look for dead versions? */
+static bool
+may_have_dead(KdbApplyTarget *target, int i)
+{
+	return target->index_oids[i] != target->identity_index || !target->walk.among_live;
+}
+
 static void
 insert_entry(KdbApplyTarget *target, int i, TupleTableSlot *slot)
 {
@@ -88,7 +97,8 @@ insert_entry(KdbApplyTarget *target, int i, TupleTableSlot *slot)
 	unchanged = is_unchanged(target, i, slot);
 	FormIndexDatum(info, slot, target->estate, values, isnull);
 	index_insert(index, values, isnull, &slot->tts_tid, target->rel,
-				 check_of(index, info, unchanged), unchanged, info);
+				 check_of(index, info, unchanged),
+				 unchanged && may_have_dead(target, i), info);
 }
 
 /* See relation_private.h. */

@@ -154,6 +154,7 @@ find_by_index(KdbApplyTarget *target, TupleTableSlot *search)
 {
 	ScanKeyData key[INDEX_MAX_KEYS];
 
+	target->walk.among_live = false;
 	if (!KdbIdentityKey(target, search, key))
 		return false;
 	if (KdbRecallFind(target, search))

@@ -91,6 +91,8 @@ typedef struct KdbWalk
 	bool		at_entry;		/* the scan's entry is yet to be looked at */
 	int			misses;			/* in a row */
 	int			rows;			/* found */
+	int			next_ones;		/* rows in a row whose entry was the next one */
+	bool		among_live;		/* the last lookup: see walk.c */
 } KdbWalk;
 
 /* All changes of a node until then are in what the table was copied from. */
@@ -140,6 +142,7 @@ typedef struct KdbApplyTarget
 	uint64		bound_to;		/* generation of that KdbApplyRelation */
 	bool		updatable;		/* the identity's columns are part of what is sent as key */
 	bool	   *compared;		/* per column: sent, so part of a full row match */
+	Bitmapset  *all_columns;	/* KdbSentColumns() of a row that was sent as a whole */
 
 	bool		row_triggers;	/* BEFORE ROW triggers fire: rows are locked first */
 	bool		insert_triggers;	/* row triggers fire on INSERT */
@@ -493,8 +496,8 @@ extern bool KdbBeforeInsertOf(KdbApplyTarget *target, KdbRemoteRow *row);
 extern void KdbComputeGenerated(KdbApplyTarget *target, TupleTableSlot *slot);
 extern KdbWriteResult KdbWriteInsert(KdbApplyTarget *target, TupleTableSlot *slot,
 									 KdbNotice notice);
-/* What the engine's updatedCols are: the columns that were sent. */
-extern Bitmapset *KdbSentColumns(const KdbRemoteRow *row, int natts);
+/* What the engine's updatedCols are: the columns that were sent.  Not to be changed or freed. */
+extern Bitmapset *KdbSentColumns(KdbApplyTarget *target, const KdbRemoteRow *row);
 extern KdbWriteResult KdbWriteUpdate(KdbApplyTarget *target, TupleTableSlot *slot,
 									 Bitmapset *sent_columns, bool notice_conflicts);
 

@@ -223,7 +223,7 @@ static bool
 overwrite(Change *change, const KdbDecision *decision, const KdbLocalRow *local)
 {
 	KdbApplyTarget *target = change->target;
-	Bitmapset  *columns = KdbSentColumns(change->row, target->tupdesc->natts);
+	Bitmapset  *columns = KdbSentColumns(target, change->row);
 	bool		notice = false;
 	KdbWriteResult result;
 

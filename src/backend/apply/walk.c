@@ -19,6 +19,11 @@
  * Walking: the scan stands at an entry (at_entry) or behind the last one that was
  * used.  Some misses in a row end the walk, and the next one waits for longer.
  *
+ * AMONG LIVE ROWS.  Where each key's entry was the very next one for longer than a page of the index,
+ * there are no entries of dead versions here: the walk would have passed them.  (Those that are marked
+ * as dead are not shown to it; they are removed without any search.)  So it is known that looking for
+ * dead versions before a page is split is in vain (entries.c).
+ *
  * Only for btrees in ascending order whose columns are passed by value, so that the
  * last key needs no copy.
  */
@@ -37,6 +42,7 @@
 #define KDB_WALK_STEPS		32	/* entries passed in search of one key */
 #define KDB_WALK_MISSES		4	/* keys in a row that were not found */
 #define KDB_WALK_MAX_PAUSE	65536	/* lookups */
+#define KDB_WALK_LIVE	512		/* next entries in a row that tell of live rows: more than a page has */
 
 static bool
 is_possible(KdbApplyTarget *target, Relation index)
@@ -119,6 +125,7 @@ begin_walk(KdbApplyTarget *target, Relation index, const ScanKeyData *key)
 	walk->at_entry = false;
 	walk->misses = 0;
 	walk->rows = 0;
+	walk->next_ones = 0;
 	MemoryContextSwitchTo(old);
 }
 
@@ -208,7 +215,11 @@ walk_to(KdbApplyTarget *target, const ScanKeyData *key)
 			return WALK_MISSED;
 		walk->at_entry = false;
 		if (order == 0 && row_is_settled(target))
+		{
+			walk->next_ones++;
 			return WALK_FOUND;
+		}
+		walk->next_ones = -1;
 	}
 	return WALK_AT_END;
 }
@@ -245,6 +256,7 @@ KdbWalkFind(KdbApplyTarget *target, Relation index, const ScanKeyData *key)
 		case WALK_FOUND:
 			walk->misses = 0;
 			walk->rows++;
+			walk->among_live = walk->next_ones > KDB_WALK_LIVE;
 			return true;
 		case WALK_MISSED:
 			if (++walk->misses >= KDB_WALK_MISSES)

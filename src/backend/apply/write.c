@@ -376,12 +376,29 @@ update_in_subtransaction(KdbApplyTarget *target, TupleTableSlot *slot,
 	return result;
 }
 
+static Bitmapset *
+all_columns(KdbApplyTarget *target)
+{
+	if (target->all_columns == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(target->context);
+
+		target->all_columns = bms_add_range(NULL, 1 - FirstLowInvalidHeapAttributeNumber,
+											target->tupdesc->natts - FirstLowInvalidHeapAttributeNumber);
+		MemoryContextSwitchTo(old);
+	}
+	return target->all_columns;
+}
+
 /* See relation_private.h. */
 Bitmapset *
-KdbSentColumns(const KdbRemoteRow *row, int natts)
+KdbSentColumns(KdbApplyTarget *target, const KdbRemoteRow *row)
 {
 	Bitmapset  *columns = NULL;
+	int			natts = target->tupdesc->natts;
 
+	if (memchr(row->sent, false, natts) == NULL)
+		return all_columns(target);
 	for (int i = 0; i < natts; i++)
 	{
 		if (row->sent[i])
