@@ -195,14 +195,39 @@ KdbConvergeStart(KdbConverge *c)
 }
 
 static void
+drop_old_row(KdbConverge *c)
+{
+	if (c->old_row)
+		ExecDropSingleTupleTableSlot(c->old_row);
+}
+
+/* Is nothing of the change new here?  If only its old key still has to go, it does. */
+static bool
+is_here(KdbConverge *c, KdbApplyTarget *target)
+{
+	const KdbConvergeSide *old = KdbSideOf(c, KDB_KEY_OLD);
+
+	if (KdbIsBehindFloor(c, target))
+		return true;
+	if (!KdbIsInCopiedRow(c))
+		return false;
+	if (c->key_changed)
+		KdbConvergeDelete(c->rel, old->target, old->key);
+	return true;
+}
+
+static void
 merge(KdbConverge *c)
 {
 	KdbApplyTarget *target = c->sides[KDB_KEY_NEW].target;
 	KdbMergeWrite write = {0};
 
 	KdbConvergeStart(c);
-	if (KdbIsBehindFloor(c, target))
+	if (is_here(c, target))
+	{
+		drop_old_row(c);
 		return;
+	}
 	write.operation = c->operation;
 	write.key_changed = c->key_changed;
 	write.unsent = KdbRowIsIncomplete(c);
@@ -212,8 +237,7 @@ merge(KdbConverge *c)
 		KdbMergedBegin(c);
 	write.nmerged = KdbMergedCount(c);
 	KdbMerge(&KdbConvergeOps, c, &context, &write);
-	if (c->old_row)
-		ExecDropSingleTupleTableSlot(c->old_row);
+	drop_old_row(c);
 }
 
 /* See converge_private.h. */

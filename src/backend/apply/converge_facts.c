@@ -111,6 +111,7 @@ collect_truth(void *arg, const KdbVersionRecord *record)
 			break;
 		case KDB_RECORD_CLAIM:
 		case KDB_RECORD_FLOOR:
+		case KDB_RECORD_AGAIN:
 		case KDB_RECORD_REWRITTEN:
 		case KDB_RECORD_MERGED:
 		case KDB_RECORD_SEALED:
@@ -590,8 +591,11 @@ KdbFactProgress(void *arg, uint64_t node)
 static void
 take_floor(void *arg, const KdbVersionRecord *record)
 {
-	KdbFloor   *floor = arg;
+	KdbApplyTarget *target = arg;
+	KdbFloor   *floor = &target->floor;
 
+	if (record->kind == KDB_RECORD_AGAIN)
+		KdbCopiedAgainTake(target, record);
 	if (record->kind != KDB_RECORD_FLOOR || record->version.node != floor->node)
 		return;
 	floor->until = Max(floor->until, record->version.ts);
@@ -616,7 +620,8 @@ read_floor(KdbApplyTarget *target, uint64 node, uint64 floors)
 	floor->position = InvalidXLogRecPtr;
 	floor->node = node;
 	floor->floors = floors;
-	KdbVersionRecordsOfKey(target->relid, &none, take_floor, floor);
+	KdbCopiedAgainForget(floor);
+	KdbVersionRecordsOfKey(target->relid, &none, take_floor, target);
 }
 
 /* See converge_private.h. */

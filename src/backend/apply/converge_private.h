@@ -183,6 +183,16 @@ extern void KdbFetchRow(void *arg, KdbFetched *fetched);
  */
 extern bool KdbIsBehindFloor(KdbConverge *c, KdbApplyTarget *target);
 
+/*
+ * merged_again.c: of a copy that began again, known by AGAIN records.  Has the copied row of the new key the
+ * change in it already?  After KdbIsBehindFloor, which reads the records.
+ */
+typedef struct KdbCopiedAgain KdbCopiedAgain;
+
+extern void KdbCopiedAgainForget(KdbFloor *floor);
+extern void KdbCopiedAgainTake(KdbApplyTarget *target, const KdbVersionRecord *record);
+extern bool KdbIsInCopiedRow(KdbConverge *c);
+
 /* converge_merged.c */
 
 /* The target has merged columns: begin with them.  Not for a DELETE. */

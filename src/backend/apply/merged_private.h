@@ -9,6 +9,7 @@
  *	merged_keys.c		the keys of a table that have histories
  *	merged_listed.c		their histories, for whoever copies the table
  *	merged_copied.c		and here, as the publisher has listed them
+ *	merged_again.c		what the stream brings again of these
  *	merged_rewritten.c	and over an ALTER TABLE
  *	converge_merged.c	a change's way through the convergence rules
  *

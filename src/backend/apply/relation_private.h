@@ -102,6 +102,8 @@ typedef struct KdbFloor
 	XLogRecPtr	position;		/* of the node's stream, for merged columns */
 	uint64		node;
 	uint64		floors;			/* KdbShared->floors at that time; 0: not known */
+	struct KdbCopiedAgain *again;	/* merged_again.c */
+	int			nagain;
 } KdbFloor;
 
 /* Where rows are that this worker has written lately; recall.c. */

@@ -298,7 +298,7 @@ KdbVersionRecordAdd(Oid relid, const KdbVersionRecord *record, const KdbRecorded
 	MemoryContextDelete(context);
 
 	/* Behind the record, so that who sees the numbers also finds the record. */
-	if (record->kind == KDB_RECORD_FLOOR)
+	if (record->kind == KDB_RECORD_FLOOR || record->kind == KDB_RECORD_AGAIN)
 		pg_atomic_fetch_add_u64(&KdbShared->floors, 1);
 	pg_atomic_fetch_add_u64(&KdbShared->version_records, 1);
 }
@@ -488,7 +488,8 @@ of_key(void *arg, TupleTableSlot *slot)
 		KdbVersionRecord *copy = palloc(sizeof(KdbVersionRecord));
 
 		*copy = record;
-		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED || record.kind == KDB_RECORD_REWRITTEN)
+		if (record.kind == KDB_RECORD_MERGED || record.kind == KDB_RECORD_SEALED ||
+			record.kind == KDB_RECORD_AGAIN || record.kind == KDB_RECORD_REWRITTEN)
 			copy->merged = DatumGetByteaPCopy(column(slot, REC_CLAIMED));
 		look->found = lappend(look->found, copy);
 	}
@@ -567,7 +568,7 @@ KdbVersionRecordsOfTable(Oid relid, TimestampTz since, int nkeys,
 
 		read_record(slot, &record);
 		if (record.version.ts <= since || record.kind == KDB_RECORD_FLOOR ||
-			record.kind == KDB_RECORD_REWRITTEN)
+			record.kind == KDB_RECORD_AGAIN || record.kind == KDB_RECORD_REWRITTEN)
 			continue;
 		old = MemoryContextSwitchTo(context);
 		values_of(column(slot, REC_KEY), nkeys, &key);
@@ -601,7 +602,7 @@ KdbVersionRecordsForget(Oid relid)
 		char		kind = DatumGetChar(column(slot, REC_KIND));
 
 		CHECK_FOR_INTERRUPTS();
-		if (kind != KDB_RECORD_FLOOR && kind != KDB_RECORD_REWRITTEN)
+		if (kind != KDB_RECORD_FLOOR && kind != KDB_RECORD_AGAIN && kind != KDB_RECORD_REWRITTEN)
 			KdbRecordScanDelete(&look.scan);
 	}
 	KdbRecordScanEnd(&look.scan);

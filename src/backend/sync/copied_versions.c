@@ -252,17 +252,24 @@ kind_of(const char *kind)
 
 /* Tables that rows are written to. */
 static void
-add_floor(Relation rel, TimestampTz until, uint64 node, uint64 position)
+add_to_tables(Relation rel, const KdbVersionRecord *record)
 {
-	KdbVersionRecord record = {KDB_RECORD_FLOOR, {until, node}, {(TimestampTz) position, node}, true};
 	KdbRecordedKey none = {0};
 	ListCell   *lc;
 
 	foreach(lc, find_all_inheritors(RelationGetRelid(rel), AccessShareLock, NULL))
 	{
 		if (lfirst_oid(lc) == RelationGetRelid(rel) || get_rel_relispartition(lfirst_oid(lc)))
-			KdbVersionRecordAdd(lfirst_oid(lc), &record, &none, InvalidOid, NULL);
+			KdbVersionRecordAdd(lfirst_oid(lc), record, &none, InvalidOid, NULL);
 	}
+}
+
+static void
+add_floor(Relation rel, TimestampTz until, uint64 node, uint64 position)
+{
+	KdbVersionRecord record = {KDB_RECORD_FLOOR, {until, node}, {(TimestampTz) position, node}, true};
+
+	add_to_tables(rel, &record);
 }
 
 /* Behind the columns of the key comes what is claimed of one index. */
@@ -401,6 +408,18 @@ release_horizon(void)
 {
 	(void) KdbStreamQuery(LogRepWorkerWalRcvConn, "SELECT krahodb.release_horizon()", 1,
 						  "the retention horizon");
+}
+
+/* See sync_private.h. */
+void
+KdbSyncNoteAgain(Relation rel, XLogRecPtr position)
+{
+	const char *snapshot = KdbStreamQueryRow(LogRepWorkerWalRcvConn, "SELECT pg_catalog.pg_current_snapshot()",
+											 1, "snapshot")[0];
+	KdbVersionRecord record = {KDB_RECORD_AGAIN, {KdbCopiedRowTime, MySubscription->oid}, {(TimestampTz) position, 0}};
+
+	record.merged = DatumGetByteaP(PointerGetDatum(cstring_to_text(snapshot)));
+	add_to_tables(rel, &record);
 }
 
 /* See sync_private.h. */

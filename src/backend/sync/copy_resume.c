@@ -39,7 +39,8 @@
  *	 is kept, and the stream begins at LSN 1: ranges that are not the same come once
  *	 more, row by row and with the time of each row, and nothing is taken away.  That the
  *	 stream then brings changes that the copied rows have in them is nothing new to
- *	 it: a copied row is older than each of them, and the last one stays.  If that slot is gone, or
+ *	 it: a copied row is older than each of them, and the last one stays; contributions to merged columns are
+ *	 left out where they are in it (apply/merged_again.c).  If that slot is gone, or
  *	 the publisher could not keep the log for it, there is no such stream; then no row may be here.
  *	 Nor without a key: what comes a second time would be there twice.
  *

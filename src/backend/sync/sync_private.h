@@ -296,9 +296,11 @@ typedef struct KdbCopyHelperRequest
 /*
  * copied_versions.c.  Prepare: before the transaction there whose snapshot is copied.
  * Copy: inside it, before its rows are visible here; in a transaction whose commit is
- * stamped by KdbSyncStampCopy.
+ * stamped by KdbSyncStampCopy.  NoteAgain: likewise, if the slot is older than that transaction; position: behind all that
+ * it shows.
  */
 extern void KdbSyncVersionsPrepare(void);
 extern void KdbSyncVersionsCopy(const KdbRemoteTable *table, Relation rel);
+extern void KdbSyncNoteAgain(Relation rel, XLogRecPtr position);
 
 #endif							/* SYNC_PRIVATE_H */

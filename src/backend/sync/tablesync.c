@@ -204,6 +204,7 @@ copy_phase(const char *slotname, bool kept_slot)
 {
 	Relation	rel;
 	XLogRecPtr	startpos;
+	XLogRecPtr	shown;			/* all that is copied was written before */
 	KdbUserContext user;
 	KdbRemoteTable *table;
 	KdbCopyJob *job;
@@ -223,6 +224,9 @@ copy_phase(const char *slotname, bool kept_slot)
 	MemoryContextSwitchTo(oldcontext);
 	KDB_FAULT_POINT("copy_prepared");
 	KdbSyncVersionsCopy(table, rel);
+	shown = kept_slot ? remote_position() : startpos;
+	if (kept_slot)
+		KdbSyncNoteAgain(rel, shown);
 	if (job == NULL)
 		copy_whole(rel, table, kept_slot);
 	PopActiveSnapshot();
@@ -230,7 +234,7 @@ copy_phase(const char *slotname, bool kept_slot)
 	table_close(rel, NoLock);
 
 	/* before anybody can see rows */
-	KdbSyncNoteCopied(kept_slot ? remote_position() : startpos);
+	KdbSyncNoteCopied(shown);
 	if (job != NULL)
 	{
 		KdbCopyLockForSession(job->relid);

@@ -15,6 +15,9 @@
  *	FLOOR	(of a table; the key is empty) the table was copied from a node that had
  *			applied all that the node of "version" wrote until its time, and all of its
  *			stream before the position that is the time of "shown"
+ *	AGAIN	(of a table; the key is empty) the copy whose rows have the time of "version" was made for the
+ *			subscription that is its node, with a slot that is older than its snapshot.  That is the
+ *			image; the time of "shown" is a position of the stream behind all that it shows
  *	REWRITTEN	(of a table; the key is empty) the transaction whose id is the time of "shown"
  *			has written all rows anew, with the command ids of its node; see rewritten.c.  Its image says where.
  *			TRUTH of these rows has the same "shown"
@@ -51,6 +54,7 @@ typedef enum KdbVersionRecordKind
 	KDB_RECORD_DEAD = 'd',
 	KDB_RECORD_CLAIM = 'c',
 	KDB_RECORD_FLOOR = 'f',
+	KDB_RECORD_AGAIN = 'a',
 	KDB_RECORD_REWRITTEN = 'r',
 	KDB_RECORD_MERGED = 'm',
 	KDB_RECORD_SEALED = 's'
@@ -87,7 +91,7 @@ typedef struct KdbVersionRecord
 	KdbVersion	version;
 	KdbVersion	shown;			/* TRUTH, KILLED, MERGED, SEALED */
 	bool		own;			/* written by the current transaction */
-	bytea	   *merged;			/* MERGED, SEALED, REWRITTEN: in a format of the writer's own */
+	bytea	   *merged;			/* MERGED, SEALED, AGAIN, REWRITTEN: in a format of the writer's own */
 	uint64		hash;			/* of one that was read: by which it is found, of its key or what it claims */
 } KdbVersionRecord;
 
