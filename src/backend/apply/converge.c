@@ -303,6 +303,8 @@ route_update(KdbConverge *c, KdbApplyRelation *rel, TupleTableSlot *old)
 	old_side->target = KdbRoute(rel, old, &old_side->key);
 	c->key_changed = old_side->target != new_side->target ||
 		!keys_equal(new_side->target, old_side->key, new_side->key);
+	if (old_side->target != new_side->target)	/* the old one is */
+		KdbReadyToRead(rel, new_side->target, old_side->target);
 }
 
 /* See relation_private.h. */

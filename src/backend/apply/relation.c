@@ -138,9 +138,8 @@ KdbApplyRelationsClose(void)
 	KdbTargetsClose();
 }
 
-/* See relation_private.h. */
-void
-KdbApplyRelationsCloseOthers(KdbApplyRelation *rel, KdbApplyTarget *target)
+static void
+close_others(KdbApplyRelation *rel, KdbApplyTarget *target, KdbApplyTarget *from)
 {
 	dlist_mutable_iter iter;
 
@@ -153,7 +152,17 @@ KdbApplyRelationsCloseOthers(KdbApplyRelation *rel, KdbApplyTarget *target)
 	}
 	if (rel->routing)
 		KdbRoutingClose(rel);
-	KdbTargetsCloseOthers(target);
+	KdbTargetsCloseOthers(target, from);
+}
+
+/* See relation_private.h. */
+void
+KdbReadyToRead(KdbApplyRelation *rel, KdbApplyTarget *target, KdbApplyTarget *from)
+{
+	if (target->fires)
+		close_others(rel, target, from);
+	if (target->fires || target->reading_checks)
+		KdbApplyFreshSnapshot();
 }
 
 /*

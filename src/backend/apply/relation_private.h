@@ -237,11 +237,12 @@ struct KdbApplyRelation
 
 /* relation.c */
 /*
- * A change of rel is about to be made in target, where triggers fire: they may do what
- * needs a table that nobody has open, as TRUNCATE and ALTER TABLE.  Closes all that
- * earlier changes of the transaction have left open.
+ * A change of rel is about to be made in target, which has been opened.  Triggers that fire there may do
+ * what needs a table that nobody has open, as TRUNCATE and ALTER TABLE: closes all that earlier
+ * changes of the transaction have left open, but for the partition that a row comes from (or NULL).  They, and
+ * CHECKs that read tables, see what earlier transactions have written.
  */
-extern void KdbApplyRelationsCloseOthers(KdbApplyRelation *rel, KdbApplyTarget *target);
+extern void KdbReadyToRead(KdbApplyRelation *rel, KdbApplyTarget *target, KdbApplyTarget *from);
 
 /* Index of the publisher's column of that name, -1 if it has none. */
 extern int	KdbRemoteColumn(KdbApplyRelation *rel, const char *name);
@@ -259,7 +260,7 @@ extern void KdbTargetOpenIndexes(KdbApplyTarget *target);
 extern bool KdbTargetOpenToRead(KdbApplyTarget *target, Relation rel);
 extern void KdbTargetCloseRead(KdbApplyTarget *target);
 extern void KdbTargetsClose(void);
-extern void KdbTargetsCloseOthers(KdbApplyTarget *target);
+extern void KdbTargetsCloseOthers(KdbApplyTarget *target, KdbApplyTarget *from);
 
 /*
  * Rows are looked for in the target: scans are kept for the next one, and with them pinned

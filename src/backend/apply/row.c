@@ -450,6 +450,8 @@ aim_whole_row(const Change *change, TupleTableSlot *root)
 	Change		insert = *change;
 
 	insert.target = KdbRoute(change->rel, root, &insert.search);
+	if (insert.target != change->target)
+		KdbReadyToRead(change->rel, insert.target, change->target);
 	KdbTargetCheckUpdatable(insert.target, change->rel);
 	insert.row = &insert.target->remote;
 	ExecCopySlot(insert.row->slot, insert.search);

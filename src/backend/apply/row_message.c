@@ -93,13 +93,7 @@ aim_at(KdbApplyRelation *rel, TupleTableSlot *key, KdbRemoteRow *row)
 		if (row)
 			aim.row = KdbRouteRow(rel, aim.target, row);
 	}
-	if (aim.target->fires)
-	{
-		KdbApplyRelationsCloseOthers(rel, aim.target);
-		KdbApplyFreshSnapshot();
-	}
-	else if (aim.target->reading_checks)
-		KdbApplyFreshSnapshot();
+	KdbReadyToRead(rel, aim.target, NULL);
 	return aim;
 }
 

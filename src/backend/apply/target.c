@@ -660,7 +660,7 @@ KdbTargetsClose(void)
 
 /* See relation_private.h. */
 void
-KdbTargetsCloseOthers(KdbApplyTarget *target)
+KdbTargetsCloseOthers(KdbApplyTarget *target, KdbApplyTarget *from)
 {
 	dlist_mutable_iter iter;
 
@@ -668,7 +668,7 @@ KdbTargetsCloseOthers(KdbApplyTarget *target)
 	{
 		KdbApplyTarget *other = dlist_container(KdbApplyTarget, open_link, iter.cur);
 
-		if (other != target)
+		if (other != target && other != from)
 			close_target(other);
 	}
 }
