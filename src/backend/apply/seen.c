@@ -117,11 +117,13 @@ typedef struct Subscribed
 static Subscribed *subscribed = NULL;
 static int	nsubscribed = 0;
 static bool subscribed_valid = false;
+static uint64 subscription_changes = 0;
 
 static void
 forget_subscribed(Datum arg, int cacheid, uint32 hashvalue)
 {
 	subscribed_valid = false;
+	subscription_changes++;
 }
 
 static void
@@ -217,9 +219,11 @@ KdbSeenProgress(uint64 node)
 	register_callbacks();
 	while (!subscribed_valid)
 	{
-		subscribed_valid = true;
+		uint64		changes = subscription_changes;
+
 		read_subscriptions();
 		read_table_states();
+		subscribed_valid = changes == subscription_changes;
 	}
 	for (int i = 0; i < nsubscribed; i++)
 	{
