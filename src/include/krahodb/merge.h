@@ -155,7 +155,7 @@ typedef struct KdbMergeOps
 {
 	/* ---- facts ---- */
 
-	/* What is known of the key: live row, else newest dead version or record, else absent. */
+	/* What is known of the key: live row, else newest dead version or record, else absent.  Fills in all of *local. */
 	void		(*find) (void *arg, KdbMergeKey key, KdbLocalRow *local);
 
 	/* Would the row change a unique value of the live row that find(NEW) has found? */
